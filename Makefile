@@ -1,0 +1,58 @@
+# Every chore is one command. `make demo` and `make test` make their own environment the first time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-pythons lint format wheels proto golden bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## the environment in .venv, with everything for development
+
+$(STAMP): pyproject.toml setup.py constraints.txt transport/coder/rans.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# timm wants torchvision, whose binary must fit torch's: the tests bring what is missing on CPU builds.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm torchvision
+	@touch $@
+
+demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes demo-output/report.html
+	$(BIN)/narrowcast demo
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+test-pythons: ## the tests that need no torch, on every supported Python that is here
+	scripts/test_pythons.sh
+
+lint: $(STAMP) ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheels: $(STAMP) ## x86-64 and arm64 Linux wheels, in dist/
+	$(BIN)/python scripts/build_wheels.py
+
+proto: ## regenerate the code of the .proto files
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/python -m pip install --quiet --constraint constraints.txt grpcio-tools
+	scripts/generate_proto.sh .venv-proto/bin/python
+
+golden: $(STAMP) ## regenerate tests/golden; only ever with a new format version
+	$(BIN)/python tests/golden/regenerate.py
+
+bench: $(STAMP) ## the side-by-side measurements
+	$(BIN)/python bench/coder.py
+
+clean: ## what can be made again
+	rm -rf $(VENV) .venv-proto build dist *.egg-info .narrowcast demo-output transport/coder/_rans.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""torch lives here: cuts, bottlenecks, training, tables, export, verification."""

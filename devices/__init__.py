@@ -1,0 +1,1 @@
+"""Boards: targets, power rails, stage times."""

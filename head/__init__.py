@@ -1,0 +1,1 @@
+"""The device's runtime: backends, session, link, client. Never needs torch."""

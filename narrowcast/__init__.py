@@ -1,0 +1,63 @@
+"""Split computing that people really deploy.
+
+Run the first, cheap layers of a network on the device, send a few hundred bytes instead of an image, finish on a
+server. The verbs of the command line are here as functions and classes::
+
+    import narrowcast as nc
+
+    nc.compile("recipe.toml", "model.ncb")            # on the developer's machine: train, export, verify, sign
+    bundle = nc.Bundle.open("model.ncb", "device")    # on the board: signature and hashes checked
+    with nc.Client(bundle, "server:7433") as client:
+        print(client.infer(frame).outputs["output"])  # frame: uint8 [H, W, 3], RGB
+
+Each name is loaded when it is first used, so that a board never imports what it does not have.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from narrowcast.compiler.compile import compile as compile  # noqa: A004  (the verb)
+    from narrowcast.compiler.cuts import cuts as cuts
+    from narrowcast.compiler.evaluate import evaluate as evaluate
+    from narrowcast.devices.probe import probe as probe
+    from narrowcast.head.client import AsyncClient as AsyncClient
+    from narrowcast.head.client import Client as Client
+    from narrowcast.head.session import HeadSession as HeadSession
+    from narrowcast.tail.server import TailServer as TailServer
+    from narrowcast.transport.bundle import Bundle as Bundle
+    from narrowcast.transport.contract import InputContract as InputContract
+    from narrowcast.transport.errors import NarrowcastError as NarrowcastError
+
+# public name -> the module that defines it
+_HOME = {
+    "AsyncClient": "narrowcast.head.client",
+    "Bundle": "narrowcast.transport.bundle",
+    "Client": "narrowcast.head.client",
+    "HeadSession": "narrowcast.head.session",
+    "InputContract": "narrowcast.transport.contract",
+    "NarrowcastError": "narrowcast.transport.errors",
+    "TailServer": "narrowcast.tail.server",
+    "compile": "narrowcast.compiler.compile",
+    "cuts": "narrowcast.compiler.cuts",
+    "evaluate": "narrowcast.compiler.evaluate",
+    "probe": "narrowcast.devices.probe",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are the keys above)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("narrowcast")
+    if name not in _HOME:
+        raise AttributeError(f"module 'narrowcast' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

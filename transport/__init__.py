@@ -1,0 +1,1 @@
+"""What both ends agree on: input contract, tables, coder, packet, bundle, gRPC schema."""
