@@ -1,0 +1,111 @@
+"""Frozen, typed settings: from TOML or JSON to a struct, or one clear line about what is wrong.
+
+Built on msgspec: a field of the wrong type, a missing field and an unknown one are errors that name their place, and an
+unknown one comes with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from narrowcast.transport.errors import ConfigError
+
+S = TypeVar("S", bound="Settings")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`(?: - at `(?P<path>[^`]*)`)?")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every recipe, manifest and settings struct: immutable, keyword-only, unknown keys refused."""
+
+
+def from_toml(kind: type[S], text: str, name: str) -> S:
+    """``text`` as a ``kind``.
+
+    Args:
+        kind: the struct to read.
+        text: TOML.
+        name: what to call the text in errors (usually the file's name).
+
+    Raises:
+        ConfigError: not TOML, an unknown key, a missing one, or a value of the wrong type.
+    """
+    return from_mapping(kind, parse_toml(text, name), name)
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """TOML as plain tables and values.
+
+    Raises:
+        ConfigError: it is not TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not TOML: {error}") from error
+
+
+def from_json(kind: type[S], data: bytes, name: str) -> S:
+    """``data`` (JSON, UTF-8) as a ``kind``; see :func:`from_toml`."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(kind, str(error))}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{name} is not JSON: {error}") from error
+
+
+def from_mapping(kind: type[S], mapping: dict[str, Any], name: str) -> S:
+    """``mapping`` (as a TOML or JSON parser gives it) as a ``kind``; see :func:`from_toml`."""
+    try:
+        return msgspec.convert(mapping, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(kind, str(error))}") from error
+
+
+def to_json(settings: msgspec.Struct, *, indent: int = 0) -> bytes:
+    """Canonical JSON: keys sorted, no spaces unless ``indent`` is given, UTF-8."""
+    data = msgspec.json.encode(settings, order="sorted")
+    return msgspec.json.format(data, indent=indent) if indent else data
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``"; did you mean 'X'?"`` for the known word nearest to ``word``, or the list where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _explain(kind: type[msgspec.Struct], message: str) -> str:
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown is None:
+        return message.replace("`$.", "`").replace("Object", "it")
+    path = (unknown["path"] or "$").removeprefix("$").removeprefix(".")
+    known = _fields_at(kind, path)
+    place = f" in [{path}]" if path else ""
+    return f"unknown key {unknown['field']!r}{place}{nearest(unknown['field'], known) if known else ''}"
+
+
+def _fields_at(kind: Any, path: str) -> list[str]:
+    """The field names of the structs that may lie at ``path`` (``a.b[...]``) under ``kind``."""
+    structs = _structs_in(kind)
+    for step in filter(None, re.split(r"[.\[]", path)):
+        if not step.endswith("]"):
+            fields = [f for struct in structs for f in msgspec.structs.fields(struct) if f.encode_name == step]
+            structs = [inner for f in fields for inner in _structs_in(f.type)]
+    return sorted({f.encode_name for struct in structs for f in msgspec.structs.fields(struct)})
+
+
+def _structs_in(kind: Any) -> list[type[msgspec.Struct]]:
+    """The struct types that a type annotation allows."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [kind]
+    return [struct for member in get_args(kind) for struct in _structs_in(member)]
