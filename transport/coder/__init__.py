@@ -1,0 +1,117 @@
+"""Range coding of symbols with frozen tables: a C kernel, and the same in plain Python.
+
+::
+
+    coder = Coder(tables)
+    payload = coder.encode(symbols, level=2)             # uint8 [C, H, W] -> bytes
+    symbols = coder.decode(payload, level=2, shape=(C, H, W))
+
+Whole frames, or batches of frames of mixed levels, go in one call; the C kernel runs it without the GIL. Any bytes at all
+may be decoded: in bounded time and memory they give the frame's symbols or a :class:`PayloadError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.transport.coder.native import NativeCoder, load
+from narrowcast.transport.coder.reference import ReferenceCoder
+from narrowcast.transport.errors import PayloadError, SymbolsError
+from narrowcast.transport.tables import Tables
+
+__all__ = ["Coder"]
+
+Symbols = npt.NDArray[np.uint8]
+Kernel = Literal["c", "python"]
+
+
+class Coder:
+    """Codes frames with one model's tables.
+
+    Args:
+        tables: the model's.
+        kernel: ``c`` or ``python``; the C kernel where it was built, if None.
+
+    Attributes:
+        kernel: which one is in use.
+    """
+
+    def __init__(self, tables: Tables, kernel: Kernel | None = None) -> None:
+        library = load() if kernel in (None, "c") else None
+        if kernel == "c" and library is None:
+            raise RuntimeError("the C kernel was not built for this machine; reinstall with a C compiler at hand")
+        self.tables = tables
+        self.kernel: Kernel = "c" if library is not None else "python"
+        self._coder: NativeCoder | ReferenceCoder = (
+            NativeCoder(tables, library) if library is not None else ReferenceCoder(tables)
+        )
+
+    def encode(self, symbols: Symbols, level: int) -> bytes:
+        """One frame.
+
+        Args:
+            symbols: uint8 ``[C, H, W]`` (or ``[C, ...]``), each below the tables' alphabet.
+            level: which level's tables.
+
+        Raises:
+            SymbolsError: another type or shape, a symbol outside the alphabet, or no such level.
+        """
+        return self.encode_batch(symbols[None] if isinstance(symbols, np.ndarray) else symbols, [level])[0]
+
+    def encode_batch(self, symbols: Symbols, levels: Sequence[int]) -> list[bytes]:
+        """N frames, uint8 ``[N, C, ...]``, each with its level; see :meth:`encode`."""
+        if not isinstance(symbols, np.ndarray) or symbols.dtype != np.uint8:
+            raise SymbolsError(f"symbols are uint8; these are {getattr(symbols, 'dtype', type(symbols).__name__)}")
+        if symbols.ndim < 3 or symbols.shape[1] != self.tables.channels or len(symbols) != len(levels):
+            raise SymbolsError(
+                f"symbols of shape {list(symbols.shape)} for {len(levels)} levels and {self.tables.channels} channels"
+            )
+        if not len(symbols):
+            return []
+        flat = np.ascontiguousarray(symbols).reshape(len(symbols), self.tables.channels, -1)
+        return self._coder.encode(flat, self._levels(levels))
+
+    def decode(self, payload: bytes, level: int, shape: Sequence[int]) -> Symbols:
+        """One frame of ``shape`` ``(C, H, W)``.
+
+        Raises:
+            PayloadError: the payload is no frame of that shape and level.
+            SymbolsError: no such level, or a shape of other channels than the tables'.
+        """
+        symbols, (error,) = self.decode_batch([payload], [level], shape)
+        if error is not None:
+            raise error
+        frame: Symbols = symbols[0]
+        return frame
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], levels: Sequence[int], shape: Sequence[int]
+    ) -> tuple[Symbols, list[PayloadError | None]]:
+        """N frames of one shape, each with its level.
+
+        Returns:
+            uint8 ``[N, *shape]`` and, per frame, its error or None. A bad payload leaves the other frames alone.
+
+        Raises:
+            SymbolsError: no such level, or a shape of other channels than the tables'.
+        """
+        if len(shape) < 2 or shape[0] != self.tables.channels or len(payloads) != len(levels):
+            raise SymbolsError(
+                f"{len(payloads)} payloads of shape {list(shape)} for {len(levels)} levels and "
+                f"{self.tables.channels} channels"
+            )
+        if not payloads:
+            return np.empty((0, *shape), np.uint8), []
+        per_channel = int(np.prod(shape[1:]))
+        symbols, errors = self._coder.decode(list(map(bytes, payloads)), self._levels(levels), per_channel)
+        return symbols.reshape(len(payloads), *shape), errors
+
+    def _levels(self, levels: Sequence[Any]) -> npt.NDArray[np.uint32]:
+        for level in levels:
+            if not 0 <= level < self.tables.levels:
+                raise SymbolsError(f"level {level}; the tables have levels 0..{self.tables.levels - 1}")
+        return np.array(levels, np.uint32)
