@@ -1,0 +1,206 @@
+"""The packet: one frame on the wire, byte by byte as in ``docs/wire-format.md``.
+
+In a stream, :meth:`Packet.to_stream_bytes` leaves out what opening the stream agreed; alone, in a file, a spool or a
+single call, :meth:`Packet.to_bytes` carries all.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from enum import IntEnum
+from typing import NamedTuple
+
+from narrowcast.transport.errors import (
+    PacketChecksumError,
+    PacketCodecError,
+    PacketFieldError,
+    PacketKindError,
+    PacketTrailingError,
+    PacketTruncatedError,
+    PacketVersionError,
+)
+
+VERSION = 1
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+_STREAM, _ALONE = 0x40 | VERSION, 0x80 | VERSION
+_STREAM_HEADER = struct.Struct("<BBBBI6sHI")
+_ALONE_HEADER = struct.Struct("<BBBB16s16sIQII")
+_CHECKSUM = struct.Struct("<I")
+_NO_REFERENCE = 0  # only predicted packets will have one
+STREAM_HEADER_BYTES = _STREAM_HEADER.size + _CHECKSUM.size
+HEADER_BYTES = _ALONE_HEADER.size + _CHECKSUM.size
+
+
+class Kind(IntEnum):
+    """What a packet is. Numbers 2 (image), 3 (skip) and 4 (predicted symbols) are reserved."""
+
+    SYMBOLS = 1
+
+
+class CodecId(IntEnum):
+    """How a payload is coded."""
+
+    RANS = 1
+    ZSTD = 2
+
+
+class StreamContext(NamedTuple):
+    """What opening a stream agreed, and its packets leave out.
+
+    Attributes:
+        stream_id: 16 bytes, chosen by the client.
+        fingerprint: 16 bytes, of the model's codec.
+        epoch_us: the stream's time zero, microseconds since 1970 UTC.
+    """
+
+    stream_id: bytes
+    fingerprint: bytes
+    epoch_us: int
+
+
+class Packet(NamedTuple):
+    """One frame.
+
+    Attributes:
+        codec: how the payload is coded.
+        level: the rate point.
+        frame_id: of its stream; 0 .. 2^32 - 1.
+        capture_us: when the frame was taken, microseconds since 1970 UTC.
+        payload: the coded symbols.
+        stream_id: 16 bytes.
+        fingerprint: 16 bytes: the codec that the payload is for.
+        kind: what the packet is.
+    """
+
+    codec: CodecId
+    level: int
+    frame_id: int
+    capture_us: int
+    payload: bytes
+    stream_id: bytes
+    fingerprint: bytes
+    kind: Kind = Kind.SYMBOLS
+
+    def to_bytes(self) -> bytes:
+        """The packet standing alone.
+
+        Raises:
+            PacketFieldError: a field outside its limits.
+        """
+        self._check()
+        header = _ALONE_HEADER.pack(
+            _ALONE, self.kind, self.codec, self.level, self.stream_id, self.fingerprint, self.frame_id,
+            self.capture_us, _NO_REFERENCE, len(self.payload),
+        )  # fmt: skip
+        return _sealed(header, self.payload)
+
+    def to_stream_bytes(self, context: StreamContext) -> bytes:
+        """The packet in a stream that was opened with ``context``.
+
+        Raises:
+            PacketFieldError: a field outside its limits, or a packet of another stream.
+        """
+        self._check()
+        if (self.stream_id, self.fingerprint) != context[:2]:
+            raise PacketFieldError("the packet belongs to another stream or codec")
+        since = self.capture_us - context.epoch_us
+        if not 0 <= since < 1 << 48:
+            raise PacketFieldError(f"a capture time {since} us after the stream's epoch; it lies in 0..2^48 - 1")
+        header = _STREAM_HEADER.pack(
+            _STREAM, self.kind, self.codec, self.level, self.frame_id, since.to_bytes(6, "little"), _NO_REFERENCE,
+            len(self.payload),
+        )  # fmt: skip
+        return _sealed(header, self.payload)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Packet:
+        """A packet that stands alone.
+
+        Raises:
+            PacketError: one of its subclasses, by what is wrong.
+        """
+        _check_form(data, _ALONE, HEADER_BYTES)
+        _, kind, codec, level, stream_id, fingerprint, frame_id, capture_us, reference, size = (
+            _ALONE_HEADER.unpack_from(data)
+        )
+        payload = _opened(data, HEADER_BYTES, size)
+        checked_kind, checked_codec = _known(kind, codec)
+        if reference != _NO_REFERENCE:
+            raise PacketFieldError(f"a packet of kind {checked_kind.name} with a reference frame")
+        return cls(checked_codec, level, frame_id, capture_us, payload, stream_id, fingerprint, checked_kind)
+
+    @classmethod
+    def from_stream_bytes(cls, data: bytes, context: StreamContext) -> Packet:
+        """A packet from a stream that was opened with ``context``.
+
+        Raises:
+            PacketError: one of its subclasses, by what is wrong.
+        """
+        _check_form(data, _STREAM, STREAM_HEADER_BYTES)
+        _, kind, codec, level, frame_id, since, distance, size = _STREAM_HEADER.unpack_from(data)
+        payload = _opened(data, STREAM_HEADER_BYTES, size)
+        checked_kind, checked_codec = _known(kind, codec)
+        if distance != _NO_REFERENCE:
+            raise PacketFieldError(f"a packet of kind {checked_kind.name} with a reference frame")
+        capture_us = context.epoch_us + int.from_bytes(since, "little")
+        return cls(
+            checked_codec, level, frame_id, capture_us, payload, context.stream_id, context.fingerprint, checked_kind
+        )
+
+    def _check(self) -> None:
+        limits = (
+            ("level", self.level, 1 << 8),
+            ("frame id", self.frame_id, 1 << 32),
+            ("capture time", self.capture_us, 1 << 64),
+            ("payload length", len(self.payload), MAX_PAYLOAD_BYTES + 1),
+        )
+        for name, value, limit in limits:
+            if not 0 <= value < limit:
+                raise PacketFieldError(f"a packet's {name} is {value}; it lies in 0..{limit - 1}")
+        if len(self.stream_id) != 16 or len(self.fingerprint) != 16:
+            raise PacketFieldError("a packet's stream id and codec fingerprint have 16 bytes each")
+
+
+def _sealed(header: bytes, payload: bytes) -> bytes:
+    return b"".join((header, _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(header))), payload))
+
+
+def _check_form(data: bytes, form: int, header_bytes: int) -> None:
+    if not data:
+        raise PacketTruncatedError("a packet of 0 bytes")
+    if data[0] != form:
+        raise PacketVersionError(
+            f"a packet that starts with 0x{data[0]:02x}; this release reads 0x{form:02x} here "
+            f"({'alone' if form == _ALONE else 'in a stream'}, version {VERSION})"
+        )
+    if len(data) < header_bytes:
+        raise PacketTruncatedError(f"a packet of {len(data)} bytes; its header alone has {header_bytes}")
+
+
+def _opened(data: bytes, header_bytes: int, size: int) -> bytes:
+    """The payload, once length and checksum are right."""
+    if size > MAX_PAYLOAD_BYTES:
+        raise PacketFieldError(f"a packet announces a payload of {size} bytes; the limit is {MAX_PAYLOAD_BYTES}")
+    if len(data) < header_bytes + size:
+        raise PacketTruncatedError(f"a packet of {len(data)} bytes announces {header_bytes + size}")
+    if len(data) > header_bytes + size:
+        raise PacketTrailingError(f"a packet of {len(data)} bytes announces {header_bytes + size}")
+    payload = data[header_bytes:]
+    (wanted,) = _CHECKSUM.unpack_from(data, header_bytes - _CHECKSUM.size)
+    if zlib.crc32(payload, zlib.crc32(data[: header_bytes - _CHECKSUM.size])) != wanted:
+        raise PacketChecksumError("a packet's checksum does not match: it was damaged on its way")
+    return payload
+
+
+def _known(kind: int, codec: int) -> tuple[Kind, CodecId]:
+    try:
+        checked = Kind(kind)
+    except ValueError:
+        raise PacketKindError(f"a packet of kind {kind}; this release reads {[k.value for k in Kind]}") from None
+    try:
+        return checked, CodecId(codec)
+    except ValueError:
+        raise PacketCodecError(
+            f"a packet with codec {codec}; this release reads {[c.value for c in CodecId]}"
+        ) from None
