@@ -1,0 +1,161 @@
+"""A small, real bundle without any training: hand-made ONNX, real tables, real signature.
+
+The head divides pixels by 16 (level 0: by 32), so symbols are small and depend on the image; the tail gives the mean symbol
+per colour, plus 100 times the level, so a test can compute every answer by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from narrowcast.compiler.tables import fit_tables
+from narrowcast.transport.bundle import (
+    Bundle,
+    Manifest,
+    OutputSpec,
+    Part,
+    PublicKey,
+    SecretKey,
+    describe_part,
+    write_bundle,
+)
+from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.contract import InputContract
+
+SIDE = 8
+SHAPE = (3, SIDE, SIDE)
+ALPHABET = 16
+LEVELS = 2
+KEY = SecretKey(b"narrowcast test key, not a secret"[:32], "test")
+
+
+def onnx_model(nodes: list[onnx.NodeProto], inputs: list, outputs: list, constants: list, opset: int = 17) -> bytes:
+    """A checked ONNX model."""
+    graph = helper.make_graph(
+        nodes, "test", inputs, outputs, [numpy_helper.from_array(a, name) for name, a in constants]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def head_model() -> bytes:
+    """image uint8 [1, 8, 8, 3], level int64 [1] -> symbols uint8 [1, 3, 8, 8]."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["gains", "level"], ["gain"], axis=0),
+        helper.make_node("Mul", ["floats", "gain"], ["scaled"]),
+        helper.make_node("Floor", ["scaled"], ["whole"]),
+        helper.make_node("Cast", ["whole"], ["symbols"], to=TensorProto.UINT8),
+    ]
+    inputs = [value("image", TensorProto.UINT8, [1, SIDE, SIDE, 3]), value("level", TensorProto.INT64, [1])]
+    gains = np.array([1 / 32, 1 / 16], np.float32).reshape(2, 1, 1, 1)
+    constants = [("gains", gains)]
+    return onnx_model(nodes, inputs, [value("symbols", TensorProto.UINT8, [1, *SHAPE])], constants)
+
+
+def tail_model() -> bytes:
+    """symbols uint8 [N, 3, 8, 8], level int64 [N] -> output float32 [N, 3]: mean symbol + 100 * level."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Cast", ["symbols"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("Cast", ["level"], ["level_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["level_float", "hundred"], ["offset"]),
+        helper.make_node("Unsqueeze", ["offset", "axis"], ["column"]),
+        helper.make_node("Add", ["means", "column"], ["output"]),
+    ]
+    inputs = [value("symbols", TensorProto.UINT8, ["N", *SHAPE]), value("level", TensorProto.INT64, ["N"])]
+    constants = [("hundred", np.array(100, np.float32)), ("axis", np.array([1], np.int64))]
+    return onnx_model(nodes, inputs, [value("output", TensorProto.FLOAT, ["N", 3])], constants)
+
+
+def expected_output(frame: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.float64]:
+    """What head and tail give for a frame of the contract's size."""
+    symbols = frame // (32 if level == 0 else 16)
+    return symbols.reshape(-1, 3).mean(0) + 100 * level
+
+
+def random_frames(count: int, seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> npt.NDArray[np.uint8]:
+    """uint8 [count, H, W, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3)).astype(np.uint8)
+
+
+def spec() -> CodecSpec:
+    """The codec's description."""
+    return CodecSpec(name="rans", shape=SHAPE, alphabet=ALPHABET, levels=LEVELS, quantizer="0" * 64)
+
+
+def tables() -> bytes:
+    """Uniform enough for every symbol to be likely."""
+    density = np.tile(np.linspace(2, 1, ALPHABET) / np.linspace(2, 1, ALPHABET).sum(), (LEVELS, SHAPE[0], 1))
+    return fit_tables(density, None, lanes=1).to_bytes()
+
+
+@dataclass
+class Made:
+    """A manifest with its parts, not yet written: tests bend it before they write it."""
+
+    manifest: Manifest
+    contents: dict[str, bytes]
+
+    def write(self, path: Path, key: SecretKey | None = KEY) -> Path:
+        """Writes it."""
+        write_bundle(path, self.manifest, self.contents, key)
+        return path
+
+    def with_part(self, part: Part, data: bytes) -> Made:
+        """The same with a part replaced, or added."""
+        parts = [p for p in self.manifest.parts if p.name != part.name] + [part]
+        return Made(msgspec.structs.replace(self.manifest, parts=parts), {**self.contents, part.name: data})
+
+    def without(self, name: str) -> Made:
+        """The same with a part neither listed nor there."""
+        parts = [p for p in self.manifest.parts if p.name != name]
+        return Made(
+            msgspec.structs.replace(self.manifest, parts=parts), {k: v for k, v in self.contents.items() if k != name}
+        )
+
+
+def make(name: str = "tiny", release: int = 1, figures: dict | None = None) -> Made:
+    """A sound bundle."""
+    data, codec = tables(), spec()
+    contents = {"head.onnx": head_model(), "tail.onnx": tail_model(), "tables": data}
+    parts = [
+        describe_part("head.onnx", contents["head.onnx"], "head", ["device"], precision="fp32"),
+        describe_part("tail.onnx", contents["tail.onnx"], "tail", ["server"], precision="fp32"),
+        describe_part("tables", data, "tables", ["device", "server"]),
+    ]
+    manifest = Manifest(
+        schema=1,
+        name=name,
+        release=release,
+        created="2026-01-01T00:00:00Z",
+        tool="test",
+        input=InputContract(size=(SIDE, SIDE)),
+        codec=codec,
+        fingerprint=codec.fingerprint(data).hex(),
+        outputs=[OutputSpec(name="output", dtype="float32", shape=[3])],
+        parts=parts,
+        figures=figures or {},
+    )
+    return Made(manifest, contents)
+
+
+def open_made(path: Path, role: str = "any") -> Bundle:
+    """Opens a bundle that was signed with :data:`KEY`."""
+    return Bundle.open(path, role, trusted=[trusted_key()])
+
+
+def trusted_key() -> PublicKey:
+    """What :data:`KEY` signs is checked with."""
+    return KEY.public

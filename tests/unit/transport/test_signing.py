@@ -1,0 +1,84 @@
+"""Keys and key files."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from narrowcast.transport.bundle.signing import PublicKey, SecretKey, find_key, trusted_keys
+from narrowcast.transport.errors import BadSignatureError, KeyFileError
+
+
+def test_key_files_round_trip_and_the_secret_one_is_private(tmp_path):
+    key = SecretKey.new("me")
+    key.write(tmp_path / "me.key")
+    key.public.write(tmp_path / "me.pub")
+    assert stat.S_IMODE((tmp_path / "me.key").stat().st_mode) == 0o600
+    assert SecretKey.read(tmp_path / "me.key") == key
+    assert PublicKey.read(tmp_path / "me.pub") == key.public
+
+
+def test_a_signature_is_good_for_its_message_and_key_only():
+    key, other = SecretKey.new(), SecretKey.new()
+    signature = key.sign(b"message")
+    key.public.verify(b"message", signature)
+    for public, message, bent in (
+        (key.public, b"massage", signature),
+        (other.public, b"message", signature),
+        (key.public, b"message", signature[:-1]),
+        (key.public, b"message", bytes(64)),
+        (PublicKey(b"short"), b"message", signature),
+    ):
+        with pytest.raises(BadSignatureError):
+            public.verify(message, bent)
+
+
+def test_signatures_are_rfc_8032s():
+    """RFC 8032 section 7.1, test 1: the key pair; the message carries our context, so only the public key is compared."""
+    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    expected = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    assert SecretKey(seed).public.raw.hex() == expected
+
+
+def test_a_secret_key_is_not_overwritten(tmp_path):
+    SecretKey.new().write(tmp_path / "a.key")
+    with pytest.raises(KeyFileError, match="not overwritten"):
+        SecretKey.new().write(tmp_path / "a.key")
+
+
+def test_a_secret_key_that_others_can_read_is_refused(tmp_path):
+    SecretKey.new().write(tmp_path / "a.key")
+    (tmp_path / "a.key").chmod(0o644)
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        SecretKey.read(tmp_path / "a.key")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", "narrowcast-ed25519-public AAAA x", "narrowcast-ed25519-public !!! x", "é ü"]
+)
+def test_what_is_no_key_file(tmp_path, text):
+    (tmp_path / "x.pub").write_text(text)
+    with pytest.raises(KeyFileError, match=r"x\.pub is no"):
+        PublicKey.read(tmp_path / "x.pub")
+
+
+def test_the_kinds_are_not_mixed_up(tmp_path):
+    key = SecretKey.new()
+    key.write(tmp_path / "a.key")
+    key.public.write(tmp_path / "a.pub")
+    with pytest.raises(KeyFileError):
+        PublicKey.read(tmp_path / "a.key")
+    with pytest.raises(KeyFileError):
+        SecretKey.read(tmp_path / "a.pub")
+    with pytest.raises(KeyFileError, match="no key file"):
+        PublicKey.read(tmp_path / "none.pub")
+
+
+def test_trusted_keys(keys_folder):
+    assert trusted_keys() == []
+    key = SecretKey.new("a").public
+    key.write(keys_folder / "trusted" / "a.pub")
+    assert trusted_keys() == [key]
+    assert find_key(key.raw, trusted_keys()) == key
+    assert find_key(bytes(32), trusted_keys()) is None

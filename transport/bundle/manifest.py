@@ -1,0 +1,103 @@
+"""The manifest: what is in a bundle, and under which rules it may be used (``docs/bundle-format.md``)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.contract import InputContract
+from narrowcast.transport.errors import ConfigError, ManifestError, NewerSchemaError, UnsafePathError
+from narrowcast.transport.structs import Settings, from_json
+
+SCHEMA = 1
+MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_PART_BYTES = 2**31 - 1  # what protobuf can hold
+MAX_PARTS = 64
+
+Role = Literal["device", "server"]
+PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels"]
+Precision = Literal["fp32", "fp16", "int8"]
+NETWORKS = frozenset({"head", "tail", "whole"})
+
+_Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_PART_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+class Part(Settings, frozen=True):
+    """One part of a bundle; see ``docs/bundle-format.md``."""
+
+    name: str
+    kind: PartKind
+    roles: list[Role]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_PART_BYTES)]
+    sha256: _Sha256
+    optional: bool = False
+    precision: Precision | None = None
+
+
+class OutputSpec(Settings, frozen=True):
+    """One output of the task, per frame."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+class Manifest(Settings, frozen=True):
+    """What a bundle holds; see ``docs/bundle-format.md`` for every key."""
+
+    schema: int
+    name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    release: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    created: str
+    tool: str
+    input: InputContract
+    codec: CodecSpec
+    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    outputs: list[OutputSpec]
+    parts: Annotated[list[Part], msgspec.Meta(max_length=MAX_PARTS)]
+    targets: list[str] = []
+    figures: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+    def find(self, kind: PartKind, precision: Precision | None = None) -> Part | None:
+        """The part of this kind (and precision, where given)."""
+        return next((p for p in self.parts if p.kind == kind and (precision is None or p.precision == precision)), None)
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """The manifest in ``data``.
+
+    Raises:
+        NewerSchemaError: it is of a later schema.
+        UnsafePathError: a part's name is more than a name.
+        ManifestError: it is no valid manifest.
+    """
+    try:
+        schema = msgspec.json.decode(data, type=_SchemaOnly).schema
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{name}: its manifest is not JSON with a schema: {error}") from error
+    if schema > SCHEMA:
+        raise NewerSchemaError(
+            f"{name} has a manifest of schema {schema}; this release reads {SCHEMA}: update narrowcast"
+        )
+    try:
+        manifest = from_json(Manifest, data, name)
+    except ConfigError as error:
+        raise ManifestError(str(error)) from error
+    if schema != SCHEMA:
+        raise ManifestError(f"{name}: there is no manifest schema {schema}")
+    for part in manifest.parts:
+        if not _PART_NAME.fullmatch(part.name):
+            raise UnsafePathError(f"{name}: a part is called {part.name!r}; names have no paths in them")
+    names = [part.name for part in manifest.parts]
+    if len(set(names)) != len(names):
+        raise ManifestError(f"{name}: two parts have the same name")
+    return manifest

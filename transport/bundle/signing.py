@@ -1,0 +1,148 @@
+"""Ed25519 keys and signatures (RFC 8032), by libsodium.
+
+Key files are one line of text: ``narrowcast-ed25519-secret BASE64 NAME`` (mode 0600, never leaves the developer's machine)
+and ``narrowcast-ed25519-public BASE64 NAME``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nacl.exceptions import BadSignatureError as SodiumBadSignature
+from nacl.signing import SigningKey as SodiumSigningKey
+from nacl.signing import VerifyKey as SodiumVerifyKey
+
+from narrowcast.transport.errors import BadSignatureError, KeyFileError
+
+_SECRET, _PUBLIC = "narrowcast-ed25519-secret", "narrowcast-ed25519-public"
+# Signatures of bundles are good for bundles only.
+_CONTEXT = b"narrowcast-bundle-v1\n\0\0\0"
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A key that signatures are checked with: 32 bytes and a name for people."""
+
+    raw: bytes
+    name: str = ""
+
+    def verify(self, message: bytes, signature: bytes) -> None:
+        """Returns if ``signature`` (64 bytes) is this key's signature of the manifest ``message``.
+
+        Raises:
+            BadSignatureError: it is not.
+        """
+        try:
+            SodiumVerifyKey(self.raw).verify(_CONTEXT + message, signature)
+        except (SodiumBadSignature, ValueError, TypeError) as error:
+            raise BadSignatureError(
+                "the signature is not one of this manifest: it was changed after signing"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Writes the key's file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}\n", encoding="ascii")
+
+    @classmethod
+    def read(cls, path: Path) -> PublicKey:
+        """Reads a key's file.
+
+        Raises:
+            KeyFileError: no file, or no public key.
+        """
+        raw, name = _read(path, _PUBLIC)
+        return cls(raw, name)
+
+    @property
+    def id(self) -> str:
+        """The key's first 8 bytes in hex, for people."""
+        return self.raw[:8].hex()
+
+
+@dataclass(frozen=True, repr=False)
+class SecretKey:
+    """A key that signs: its 32-byte seed and a name for people."""
+
+    seed: bytes
+    name: str = ""
+
+    @classmethod
+    def new(cls, name: str = "") -> SecretKey:
+        """A fresh key from the system's randomness."""
+        return cls(bytes(SodiumSigningKey.generate()), name)
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that checks this one's signatures."""
+        return PublicKey(bytes(SodiumSigningKey(self.seed).verify_key), self.name)
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes: the signature of the manifest ``message``."""
+        return SodiumSigningKey(self.seed).sign(_CONTEXT + message).signature
+
+    def write(self, path: Path) -> None:
+        """Writes the key's file, readable by its owner only; an existing file is left alone.
+
+        Raises:
+            KeyFileError: the file exists.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            raise KeyFileError(f"{path} exists; a signing key is not overwritten") from error
+        with os.fdopen(handle, "w", encoding="ascii") as out:
+            out.write(f"{_SECRET} {base64.b64encode(self.seed).decode()} {self.name}\n")
+
+    @classmethod
+    def read(cls, path: Path) -> SecretKey:
+        """Reads a key's file.
+
+        Raises:
+            KeyFileError: no file, no secret key, or a file that others can read.
+        """
+        raw, name = _read(path, _SECRET)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise KeyFileError(f"{path} can be read by others; chmod 600 {path}")
+        return cls(raw, name)
+
+
+def _read(path: Path, kind: str) -> tuple[bytes, str]:
+    try:
+        words = path.read_text(encoding="ascii").split(maxsplit=2)
+        raw = base64.b64decode(words[1], validate=True)
+    except FileNotFoundError as error:
+        raise KeyFileError(f"no key file {path}") from error
+    except (OSError, UnicodeDecodeError, IndexError, binascii.Error) as error:
+        raise KeyFileError(f"{path} is no key file: {error}") from error
+    if words[0] != kind or len(raw) != 32:
+        raise KeyFileError(f"{path} is no {kind} key; it starts with {words[0][:40]!r}")
+    return raw, words[2].strip() if len(words) > 2 else ""
+
+
+def keys_folder() -> Path:
+    """Where keys live: ``$NARROWCAST_KEYS``, else ``narrowcast/keys`` in the user's configuration folder."""
+    if folder := os.environ.get("NARROWCAST_KEYS"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "narrowcast" / "keys"
+
+
+def trusted_keys(folder: Path | None = None) -> list[PublicKey]:
+    """The public keys in ``trusted/`` of the keys' folder.
+
+    Raises:
+        KeyFileError: a file there is no key.
+    """
+    return [PublicKey.read(path) for path in sorted(((folder or keys_folder()) / "trusted").glob("*.pub"))]
+
+
+def find_key(raw: bytes, trusted: Iterable[PublicKey]) -> PublicKey | None:
+    """The trusted key with these bytes."""
+    return next((key for key in trusted if key.raw == raw), None)
