@@ -1,0 +1,162 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
+    DATA_TYPE_FLOAT32: _ClassVar[DataType]
+    DATA_TYPE_FLOAT16: _ClassVar[DataType]
+    DATA_TYPE_INT64: _ClassVar[DataType]
+    DATA_TYPE_INT32: _ClassVar[DataType]
+    DATA_TYPE_INT8: _ClassVar[DataType]
+    DATA_TYPE_UINT8: _ClassVar[DataType]
+    DATA_TYPE_BOOL: _ClassVar[DataType]
+    DATA_TYPE_FLOAT64: _ClassVar[DataType]
+
+class Packing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PACKING_UNSPECIFIED: _ClassVar[Packing]
+    PACKING_RAW: _ClassVar[Packing]
+    PACKING_ZSTD: _ClassVar[Packing]
+DATA_TYPE_UNSPECIFIED: DataType
+DATA_TYPE_FLOAT32: DataType
+DATA_TYPE_FLOAT16: DataType
+DATA_TYPE_INT64: DataType
+DATA_TYPE_INT32: DataType
+DATA_TYPE_INT8: DataType
+DATA_TYPE_UINT8: DataType
+DATA_TYPE_BOOL: DataType
+DATA_TYPE_FLOAT64: DataType
+PACKING_UNSPECIFIED: Packing
+PACKING_RAW: Packing
+PACKING_ZSTD: Packing
+
+class StreamRequest(_message.Message):
+    __slots__ = ("open", "packet")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    packet: bytes
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ...) -> None: ...
+
+class StreamResponse(_message.Message):
+    __slots__ = ("opened", "result")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    opened: Opened
+    result: Result
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_US_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    codec_fingerprint: bytes
+    packet_version: int
+    stream_id: bytes
+    epoch_us: int
+    window: int
+    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("model", "release", "window", "max_packet_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    MAX_PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    release: int
+    window: int
+    max_packet_bytes: int
+    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., window: _Optional[int] = ..., max_packet_bytes: _Optional[int] = ...) -> None: ...
+
+class InferRequest(_message.Message):
+    __slots__ = ("model", "packet")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    packet: bytes
+    def __init__(self, model: _Optional[str] = ..., packet: _Optional[bytes] = ...) -> None: ...
+
+class InferResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: Result
+    def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("frame_id", "code", "message", "outputs", "times")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    code: int
+    message: str
+    outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    times: ServerTimes
+    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ...) -> None: ...
+
+class ServerTimes(_message.Message):
+    __slots__ = ("queue_us", "decode_us", "tail_us", "total_us", "batch")
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    DECODE_US_FIELD_NUMBER: _ClassVar[int]
+    TAIL_US_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    queue_us: int
+    decode_us: int
+    tail_us: int
+    total_us: int
+    batch: int
+    def __init__(self, queue_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., total_us: _Optional[int] = ..., batch: _Optional[int] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "data_type", "shape", "packing", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    PACKING_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    data_type: DataType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    packing: Packing
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., packing: _Optional[_Union[Packing, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "release", "codec_fingerprint", "symbols_shape", "levels")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SYMBOLS_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    release: int
+    codec_fingerprint: bytes
+    symbols_shape: _containers.RepeatedScalarFieldContainer[int]
+    levels: int
+    def __init__(self, name: _Optional[str] = ..., release: _Optional[int] = ..., codec_fingerprint: _Optional[bytes] = ..., symbols_shape: _Optional[_Iterable[int]] = ..., levels: _Optional[int] = ...) -> None: ...
