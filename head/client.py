@@ -1,0 +1,218 @@
+"""The edge client: frames in, the tail's outputs out.
+
+:class:`Client` is for ordinary code, :class:`AsyncClient` for asyncio. Both keep one stream to one server, with several
+frames in flight; results come in the order of the frames, each exactly once, over any number of broken links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.head import background
+from narrowcast.head.link import Link, LinkCounters
+from narrowcast.head.session import Encoded, HeadSession
+from narrowcast.head.socket_bytes import SocketBytes
+from narrowcast.head.timing import FrameTimes
+from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.contract import Image, Placement
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
+from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.channels import Address, parse_address
+from narrowcast.transport.rpc.tensors import from_tensors
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one frame.
+
+    Attributes:
+        frame_id: counts the client's frames from 0.
+        outputs: the task's outputs by name, without the batch; empty if the frame failed.
+        error: why the frame failed, in a line; None if it did not.
+        level: the rate point it was sent at.
+        packet_bytes: what it took on the wire, header included.
+        times: where its time went.
+        latency_ms: from handing the frame over to its result.
+        placement: leads boxes and masks back to the frame.
+    """
+
+    frame_id: int
+    outputs: dict[str, Array]
+    error: str | None
+    level: int
+    packet_bytes: int
+    times: FrameTimes
+    latency_ms: float
+    placement: Placement
+
+
+class AsyncClient:
+    """A client for asyncio. Use it as a context, or call :meth:`close`.
+
+    Args:
+        model: a bundle opened for the role ``device``, or a :class:`HeadSession` that is already loaded.
+        address: of the server, ``HOST:PORT``.
+        level: the rate point where a call names none; the one with the most bytes if None.
+        window: how many frames may be unanswered.
+        give_up_seconds: how long to wait for a server that does not answer; None for ever.
+        on_trouble: told, in a line, whenever the link breaks.
+    """
+
+    def __init__(
+        self,
+        model: Bundle | HeadSession,
+        address: str | Address,
+        *,
+        level: int | None = None,
+        window: int = 8,
+        give_up_seconds: float | None = 30.0,
+        on_trouble: Callable[[str], None] | None = None,
+    ) -> None:
+        self.session = model if isinstance(model, HeadSession) else HeadSession(model)
+        self.level = self.session.levels - 1 if level is None else level
+        address = parse_address(address) if isinstance(address, str) else address
+        manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
+        self._link = Link(
+            address, manifest.name, fingerprint, window=window, give_up_seconds=give_up_seconds, on_trouble=on_trouble
+        )
+        self._next_id = 0
+
+    @property
+    def counters(self) -> LinkCounters:
+        """What the link has done so far."""
+        return self._link.counters
+
+    def socket_bytes(self) -> SocketBytes | None:
+        """Bytes on the link's sockets so far; None where the system does not tell."""
+        return self._link.socket_bytes()
+
+    async def infer(self, frame: Image, level: int | None = None) -> Result:
+        """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; calls may overlap.
+
+        Raises:
+            FrameError, SymbolsError, BackendError: the frame cannot be encoded.
+            LinkError: no server, or one that refuses.
+        """
+        return await (await self.submit(frame, level))
+
+    async def submit(self, frame: Image, level: int | None = None) -> asyncio.Task[Result]:
+        """Encodes and queues a frame; waits while the window is full. The task gives the result."""
+        started = time.perf_counter()
+        encoded = await asyncio.to_thread(self.session.encode, frame, self.level if level is None else level)
+        return await self.submit_encoded(encoded, started)
+
+    async def submit_encoded(self, encoded: Encoded, started: float) -> asyncio.Task[Result]:
+        """Queues a frame that is encoded already; ``started`` is its ``time.perf_counter()``."""
+        frame_id, self._next_id = self._next_id, self._next_id + 1
+        context = self._link.context
+        packet = Packet(
+            self.session.codec.codec_id, encoded.level, frame_id, max(time.time_ns() // 1000, context.epoch_us),
+            encoded.payload, context.stream_id, context.fingerprint,
+        )  # fmt: skip
+        answer = await self._link.send(packet)
+        return asyncio.create_task(_finish(encoded, frame_id, answer, started))
+
+    async def close(self) -> None:
+        """Ends the link; unanswered frames fail."""
+        await self._link.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+async def _finish(
+    encoded: Encoded, frame_id: int, answer: asyncio.Future[tuple[pb.Result, float]], started: float
+) -> Result:
+    result, waited_ms = await answer
+    times, server = encoded.times, result.times
+    if server.total_us:
+        times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
+        times.tail_ms = server.tail_us / 1000
+        times.wire_ms = max(0.0, waited_ms - server.total_us / 1000)
+    return Result(
+        frame_id=frame_id,
+        outputs=from_tensors(result.outputs),
+        error=None if result.code == 0 else result.message or f"code {result.code}",
+        level=encoded.level,
+        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
+        times=times,
+        latency_ms=(time.perf_counter() - started) * 1000,
+        placement=encoded.placement,
+    )
+
+
+class Client:
+    """A client for ordinary code, with the network on a background thread. Use it as a context, or call :meth:`close`.
+
+    Takes what :class:`AsyncClient` takes. Not meant to be shared between threads: give each its own.
+    """
+
+    def __init__(self, model: Bundle | HeadSession, address: str | Address, **options: Any) -> None:
+        self.session = model if isinstance(model, HeadSession) else HeadSession(model)
+        self.window = max(1, options.get("window", 8))
+        address = parse_address(address) if isinstance(address, str) else address
+
+        async def make() -> AsyncClient:  # a link belongs to the loop that it is made on
+            return AsyncClient(self.session, address, **options)
+
+        self._client = background.start(make()).result()
+
+    @property
+    def counters(self) -> LinkCounters:
+        """What the link has done so far."""
+        return self._client.counters
+
+    def socket_bytes(self) -> SocketBytes | None:
+        """Bytes on the link's sockets so far; None where the system does not tell."""
+        return self._client.socket_bytes()
+
+    def infer(self, frame: Image, level: int | None = None) -> Result:
+        """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
+        return self._submit(frame, level).result()
+
+    def stream(self, frames: Iterable[Image], level: int | None = None) -> Iterator[Result]:
+        """Results in the order of the frames, with up to ``window`` frames under way at once."""
+        under_way: deque[Future[Result]] = deque()
+        for frame in frames:
+            under_way.append(self._submit(frame, level))
+            while len(under_way) >= self.window or (under_way and under_way[0].done()):
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    def _submit(self, frame: Image, level: int | None) -> Future[Result]:
+        """Encodes on the caller's thread, while earlier frames are on the wire."""
+        started = time.perf_counter()
+        encoded = self.session.encode(frame, self._client.level if level is None else level)
+
+        async def send() -> Result:
+            return await (await self._client.submit_encoded(encoded, started))
+
+        return background.start(send())
+
+    def close(self) -> None:
+        """Ends the link; unanswered frames fail."""
+        background.start(self._client.close()).result()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

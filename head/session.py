@@ -1,0 +1,90 @@
+"""The device's half of a frame's path: frame, resize, head, range coder, payload."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.head.backends import load_backend
+from narrowcast.head.errors import BackendError
+from narrowcast.head.timing import FrameTimes
+from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.manifest import Precision
+from narrowcast.transport.contract import Image, Placement
+from narrowcast.transport.errors import SymbolsError
+
+
+class Encoded(NamedTuple):
+    """A frame, ready to send.
+
+    Attributes:
+        payload: the coded symbols.
+        level: the rate point.
+        placement: where the frame lies in the network's input: leads boxes and masks back.
+        times: resize, head and encode.
+    """
+
+    payload: bytes
+    level: int
+    placement: Placement
+    times: FrameTimes
+
+
+class HeadSession:
+    """A bundle's head, loaded. Safe to use from several threads where its backend is (ONNX Runtime is).
+
+    Args:
+        bundle: opened for the role ``device`` (or ``any``).
+        backend: ``onnxruntime``.
+        precision: of the head; ``fp32`` if None.
+        threads: for the backend; 0 for its own choice.
+
+    Raises:
+        BundleError: a part is missing or damaged.
+        BackendError: the backend does not take the head.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, backend: str = "onnxruntime", precision: Precision | None = None, threads: int = 0
+    ) -> None:
+        self.bundle = bundle
+        self.contract = bundle.manifest.input
+        self.codec = bundle.codec()
+        self.levels = bundle.manifest.codec.levels
+        self.backend = load_backend(backend, bundle.read("head", precision or "fp32"), threads=threads)
+
+    def symbols(self, image: Image, level: int) -> npt.NDArray[np.uint8]:
+        """The symbols uint8 ``[C, H, W]`` of an image that is already as the contract wants it.
+
+        Raises:
+            SymbolsError: no such level, or the head gives other symbols than the bundle says.
+            BackendError: the backend failed.
+        """
+        if not 0 <= level < self.levels:
+            raise SymbolsError(f"level {level}; {self.bundle.manifest.name} has levels 0..{self.levels - 1}")
+        symbols = self.backend.run(image, level)
+        if symbols.dtype != np.uint8 or symbols.shape != self.codec.spec.shape:
+            raise BackendError(
+                f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(self.codec.spec.shape)}"
+            )
+        return symbols
+
+    def encode(self, frame: Image, level: int) -> Encoded:
+        """A frame uint8 ``[H, W, 3]`` RGB, any size, as a payload.
+
+        Raises:
+            FrameError: not such a frame.
+            SymbolsError, BackendError: see :meth:`symbols`.
+        """
+        start = perf_counter_ns()
+        prepared = self.contract.prepare(frame)
+        resized = perf_counter_ns()
+        symbols = self.symbols(prepared.image, level)
+        inferred = perf_counter_ns()
+        payload = self.codec.encode(symbols, level)
+        done = perf_counter_ns()
+        times = FrameTimes((resized - start) / 1e6, (inferred - resized) / 1e6, (done - inferred) / 1e6)
+        return Encoded(payload, level, prepared.placement, times)

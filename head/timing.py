@@ -1,0 +1,27 @@
+"""Where one frame's time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# In the order in which a frame passes through them. `wire` is both ways and everything else between the two programs:
+# the answer's time less what the server says it took; no clock of one machine is ever subtracted from another's.
+STAGES = ("resize", "head", "encode", "wire", "queue", "decode", "tail")
+
+
+@dataclass
+class FrameTimes:
+    """Milliseconds per stage of one frame; None where it did not pass through that stage."""
+
+    resize_ms: float | None = None
+    head_ms: float | None = None
+    encode_ms: float | None = None
+    wire_ms: float | None = None
+    queue_ms: float | None = None
+    decode_ms: float | None = None
+    tail_ms: float | None = None
+
+    def stages(self) -> dict[str, float]:
+        """The stages that were measured, by name, in order."""
+        measured = ((stage, getattr(self, f"{stage}_ms")) for stage in STAGES)
+        return {stage: value for stage, value in measured if value is not None}
