@@ -1,0 +1,97 @@
+"""The tail server: bundles in, a gRPC service out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from narrowcast.tail.batcher import Batcher
+from narrowcast.tail.errors import ListenError
+from narrowcast.tail.service import TailService
+from narrowcast.tail.store import Model
+from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
+from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
+
+log = logging.getLogger(__name__)
+
+SERVICE = "narrowcast.tail.v1.TailService"
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class TailServer:
+    """Serves models on one address. Must be made and used on one event loop.
+
+    Args:
+        models: by name, from :func:`narrowcast.tail.store.load_models`.
+        listen: the address; port 0 takes a free one.
+        insecure: listen beyond this machine although the traffic is neither encrypted nor authenticated.
+        max_batch, max_delay_ms, max_queue: see :class:`Batcher`.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        listen: Address,
+        *,
+        insecure: bool = False,
+        max_batch: int = 16,
+        max_delay_ms: float = 0.0,
+        max_queue: int = 1024,
+    ) -> None:
+        if not listen.is_loopback and not insecure:
+            raise ListenError(
+                f"{listen} can be reached from other machines, and the traffic would be neither encrypted nor "
+                "authenticated; listen on 127.0.0.1, or pass --insecure on a network that you trust"
+            )
+        self._models = models
+        self._listen = listen
+        self._limits = {"max_batch": max_batch, "max_delay_ms": max_delay_ms, "max_queue": max_queue}
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._batchers: dict[str, Batcher] = {}
+        self._service: TailService | None = None
+
+    async def start(self) -> Address:
+        """Starts serving.
+
+        Returns:
+            the address, with the real port.
+
+        Raises:
+            ListenError: the address cannot be listened on.
+        """
+        self._batchers = {name: Batcher(model, **self._limits) for name, model in self._models.items()}  # type: ignore[arg-type]
+        self._service = TailService(self._batchers)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        add_TailServiceServicer_to_server(self._service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        try:
+            port = self._server.add_insecure_port(str(self._listen))
+        except RuntimeError as error:
+            raise ListenError(
+                f"cannot listen on {self._listen}: is the port taken? choose another with --listen HOST:PORT"
+            ) from error
+        await self._server.start()
+        for name in ("", SERVICE, *self._models):
+            await self._health.set(name, _SERVING)
+        return Address(self._listen.host, port)
+
+    async def stop(self, drain_seconds: float = 10.0) -> None:
+        """Reports not serving, answers what was taken in, and ends, within ``drain_seconds``."""
+        if self._server is None or self._service is None:
+            return
+        for name in ("", SERVICE, *self._models):
+            await self._health.set(name, _NOT_SERVING)
+        self._service.drain()
+        await self._server.stop(drain_seconds)
+        for batcher in self._batchers.values():
+            await batcher.close()
+
+    async def wait(self) -> None:
+        """Returns when the server has ended."""
+        if self._server is not None:
+            await self._server.wait_for_termination()

@@ -1,0 +1,112 @@
+"""Fixtures that several folders use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import bundles
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads():
+    """Two cores are shared by client, server and torch; more threads than that only get in each other's way."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(autouse=True)
+def keys_folder(tmp_path, monkeypatch):
+    """Every test has its own keys; none touches the user's."""
+    folder = tmp_path / "keys"
+    monkeypatch.setenv("NARROWCAST_KEYS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A folder for a server: one signed bundle, ``tiny``, and the key to trust."""
+    folder = tmp_path_factory.mktemp("models")
+    bundles.make().write(folder / "tiny.ncb")
+    bundles.trusted_key().write(folder / "test.pub")
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    """The bundle of ``tiny_folder``, opened."""
+    return bundles.open_made(tiny_folder / "tiny.ncb")
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """48 smooth pictures of 40 x 36 pixels, and something that is no picture."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for k in range(48):
+        rough = Image.fromarray(random.integers(0, 256, (5, 5, 3)).astype(np.uint8))
+        (folder / f"{k % 4}").mkdir(exist_ok=True)
+        rough.resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{k % 4}" / f"{k:02d}.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Real photographs and a real teacher, where they are."""
+    if not (SHARED / "data" / "photos300" / "labels.csv").is_file():
+        pytest.skip("the photographs (../shared/data) are not on this machine")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """timm, on a torch without CPU torchvision: the two operators that its import looks for are declared, never run."""
+    import torch
+
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        _kept.append(library)
+    return pytest.importorskip("timm", reason="timm is not installed")
+
+
+_kept: list = []  # a torch.library.Library takes its operators with it when it goes
+
+
+@pytest.fixture(scope="session")
+def recipe_for(photo_folder):
+    """A function that gives a recipe for the small photographs and a small teacher, with some tables changed."""
+    from narrowcast.compiler.recipe import recipe_from
+
+    networks = Path(__file__).parent / "support" / "networks.py"
+
+    def make(**tables):
+        mapping = {
+            "teacher": {"model": f"{networks}:tiny"},
+            "data": {"train": str(photo_folder), "holdout": 0.2},
+            "cut": {"at": "stem"},
+            "input": {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+            "bottleneck": {"encoder_macs": "400k", "levels": 3, "channels": 8, "stride": 4, "decoder_width": 16},
+            "train": {"images": 240, "batch": 8},
+        }
+        for name, table in tables.items():
+            mapping[name] = {**mapping.get(name, {}), **table} if isinstance(table, dict) else table
+        return recipe_from(mapping, "test.toml", "test", networks.parent)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compiled(recipe_for, tmp_path_factory):
+    """A really trained and exported bundle of the small teacher, made once: (result, folder of the work)."""
+    from narrowcast.compiler.compile import compile as compile_recipe
+
+    folder = tmp_path_factory.mktemp("compiled")
+    return compile_recipe(recipe_for(), folder / "test.ncb", key=bundles.KEY, work=folder / "work"), folder

@@ -1,0 +1,426 @@
+"""Client and server, two processes, a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support import bundles
+from support.server import ServerProcess, serving
+from support.waiting import until
+
+from narrowcast.head.client import AsyncClient, Client
+from narrowcast.head.errors import LinkClosedError, PeerUnreachableError, RefusedError
+from narrowcast.head.session import HeadSession
+from narrowcast.transport.packet import VERSION, CodecId, Packet, StreamContext
+from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
+from narrowcast.transport.rpc.tensors import from_tensors
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder):
+    """One server for all tests that do not harm it."""
+    with serving(tiny_folder, tiny_folder / "test.pub") as running:
+        yield running
+
+
+@pytest.fixture
+def session(tiny):
+    """The tiny head."""
+    return HeadSession(tiny)
+
+
+def check(results, frames, level: int) -> None:
+    """Every frame was answered once, in order, rightly."""
+    assert [result.frame_id for result in results] == list(
+        range(results[0].frame_id, results[0].frame_id + len(frames))
+    )
+    for result, frame in zip(results, frames, strict=True):
+        assert result.error is None
+        assert np.allclose(result.outputs["output"], bundles.expected_output(frame, level), atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_frames_are_answered_in_order(server, session, level):
+    frames = bundles.random_frames(60)
+    with Client(session, server.address, level=level) as client:
+        results = list(client.stream(frames))
+        check(results, frames, level)
+        assert client.counters.packets_sent == client.counters.results == 60
+        on_socket = client.socket_bytes()
+    if on_socket is not None:  # where the system counts
+        assert on_socket.sent > client.counters.packet_bytes_sent
+    stages = results[-1].times.stages()
+    assert list(stages) == ["resize", "head", "encode", "wire", "queue", "decode", "tail"]
+    assert all(value >= 0 for value in stages.values())
+
+
+def test_levels_may_change_from_frame_to_frame(server, session):
+    frames = bundles.random_frames(6)
+    with Client(session, server.address) as client:
+        for k, frame in enumerate(frames):
+            assert np.allclose(
+                client.infer(frame, k % 2).outputs["output"], bundles.expected_output(frame, k % 2), atol=1e-4
+            )
+
+
+async def test_asyncio_clients_overlap(server, session):
+    frames = bundles.random_frames(20)
+    async with AsyncClient(session, server.address, window=3) as client:
+        results = await asyncio.gather(*(client.infer(frame) for frame in frames))
+    for result, frame in zip(results, frames, strict=True):
+        assert np.allclose(result.outputs["output"], bundles.expected_output(frame, 1), atol=1e-4)
+    assert sorted(result.frame_id for result in results) == list(range(20))
+
+
+def test_many_clients_at_once_get_their_own_answers(server, session):
+    frames = bundles.random_frames(240).reshape(8, 30, 8, 8, 3)
+    failures = []
+
+    def one(mine: np.ndarray) -> None:
+        try:
+            with Client(session, server.address) as client:
+                check(list(client.stream(mine)), mine, 1)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(mine,)) for mine in frames]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+def test_a_killed_server_costs_no_frame_and_doubles_none(tiny_folder, session):
+    frames = bundles.random_frames(400)
+    first = ServerProcess(tiny_folder, tiny_folder / "test.pub")
+    troubles: list[str] = []
+    results = []
+    second = None
+    try:
+        with Client(session, first.address, window=16, on_trouble=troubles.append) as client:
+            for result in client.stream(frames):
+                results.append(result)
+                if len(results) == 100:
+                    first.kill()
+                    first.process.communicate()
+                    second = ServerProcess(tiny_folder, tiny_folder / "test.pub", listen=str(first.address))
+        check(results, frames, 1)
+        assert client.counters.streams_opened >= 2
+        assert client.counters.packets_resent >= 1
+        assert troubles
+    finally:
+        for server in (first, second):
+            if server is not None and server.process.poll() is None:
+                server.process.kill()
+                server.process.communicate()
+
+
+def test_a_server_that_shuts_down_answers_what_it_took_in_and_exits_0(tiny_folder, session):
+    frames = bundles.random_frames(300)
+    with serving(tiny_folder, tiny_folder / "test.pub") as first:
+        results = []
+        with Client(session, first.address, window=8) as client:
+            stream = client.stream(frames)
+            results += [next(stream) for _ in range(50)]
+            first.process.send_signal(signal.SIGTERM)
+            code = first.process.wait(30)
+            with serving(tiny_folder, tiny_folder / "test.pub", listen=str(first.address)):
+                results += list(stream)
+        assert code == 0
+        check(results, frames, 1)
+
+
+def test_a_stopped_server_is_noticed(tiny_folder, session):
+    """SIGSTOP: the socket stays open and nothing answers. Keepalive's pings must end the stream."""
+    frames = bundles.random_frames(4)
+    troubles: list[str] = []
+    with serving(tiny_folder, tiny_folder / "test.pub") as server:
+        with Client(session, server.address, on_trouble=troubles.append) as client:
+            client.infer(frames[0])
+            server.kill(signal.SIGSTOP)
+            waiting = threading.Thread(target=lambda: client.infer(frames[1]))
+            waiting.start()
+            until(lambda: bool(troubles), "the client noticed", seconds=30)
+            server.kill(signal.SIGCONT)
+            waiting.join(30)
+            assert not waiting.is_alive()
+            check([client.infer(frames[2])], frames[2:3], 1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_no_server_is_an_error_after_the_time_to_give_up(session):
+    with Client(session, f"127.0.0.1:{free_port()}", give_up_seconds=0.5) as client:
+        with pytest.raises(PeerUnreachableError, match="no answer from a tail server"):
+            client.infer(bundles.random_frames(1)[0])
+        with pytest.raises(PeerUnreachableError):  # and stays one
+            client.infer(bundles.random_frames(1)[0])
+
+
+def test_something_that_is_no_tail_server_is_an_error(session):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stop = threading.Event()
+
+        def chatter() -> None:
+            listener.settimeout(0.1)
+            while not stop.is_set():
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    continue
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.close()
+
+        thread = threading.Thread(target=chatter)
+        thread.start()
+        try:
+            with Client(session, f"127.0.0.1:{listener.getsockname()[1]}", give_up_seconds=1.0) as client:
+                with pytest.raises(PeerUnreachableError):
+                    client.infer(bundles.random_frames(1)[0])
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_closing_a_client_fails_what_is_under_way(session):
+    client = Client(session, f"127.0.0.1:{free_port()}", give_up_seconds=None)
+    errors = []
+
+    def infer() -> None:
+        try:
+            client.infer(bundles.random_frames(1)[0])
+        except LinkClosedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=infer)
+    thread.start()
+    until(lambda: bool(client._client._link._waiting), "the frame is under way")
+    client.close()
+    thread.join(10)
+    assert len(errors) == 1
+
+
+def test_another_model_or_codec_is_refused_with_what_there_is(server, tmp_path):
+    other = bundles.open_made(bundles.make("other").write(tmp_path / "other.ncb"))
+    with (
+        Client(other, server.address) as client,
+        pytest.raises(RefusedError, match="no model 'other' here; there is tiny"),
+    ):
+        client.infer(bundles.random_frames(1)[0])
+    import msgspec
+
+    made = bundles.make()
+    codec = msgspec.structs.replace(made.manifest.codec, quantizer="f" * 64)
+    fingerprint = codec.fingerprint(bundles.tables()).hex()
+    made.manifest = msgspec.structs.replace(made.manifest, codec=codec, fingerprint=fingerprint)
+    bent = bundles.open_made(made.write(tmp_path / "bent.ncb"))
+    with Client(bent, server.address) as client, pytest.raises(RefusedError, match="must come from one compilation"):
+        client.infer(bundles.random_frames(1)[0])
+
+
+class TestProtocol:
+    """What the server says to clients that are not ours."""
+
+    @pytest.fixture
+    async def stub(self, server):
+        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+            yield TailServiceStub(channel)
+
+    @pytest.fixture
+    def context(self, tiny) -> StreamContext:
+        return StreamContext(os.urandom(16), tiny.codec().fingerprint, 1_000)
+
+    def opening(self, context: StreamContext, **change) -> pb.StreamRequest:
+        fields = {
+            "model": "tiny",
+            "codec_fingerprint": context.fingerprint,
+            "packet_version": VERSION,
+            "stream_id": context.stream_id,
+            "epoch_us": context.epoch_us,
+            "window": 4,
+        }
+        return pb.StreamRequest(open=pb.Open(**{**fields, **change}))
+
+    def packet(self, session, context: StreamContext, frame_id: int = 0, **change) -> Packet:
+        payload = session.encode(bundles.random_frames(1)[0], 1).payload
+        made = Packet(CodecId.RANS, 1, frame_id, 2_000, payload, context.stream_id, context.fingerprint)
+        return made._replace(**change)
+
+    async def ending(self, stub, *requests: pb.StreamRequest) -> tuple[grpc.StatusCode, str, list[pb.StreamResponse]]:
+        """How a stream of these requests ends."""
+        call = stub.Stream()
+        responses = []
+        try:
+            for request in requests:
+                await call.write(request)
+            await call.done_writing()
+            while (response := await call.read()) is not grpc.aio.EOF:
+                responses.append(response)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        return await call.code(), await call.details(), responses
+
+    async def test_a_good_stream_ends_well(self, stub, session, context):
+        packets = [self.packet(session, context, k).to_stream_bytes(context) for k in range(3)]
+        requests = [pb.StreamRequest(packet=data) for data in packets]
+        code, _, responses = await self.ending(stub, self.opening(context), *requests)
+        assert code is grpc.StatusCode.OK
+        assert responses[0].opened.window == 4
+        assert [response.result.frame_id for response in responses[1:]] == [0, 1, 2]
+
+    async def test_a_frame_that_cannot_be_answered_fails_alone(self, stub, session, context):
+        packets = [
+            self.packet(session, context, 0, level=7),
+            self.packet(session, context, 1, payload=b"garbage"),
+            self.packet(session, context, 2, codec=CodecId.ZSTD),
+            self.packet(session, context, 3),
+        ]
+        requests = [pb.StreamRequest(packet=packet.to_stream_bytes(context)) for packet in packets]
+        code, _, responses = await self.ending(stub, self.opening(context), *requests)
+        assert code is grpc.StatusCode.OK
+        results = [response.result for response in responses[1:]]
+        invalid = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert [result.code for result in results] == [invalid, invalid, invalid, 0]
+        assert "levels 0..1" in results[0].message
+        assert "payload" in results[1].message
+        assert "has RANS" in results[2].message
+        assert from_tensors(results[3].outputs)["output"].shape == (3,)
+
+    async def test_damaged_packets_end_the_stream(self, stub, session, context):
+        good = self.packet(session, context).to_stream_bytes(context)
+        for bad in (b"", good[:-1], good + b"x", bytes([good[0] ^ 1]) + good[1:], good[:-1] + bytes([good[-1] ^ 1])):
+            code, details, _ = await self.ending(stub, self.opening(context), pb.StreamRequest(packet=bad))
+            assert code is grpc.StatusCode.DATA_LOSS
+            assert "packet" in details
+
+    async def test_what_was_taken_in_before_a_damaged_packet_is_answered(self, stub, session, context):
+        good = self.packet(session, context).to_stream_bytes(context)
+        requests = (self.opening(context), pb.StreamRequest(packet=good), pb.StreamRequest(packet=b"bad"))
+        code, _, responses = await self.ending(stub, *requests)
+        assert code is grpc.StatusCode.DATA_LOSS
+        assert [response.WhichOneof("message") for response in responses] == ["opened", "result"]
+
+    @pytest.mark.parametrize(
+        ("change", "code", "said"),
+        [
+            ({"model": "none"}, grpc.StatusCode.FAILED_PRECONDITION, "there is tiny"),
+            ({"codec_fingerprint": b"x" * 16}, grpc.StatusCode.FAILED_PRECONDITION, "one compilation"),
+            ({"packet_version": 9}, grpc.StatusCode.FAILED_PRECONDITION, "packet version 9"),
+            ({"stream_id": b"short"}, grpc.StatusCode.INVALID_ARGUMENT, "16 bytes"),
+        ],
+    )
+    async def test_openings_that_are_refused(self, stub, context, change, code, said):
+        found, details, _ = await self.ending(stub, self.opening(context, **change))
+        assert found is code
+        assert said in details
+
+    async def test_the_order_of_messages(self, stub, context):
+        code, details, _ = await self.ending(stub, pb.StreamRequest(packet=b"x"))
+        assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
+        code, details, _ = await self.ending(stub, self.opening(context), self.opening(context))
+        assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "after `open`, a stream carries packets")
+        assert (await self.ending(stub))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+    async def test_the_window_is_kept(self, tiny_folder, session, context):
+        """A server that is stopped while packets arrive sees them all at once, unanswered."""
+        with serving(tiny_folder, tiny_folder / "test.pub", "--max-batch", "1") as server:
+            async with grpc.aio.insecure_channel(str(server.address)) as channel:
+                call = TailServiceStub(channel).Stream()
+                await call.write(self.opening(context, window=2))
+                assert (await call.read()).opened.window == 2
+                server.kill(signal.SIGSTOP)
+                for k in range(40):
+                    packet = self.packet(session, context, k).to_stream_bytes(context)
+                    await call.write(pb.StreamRequest(packet=packet))
+                server.kill(signal.SIGCONT)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    while await call.read() is not grpc.aio.EOF:
+                        pass
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "(the window)" in caught.value.details()
+
+    async def test_unary(self, stub, session, context):
+        packet = self.packet(session, context)
+        response = await stub.Infer(pb.InferRequest(model="tiny", packet=packet.to_bytes()))
+        expected = bundles.expected_output(bundles.random_frames(1)[0], 1)
+        assert np.allclose(from_tensors(response.result.outputs)["output"], expected, atol=1e-4)
+        for request, code in (
+            (pb.InferRequest(model="tiny", packet=b"x"), grpc.StatusCode.DATA_LOSS),
+            (pb.InferRequest(model="x", packet=packet.to_bytes()), grpc.StatusCode.FAILED_PRECONDITION),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Infer(request)
+            assert caught.value.code() is code
+
+    async def test_models_are_listed(self, stub, tiny):
+        (model,) = (await stub.ListModels(pb.ListModelsRequest())).models
+        assert (model.name, model.release, model.levels) == ("tiny", 1, 2)
+        assert model.codec_fingerprint.hex() == tiny.manifest.fingerprint
+        assert list(model.symbols_shape) == list(bundles.SHAPE)
+
+    async def test_an_oversize_message_is_refused_and_the_server_lives(self, stub, context):
+        huge = pb.InferRequest(model="tiny", packet=bytes(20 * 1024 * 1024))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Infer(huge)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.ListModels(pb.ListModelsRequest())).models
+
+    @pytest.mark.parametrize("service", ["", "narrowcast.tail.v1.TailService", "tiny"])
+    async def test_health(self, server, service):
+        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_client_killed_mid_stream_leaves_the_server_whole(server, tiny_folder, session, tmp_path):
+    script = tmp_path / "client.py"
+    script.write_text(
+        "import sys, itertools\n"
+        "from pathlib import Path\n"
+        "from narrowcast.head.client import Client\n"
+        "from narrowcast.transport.bundle import Bundle, PublicKey\n"
+        "import numpy as np\n"
+        f"key = PublicKey.read(Path({str(tiny_folder / 'test.pub')!r}))\n"
+        f"bundle = Bundle.open({str(tiny_folder / 'tiny.ncb')!r}, trusted=[key])\n"
+        f"with Client(bundle, {str(server.address)!r}) as client:\n"
+        "    for result in client.stream(itertools.repeat(np.zeros((8, 8, 3), np.uint8))):\n"
+        "        print(result.frame_id, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    for _ in range(20):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    frames = bundles.random_frames(10)
+    with Client(session, server.address) as client:
+        check(list(client.stream(frames)), frames, 1)
+
+
+def test_a_taken_port_is_one_line(server, tiny_folder):
+    command = [sys.executable, "-m", "narrowcast", "serve", "--bundles", str(tiny_folder), "--listen", str(server.address),
+               "--trust", str(tiny_folder / "test.pub")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"cannot listen on {server.address}: is the port taken?" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_tells_where_it_listens(server):
+    assert server.started == {"event": "listening", "address": str(server.address), "models": {"tiny": 1}}
+    assert json.dumps(server.started)
