@@ -1,0 +1,14 @@
+"""The learned layers on either side of the wire, by preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Loss, Preset, Problem, Stage
+from narrowcast.compiler.bottlenecks.plain import Plain, PlainSettings
+from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualPreset, ShallowResidualSettings
+
+__all__ = ["PRESETS", "Batch", "Bottleneck", "BottleneckSettings", "Group", "Loss", "Preset", "Problem", "Stage"]
+
+PRESETS: dict[str, Preset[Any]] = {preset.name: preset for preset in (Plain(), ShallowResidualPreset())}
+BottleneckSettings = PlainSettings | ShallowResidualSettings

@@ -1,0 +1,167 @@
+"""The seam at which bottlenecks plug in.
+
+A preset says how a bottleneck is built for a cut, how it is trained, and how its symbols are coded. What it builds is a
+module with two halves: ``encode`` (image to symbols, runs on the board) and ``decode`` (symbols to the features at the
+cut, runs on the server). Everything around them (training loop, tables, export, verification, bundle) knows no preset.
+
+To add a preset: a settings struct with its name as the tag, a :class:`Preset`, one line in ``__init__.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from narrowcast.compiler.cuts import Cut
+from narrowcast.compiler.cuts.split import prefix, suffix
+from narrowcast.compiler.cuts.trace import Traced
+from narrowcast.compiler.layout import Layout, layout_of
+from narrowcast.compiler.normalize import Normalize
+from narrowcast.transport.contract import InputContract
+from narrowcast.transport.structs import Settings
+
+Symbols = npt.NDArray[np.uint8]
+
+
+class Problem:
+    """What a bottleneck has to be built for: the teacher, the cut and the input.
+
+    Attributes:
+        traced: the teacher's graph.
+        cut: where it is cut.
+        contract: the input contract.
+        layout: of the features at the cut.
+        normalize: bytes to the teacher's input.
+        before: the teacher up to the cut: ``[N, 3, H, W]`` to ``[N, *cut.shape]``.
+        after: the teacher behind the cut: ``[N, *cut.shape]`` to its outputs.
+        device: where to train.
+    """
+
+    def __init__(self, traced: Traced, cut: Cut, contract: InputContract, device: torch.device) -> None:
+        self.traced = traced
+        self.cut = cut
+        self.contract = contract
+        self.device = device
+        self.layout: Layout = layout_of(cut.shape, contract.size)
+        self.normalize = Normalize(contract).to(device)
+        self.before: fx.GraphModule = prefix(traced, cut.node).to(device)
+        self.after: fx.GraphModule = suffix(traced, cut.node).to(device)
+
+
+@dataclass
+class Batch:
+    """Images of one training step.
+
+    Attributes:
+        images: uint8 ``[N, H, W, 3]`` RGB, after the input contract.
+        features: float32 ``[N, *cut.shape]``, the teacher's own at the cut.
+        generator: the step's source of randomness (on the CPU): a step draws the same whether or not a run was resumed.
+    """
+
+    images: Tensor
+    features: Tensor
+    generator: torch.Generator
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Noise in ``[-0.5, 0.5)`` of ``like``'s shape, on its device."""
+        return (torch.rand(like.shape, generator=self.generator) - 0.5).to(like.device)
+
+    def levels(self, count: int) -> Tensor:
+        """int64 ``[N]``, each drawn from ``0 .. count - 1``."""
+        drawn = torch.randint(count, (len(self.features),), generator=self.generator)
+        return drawn.to(self.features.device)
+
+
+@dataclass
+class Loss:
+    """``total`` is what is minimised; ``figures`` are shown and logged."""
+
+    total: Tensor
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Group(NamedTuple):
+    """Parameters that are trained at one speed: ``speed`` times the recipe's learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    speed: float = 1.0
+
+
+@dataclass
+class Stage:
+    """One stretch of training.
+
+    Attributes:
+        name: shown and kept in checkpoints.
+        share: the part of the recipe's images that it gets.
+        groups: what it trains; everything else stays as it is.
+        loss: what it minimises.
+    """
+
+    name: str
+    share: float
+    groups: Sequence[Group]
+    loss: Callable[[Batch], Loss]
+
+
+class Bottleneck(nn.Module, ABC):
+    """Encoder, quantizer and decoder.
+
+    Attributes:
+        shape: of the symbols, ``(C, H, W)``.
+        alphabet: symbols are ``0 .. alphabet - 1``; 256 at most.
+        levels: how many rate points it has; level 0 takes the fewest bytes.
+        codec: ``rans`` (learned tables) or ``zstd``: what the symbols are coded with.
+    """
+
+    shape: tuple[int, int, int]
+    alphabet: int
+    levels: int
+    codec: Literal["rans", "zstd"]
+
+    @abstractmethod
+    def encode(self, images: Tensor, level: Tensor) -> Tensor:
+        """Normalised images float32 ``[N, 3, H, W]`` and levels int64 ``[N]`` to symbols, whole float32 numbers."""
+
+    @abstractmethod
+    def decode(self, symbols: Tensor, level: Tensor) -> Tensor:
+        """Symbols as float32 ``[N, C, H, W]`` and levels int64 ``[N]`` to features ``[N, *cut.shape]``."""
+
+    @abstractmethod
+    def encoder_state(self) -> dict[str, Tensor]:
+        """All that decides which symbols an image gets; its hash goes into the codec fingerprint."""
+
+    def density(self) -> npt.NDArray[np.float64] | None:
+        """The learned probability of each symbol, float64 ``[levels, C, alphabet]``; None where none is learned."""
+        return None
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Preset(ABC, Generic[S]):
+    """How one kind of bottleneck is made."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, problem: Problem, settings: S) -> Bottleneck:
+        """An untrained bottleneck for the problem.
+
+        Raises:
+            BottleneckError: this preset cannot serve this cut or budget.
+        """
+
+    def calibrate(self, bottleneck: Any, problem: Problem, settings: S, batches: Iterator[Batch]) -> None:
+        """Sets what is measured, not learned, before training; batches come without end, take what is needed."""
+
+    def stages(self, bottleneck: Any, problem: Problem, settings: S) -> list[Stage]:
+        """The training; no stages where nothing is learned."""
+        return []

@@ -1,0 +1,330 @@
+"""From a recipe to a signed bundle: load, cut, train, fit tables, export, verify, measure, sign.
+
+Everything slow is kept in a work folder: a run that was killed goes on where it was, and a second run with the same
+recipe only does again what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+import zstandard
+
+import narrowcast
+from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
+from narrowcast.compiler.cost import count_macs
+from narrowcast.compiler.cuts import Cut, find_cut
+from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.data import (
+    PreparedImages,
+    TrainingData,
+    choose,
+    find_images,
+    prepare_images,
+    split_holdout,
+)
+from narrowcast.compiler.errors import CompilerError
+from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
+from narrowcast.compiler.export import export_head, export_tail, export_whole
+from narrowcast.compiler.modules import Head, Tail, Whole, flat, output_names
+from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.recipe import Recipe, load_recipe
+from narrowcast.compiler.tables import fit_tables, lanes_for
+from narrowcast.compiler.teacher import load_teacher
+from narrowcast.compiler.training import train
+from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
+from narrowcast.transport.bundle import Bundle, Manifest, OutputSpec, Part, SecretKey, describe_part, write_bundle
+from narrowcast.transport.codec import CodecSpec, open_codec
+from narrowcast.transport.tables import Tables
+
+VERIFY_FRAMES = 8
+TABLE_FRAMES = 256
+FIGURE_FRAMES = 256
+DICTIONARY_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation gave.
+
+    Attributes:
+        bundle: the file.
+        manifest: what is in it.
+        work: the folder with caches and checkpoints; may be deleted.
+        verified: how close the exported networks are to the trained ones.
+        skipped: images that could not be read.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    work: Path
+    verified: Verified
+    skipped: Sequence[str]
+
+
+def compile(  # noqa: A001  (the command line's verb)
+    recipe: Recipe | str | Path,
+    output: str | Path,
+    *,
+    key: SecretKey | None = None,
+    work: str | Path = ".narrowcast",
+    progress: Progress = SILENT,
+) -> Compiled:
+    """Compiles a recipe.
+
+    Args:
+        recipe: a recipe, or its file.
+        output: where the bundle goes (``model.ncb``).
+        key: signs the bundle; None leaves it unsigned.
+        work: where images, features and checkpoints are kept between runs.
+        progress: told where it is.
+
+    Raises:
+        ConfigError: the recipe cannot be.
+        CompilerError: one of its subclasses, by what is wrong.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    output, work = Path(output), Path(work)
+    job = _Job(recipe, work, progress)
+    job.train()
+    return job.assemble(output, key)
+
+
+class _Job:
+    """One compilation; the steps share the loaded teacher and the data."""
+
+    def __init__(self, recipe: Recipe, work: Path, progress: Progress) -> None:
+        self.recipe = recipe
+        self.progress = progress
+        self.cache = work / "cache"
+        folder = Path(recipe.folder)
+        torch.manual_seed(recipe.train.seed)
+        self.teacher = load_teacher(
+            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
+        )
+        self.cut = self._find_cut()
+        files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
+        self.prepared: PreparedImages = prepare_images(files, recipe.input, self.cache, progress)
+        if self.prepared.skipped:
+            count, first = len(self.prepared.skipped), self.prepared.skipped[0]
+            progress.note(f"{count} images skipped; the first: {first}")
+        seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
+        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed)
+        self.held = held
+        self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
+        self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
+        self.teacher_digest = _digest(self.teacher.state_dict())
+        self.folder = work / f"{recipe.name}-{self._run_digest()}"
+
+    def _find_cut(self) -> Cut:
+        recipe = self.recipe
+        self.progress.note(f"tracing {recipe.teacher.model}")
+        traced = trace(self.teacher, recipe.input.size)
+        cut = find_cut(traced, recipe.cut.at)
+        self.problem = Problem(traced, cut, recipe.input, _device(recipe.train.device))
+        return cut
+
+    def _run_digest(self) -> str:
+        """Names what the trained bottleneck depends on."""
+        parts = {
+            "tool": narrowcast.__version__,
+            "teacher": self.teacher_digest,
+            "images": self.prepared.digest,
+            "holdout": self.recipe.data.holdout,
+            "cut": self.cut.name,
+            "input": msgspec.to_builtins(self.recipe.input),
+            "bottleneck": msgspec.to_builtins(self.recipe.bottleneck),
+            "train": {k: v for k, v in msgspec.to_builtins(self.recipe.train).items() if k != "cache_gigabytes"},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def train(self) -> None:
+        """Trains the bottleneck, or takes it from a finished run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        schedule = self.recipe.train
+        if self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck):
+            limit = schedule.cache_gigabytes * 1e9
+            self.data.cache_features(self.cache, self.teacher_digest, limit, self.progress)
+        train(
+            self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, schedule,
+            self.folder / "checkpoint.pt", self.progress,
+        )  # fmt: skip
+
+    def assemble(self, output: Path, key: SecretKey | None) -> Compiled:
+        """Exports, verifies, measures and writes the bundle."""
+        self.bottleneck.cpu()
+        self.problem.after.cpu()
+        self.problem.normalize.cpu()
+        head = Head(self.problem.normalize, self.bottleneck).eval()
+        tail = Tail(self.bottleneck, self.problem.after).eval()
+        specs = self._outputs()
+        names = [spec.name for spec in specs]
+        parts: dict[str, tuple[Part, bytes]] = {}
+
+        def add(name: str, data: bytes, *args: Any, **kwargs: Any) -> None:
+            parts[name] = describe_part(name, data, *args, **kwargs), data
+
+        with self.progress.task("exporting", 3, "networks") as task:
+            head_onnx = export_head(head, self.recipe.input.size, self.bottleneck.levels)
+            add("head.fp32.onnx", head_onnx, "head", ["device"], precision="fp32")
+            task.advance(1)
+            tail_onnx = export_tail(tail, self.bottleneck.shape, names)
+            add("tail.fp32.onnx", tail_onnx, "tail", ["server"], precision="fp32")
+            task.advance(1)
+            if self.recipe.export.whole:
+                whole = export_whole(Whole(self.problem.normalize, self.teacher), self.recipe.input.size, names)
+                add("whole.fp32.onnx", whole, "whole", ["device", "server"], optional=True, precision="fp32")
+            task.advance(1)
+        verified = verify(
+            head, tail, head_onnx, tail_onnx, self._frames(self.held[:VERIFY_FRAMES]), self.bottleneck.levels
+        )
+        spec, data = self._fit_codec(head_onnx)
+        if data:
+            kind = "tables" if spec.name == "rans" else "dictionary"
+            add(kind, data, kind, ["device", "server"])
+        manifest = self._manifest(spec, spec.fingerprint(data).hex(), specs, [part for part, _ in parts.values()])
+        contents = {name: data for name, (_, data) in parts.items()}
+        draft = self.folder / "draft.ncb"
+        write_bundle(draft, manifest, contents, None)
+        frame, level = torch.from_numpy(self._frames(self.held[:1])), torch.zeros(1, dtype=torch.int64)
+        figures = {
+            "teacher_macs": self.cut.macs_before + self.cut.macs_after,
+            "head_macs": count_macs(head, frame, level),
+            **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
+        }
+        manifest = msgspec.structs.replace(manifest, figures=figures)
+        write_bundle(output, manifest, contents, key)
+        draft.unlink()
+        return Compiled(output, manifest, self.folder, verified, self.prepared.skipped)
+
+    def _frames(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return np.ascontiguousarray(self.prepared.images[rows])
+
+    @torch.no_grad()
+    def _outputs(self) -> list[OutputSpec]:
+        image = torch.from_numpy(self._frames(self.held[:1]))
+        result = self.teacher.cpu()(self.problem.normalize.cpu()(image))
+        return [
+            OutputSpec(name=name, dtype=str(tensor.numpy().dtype), shape=list(tensor.shape[1:]))
+            for name, tensor in zip(output_names(result), flat(result), strict=True)
+        ]
+
+    def _fit_codec(self, head_onnx: bytes) -> tuple[CodecSpec, bytes]:
+        """The codec for the symbols that the exported head gives on training images, and its data."""
+        net = self.bottleneck
+        spec = CodecSpec(
+            name=net.codec, shape=net.shape, alphabet=net.alphabet, levels=net.levels,
+            quantizer=_digest(net.encoder_state()),
+        )  # fmt: skip
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.data.indices)[:TABLE_FRAMES]
+        network = OnnxNetwork(head_onnx)
+        counts = np.zeros((net.levels, net.shape[0], net.alphabet), np.int64)
+        samples: list[bytes] = []
+        with self.progress.task("fitting the codec", len(rows), "images") as task:
+            for frame in self._frames(np.sort(rows)):
+                for level in range(net.levels):
+                    symbols = network(image=frame[None], level=np.array([level]))["symbols"][0]
+                    if spec.name == "zstd":
+                        samples.append(symbols.tobytes())
+                    else:
+                        _count(symbols, counts[level])
+                task.advance(1)
+        if spec.name == "zstd":
+            return spec, _train_dictionary(spec, samples)
+        return spec, _fit(net.density(), counts, len(rows)).to_bytes()
+
+    def _manifest(self, spec: CodecSpec, fingerprint: str, outputs: list[OutputSpec], parts: list[Part]) -> Manifest:
+        recipe = msgspec.to_builtins(self.recipe)
+        del recipe["folder"]
+        return Manifest(
+            schema=1,
+            name=self.recipe.name,
+            release=self.recipe.release,
+            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            tool=f"narrowcast {narrowcast.__version__}",
+            input=self.recipe.input,
+            codec=spec,
+            fingerprint=fingerprint,
+            outputs=outputs,
+            parts=parts,
+            targets=self.recipe.export.targets,
+            recipe=recipe,
+        )
+
+    def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
+        """What is measured on held-out images: no labels needed, only the teacher."""
+        frames = self._frames(self.held[:FIGURE_FRAMES])
+        result: Evaluation = evaluate_frames(draft, frames, None, codecs=(), progress=self.progress)
+        levels = [
+            {
+                "level": score.setting,
+                "mean_packet_bytes": round(score.mean_bytes or 0, 1),
+                "agreement": score.agreement,
+                "output_error": score.output_error,
+            }
+            for score in result.of("split")
+        ]
+        return {
+            "images": len(frames),
+            "levels": levels,
+            "moved_symbols": verified.moved_symbols,
+            "output_difference": verified.output_difference,
+        }
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CompilerError(f"[train] device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 in hex of named tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name].detach().cpu().numpy())
+        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _count(symbols: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> None:
+    for channel, row in enumerate(symbols.reshape(len(symbols), -1)):
+        counts[channel] += np.bincount(row, minlength=counts.shape[1])
+
+
+def _fit(density: npt.NDArray[np.float64] | None, counts: npt.NDArray[np.int64], frames: int) -> Tables:
+    """Tables for symbols counted on ``frames`` frames, with as many lanes as suit the mean payload."""
+    tables = fit_tables(density, counts)
+    mean_bytes = float((tables.bits() * counts).sum()) / 8 / frames / tables.levels
+    return replace(tables, lanes=lanes_for(mean_bytes))
+
+
+def _train_dictionary(spec: CodecSpec, samples: list[bytes]) -> bytes:
+    """A zstandard dictionary, or nothing where it does not make frames smaller that it was not trained on."""
+    seen, unseen = samples[: len(samples) * 3 // 4], samples[len(samples) * 3 // 4 :]
+    try:
+        dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, list(seen)).as_bytes()
+    except zstandard.ZstdError:  # too few samples, or nothing in common
+        return b""
+    sizes = []
+    for data in (b"", dictionary):
+        codec = open_codec(spec, data)
+        frames = (np.frombuffer(sample, np.uint8).reshape(spec.shape) for sample in unseen)
+        sizes.append(sum(len(codec.encode(frame, 0)) for frame in frames))
+    return dictionary if sizes[1] < sizes[0] else b""

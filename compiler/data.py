@@ -1,0 +1,215 @@
+"""Images to learn from: found, prepared once by the input contract, and kept on disk beside their teacher features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from narrowcast.compiler.bottlenecks import Batch, Problem
+from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.transport.contract import InputContract
+from narrowcast.transport.errors import FrameError
+from narrowcast.transport.frames import SUFFIXES, read_image
+from narrowcast.transport.structs import to_json
+
+FEATURE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """Images as the network takes them.
+
+    Attributes:
+        images: uint8 ``[N, H, W, 3]``, memory-mapped.
+        files: where each came from.
+        skipped: files that could not be read, and why.
+        digest: of the files and the contract.
+    """
+
+    images: npt.NDArray[np.uint8]
+    files: list[str]
+    skipped: list[str]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files under ``folder``, sorted; hidden files and folders are left out.
+
+    Raises:
+        DataError: no such folder, or no images in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if not found:
+        raise DataError(f"no images under {folder} ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def choose(files: list[Path], limit: int | None, seed: int) -> list[Path]:
+    """At most ``limit`` of the files, drawn by ``seed``, in their order."""
+    if limit is None or limit >= len(files):
+        return files
+    drawn = np.random.default_rng(seed).choice(len(files), limit, replace=False)
+    return [files[k] for k in sorted(drawn)]
+
+
+def prepare_images(
+    files: list[Path], contract: InputContract, cache: Path, progress: Progress = SILENT
+) -> PreparedImages:
+    """Decodes and resizes the files by the contract, once: a second call finds them in ``cache``.
+
+    Raises:
+        DataError: fewer than two could be read.
+    """
+    stamps = [f"{path.resolve()}\0{(stat := path.stat()).st_size}\0{stat.st_mtime_ns}" for path in files]
+    digest = hashlib.sha256("\n".join([to_json(contract).decode(), *stamps]).encode()).hexdigest()[:16]
+    data, index = cache / f"images-{digest}.u8", cache / f"images-{digest}.json"
+    if not index.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _write_array(data, np.uint8, _prepared(files, contract, progress), index)
+    listed = json.loads(index.read_text())
+    kept = [str(path) for path, problem in zip(files, listed, strict=True) if problem is None]
+    skipped = [f"{path}: {problem}" for path, problem in zip(files, listed, strict=True) if problem is not None]
+    if len(kept) < 2:
+        raise DataError(f"{len(kept)} of {len(files)} images can be read; the first problem: {skipped[0]}")
+    images = np.memmap(data, np.uint8, "r", shape=(len(kept), *contract.size, 3))
+    return PreparedImages(images, kept, skipped, digest)
+
+
+def _prepared(
+    files: list[Path], contract: InputContract, progress: Progress
+) -> Iterator[tuple[npt.NDArray[np.uint8] | None, str | None]]:
+    def one(path: Path) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
+        try:
+            return contract.prepare(read_image(path)).image, None
+        except FrameError as error:
+            return None, str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.task("images", len(files), "images") as task:
+        for start in range(0, len(files), 256):  # in slices, so that finished images do not pile up in memory
+            for result in pool.map(one, files[start : start + 256]):
+                yield result
+                task.advance(1)
+
+
+def _write_array(
+    path: Path,
+    dtype: Any,
+    rows: Iterable[tuple[npt.NDArray[Any] | None, str | None]],
+    index: Path,
+) -> None:
+    """Writes rows to ``path``, then what became of each to ``index``; neither appears half-written."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    problems: list[str | None] = []
+    try:
+        with partial.open("wb") as out:
+            for row, problem in rows:
+                problems.append(problem)
+                if row is not None:
+                    out.write(np.ascontiguousarray(row, dtype).tobytes())
+        partial.replace(path)
+        listed = index.with_suffix(f".{os.getpid()}.partial")
+        listed.write_text(json.dumps(problems))
+        listed.replace(index)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class TrainingData:
+    """Prepared images with the teacher's features at the cut: kept on disk if they fit, else computed when asked for."""
+
+    def __init__(self, prepared: PreparedImages, indices: npt.NDArray[np.int64], problem: Problem, seed: int) -> None:
+        self.prepared = prepared
+        self.indices = indices
+        self.problem = problem
+        self.seed = seed
+        self._cached: npt.NDArray[np.float16] | None = None
+
+    def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
+        """Computes the features of all images once; whether they fit within ``limit_bytes``.
+
+        They are kept as float16. Features that float16 cannot hold are left to be computed when asked for.
+        """
+        shape = (len(self.prepared), *self.problem.cut.shape)
+        if np.prod(shape, dtype=np.float64) * 2 > limit_bytes:
+            return False
+        name = hashlib.sha256(f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name}".encode()).hexdigest()
+        path, index = folder / f"features-{name[:16]}.f16", folder / f"features-{name[:16]}.json"
+        if not index.exists():
+            with progress.task("teacher features", len(self.prepared), "images") as task:
+                try:
+                    _write_array(path, np.float16, self._compute(task.advance), index)
+                except OverflowError:
+                    return False
+        self._cached = np.memmap(path, np.float16, "r", shape=shape)
+        return True
+
+    def _compute(self, advance: Callable[[int], None]) -> Iterator[tuple[npt.NDArray[np.float16], None]]:
+        for start in range(0, len(self.prepared), FEATURE_BATCH):
+            images = self._images(np.arange(start, min(start + FEATURE_BATCH, len(self.prepared))))
+            features = self._teacher(images).cpu().numpy()
+            if not np.abs(features).max() < np.finfo(np.float16).max:
+                raise OverflowError
+            for row in features.astype(np.float16):
+                yield row, None
+            advance(len(features))
+
+    def _images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.prepared.images[rows])).to(self.problem.device)
+
+    @torch.no_grad()
+    def _teacher(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.problem.before(self.problem.normalize(images))
+        return features.float()
+
+    def batch(self, step: int, size: int) -> Batch:
+        """The batch of training step ``step``: the same whenever it is asked for.
+
+        Every pass over the data has an order of its own; a batch may straddle two passes.
+        """
+        count = len(self.indices)
+        wanted = np.arange(step * size, (step + 1) * size)
+        rows = np.empty(size, np.int64)
+        for epoch in np.unique(wanted // count):
+            order = np.random.default_rng((self.seed, int(epoch))).permutation(count)
+            of_epoch = wanted // count == epoch
+            rows[of_epoch] = self.indices[order[wanted[of_epoch] % count]]
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step)
+        return self.rows(rows, generator)
+
+    def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None) -> Batch:
+        """The images numbered ``rows`` as a batch."""
+        images = self._images(rows)
+        if self._cached is None:
+            features = self._teacher(images)
+        else:
+            features = torch.from_numpy(self._cached[rows].astype(np.float32)).to(self.problem.device)
+        return Batch(images, features, generator or torch.Generator().manual_seed(self.seed))
+
+
+def split_holdout(count: int, part: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers ``0 .. count - 1`` as (training, held out), drawn by ``seed``; each has at least one."""
+    held = min(count - 1, max(1, round(count * part)))
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -1,0 +1,62 @@
+"""What can go wrong while compiling.
+
+::
+
+    NarrowcastError
+    └── CompilerError
+        ├── TeacherError        the network cannot be loaded, or is not one that narrowcast can take
+        ├── WeightsError        weights that do not fit the network
+        ├── TraceError          neither torch.fx nor torch.export can trace the network
+        ├── CutError            no such cut, or none at all
+        ├── DataError           no images, too few, or labels that are not there
+        ├── BottleneckError     a preset cannot serve this cut or budget
+        ├── TrainingError       training went wrong (not a number, a checkpoint of another recipe)
+        ├── ExportError         a graph that does not export
+        └── VerificationError (3)   the compiled parts do not do what the trained network does
+"""
+
+from __future__ import annotations
+
+from narrowcast.transport.errors import NarrowcastError
+
+
+class CompilerError(NarrowcastError):
+    """Root of the compiler's errors."""
+
+
+class TeacherError(CompilerError):
+    """The network cannot be loaded, or is not one that narrowcast can take."""
+
+
+class WeightsError(TeacherError):
+    """Weights that do not fit the network."""
+
+
+class TraceError(CompilerError):
+    """Neither torch.fx nor torch.export can trace the network."""
+
+
+class CutError(CompilerError):
+    """No such cut, or none at all."""
+
+
+class DataError(CompilerError):
+    """No images, too few, or labels that are not there."""
+
+
+class BottleneckError(CompilerError):
+    """A preset cannot serve this cut or budget."""
+
+
+class TrainingError(CompilerError):
+    """Training went wrong."""
+
+
+class ExportError(CompilerError):
+    """A graph that does not export."""
+
+
+class VerificationError(CompilerError):
+    """The compiled parts do not do what the trained network does."""
+
+    exit_code = 3

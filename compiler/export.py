@@ -1,0 +1,104 @@
+"""From torch modules to self-contained ONNX. The head takes one frame, the tail any number."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
+import onnx.version_converter
+import torch
+from torch import Tensor, nn
+
+from narrowcast.compiler.errors import ExportError
+from narrowcast.compiler.modules import Head, Tail, Whole
+
+OPSET = 18  # what torch's exporter has implementations for
+HEAD_OPSET = 17  # the newest that TensorRT 8.6 (JetPack 6.0) parses
+# ONNX itself ends at 2 GiB, which is protobuf's limit.
+MAX_BYTES = 2**31 - 1
+_BATCH = 2  # torch.export takes a batch of one for a constant
+
+
+def export_head(head: Head, size: tuple[int, int], levels: int) -> bytes:
+    """The head as ONNX: ``image`` uint8 ``[1, H, W, 3]``, with several levels ``level`` int64 ``[1]``; ``symbols`` uint8."""
+    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    level = (torch.zeros(1, dtype=torch.int64),) if levels > 1 else ()
+    names = ["image", "level"] if levels > 1 else ["image"]
+    model = onnx.load_from_string(_export(head, (image, *level), names, ["symbols"], None, "head"))
+    try:
+        model = onnx.version_converter.convert_version(model, HEAD_OPSET)
+    except RuntimeError as error:
+        raise ExportError(f"the head cannot be written for opset {HEAD_OPSET}: {error}") from error
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def export_tail(tail: Tail, shape: tuple[int, int, int], outputs: Sequence[str]) -> bytes:
+    """The tail as ONNX: ``symbols`` uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]``; the task's outputs."""
+    symbols = torch.zeros(_BATCH, *shape, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    level = torch.zeros(_BATCH, dtype=torch.int64)
+    shapes = {"symbols": {0: batch}, "level": {0: batch}}
+    return _export(tail, (symbols, level), ["symbols", "level"], outputs, shapes, "tail")
+
+
+def export_whole(whole: Whole, size: tuple[int, int], outputs: Sequence[str]) -> bytes:
+    """The uncut network as ONNX: ``image`` uint8 ``[N, H, W, 3]``; the task's outputs."""
+    image = torch.zeros(_BATCH, *size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return _export(whole, (image,), ["image"], outputs, {"image": {0: batch}}, "whole network")
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic: dict[str, Any] | None,
+    what: str,
+) -> bytes:
+    module = module.cpu().eval()
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module, inputs, input_names=list(input_names), output_names=list(output_names),
+                opset_version=OPSET, dynamo=True, dynamic_shapes=dynamic, verbose=False,
+            )  # fmt: skip
+            assert program is not None
+            model = program.model_proto
+    except Exception as error:
+        raise ExportError(f"the {what} does not export to ONNX: {str(error).strip().splitlines()[0]}") from error
+    _drop_metadata(model)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    if len(data) > MAX_BYTES:
+        raise ExportError(f"the {what} has {len(data)} bytes; ONNX ends at {MAX_BYTES}")
+    return data
+
+
+def _drop_metadata(model: onnx.ModelProto) -> None:
+    """Drops what only tells of the exporting machine: source files, stack traces, torch's own names."""
+    graph = model.graph
+    values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    entries: list[Any] = [model, graph, *graph.node, *values]
+    for entry in entries:
+        del entry.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's chatter; errors still come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

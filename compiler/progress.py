@@ -1,0 +1,39 @@
+"""How long-running steps tell where they are, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One running step."""
+
+    def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
+        """``done`` more units are done; ``figures`` replace those shown."""
+
+
+class Progress(Protocol):
+    """Where steps are announced. The command line draws bars; :data:`SILENT` does nothing."""
+
+    def task(self, title: str, total: int, unit: str) -> AbstractContextManager[Task]:
+        """Announces a step of ``total`` units; leaving the context ends it."""
+
+    def note(self, line: str) -> None:
+        """Says something worth keeping."""
+
+
+class _Silent:
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Task]:
+        yield self
+
+    def note(self, line: str) -> None:
+        pass
+
+    def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
+        pass
+
+
+SILENT: Progress = _Silent()

@@ -1,0 +1,139 @@
+"""The recipe: one TOML file that says what to compile."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
+from narrowcast.transport.contract import InputContract
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.structs import Settings, from_mapping, nearest, parse_toml
+
+DEFAULT_PRESET = "shallow-residual"
+
+
+class TeacherSettings(Settings, frozen=True):
+    """``[teacher]``: the trained network (see :mod:`narrowcast.compiler.teacher`).
+
+    Attributes:
+        model: ``timm:NAME``, ``torchvision:NAME``, ``package.module:function``, ``file.py:function`` or ``FILE.pt2``.
+        weights: a ``.safetensors``, ``.pt`` or ``.pth`` file; none where the model brings its own.
+        options: keyword arguments for the model's constructor.
+    """
+
+    model: str
+    weights: str | None = None
+    options: dict[str, Any] = {}
+
+
+class DataSettings(Settings, frozen=True):
+    """``[data]``: images to learn from; labels are not needed.
+
+    Attributes:
+        train: a folder of images, searched with its sub-folders.
+        holdout: the part of the images that is kept from training; the bundle's figures are measured on it.
+        limit: use at most so many images (chosen by the seed).
+    """
+
+    train: str
+    holdout: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05
+    limit: Annotated[int, msgspec.Meta(ge=2)] | None = None
+
+
+class CutSettings(Settings, frozen=True):
+    """``[cut]``: where. ``narrowcast cuts MODEL`` lists the names."""
+
+    at: str
+
+
+class TrainSettings(Settings, frozen=True):
+    """``[train]``: how long and how fast; presets without learning ignore it.
+
+    Attributes:
+        images: how many images are shown in all.
+        batch: images per step.
+        learning_rate: of Adam, at the start.
+        seed: of everything random.
+        device: ``auto`` takes a GPU where there is one.
+        cache_gigabytes: teacher features at the cut are computed once and kept on disk where they fit in this.
+    """
+
+    images: Annotated[int, msgspec.Meta(ge=1)] = 40_000
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 32
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+    seed: int = 0
+    device: str = "auto"
+    cache_gigabytes: Annotated[float, msgspec.Meta(ge=0)] = 8.0
+
+
+class ExportSettings(Settings, frozen=True):
+    """``[export]``.
+
+    Attributes:
+        targets: kinds of board that the bundle is meant for (``narrowcast probe --targets`` lists them).
+        whole: put the uncut network in as well, for the local and the send-the-image baselines.
+    """
+
+    targets: list[str] = []
+    whole: bool = True
+
+
+class Recipe(Settings, frozen=True):
+    """A recipe file.
+
+    Attributes:
+        name: the model's name on servers; the recipe file's name where it is missing.
+        release: grows with every version that goes out; boards refuse to go back.
+        folder: what its file names are relative to (not a key: set by :func:`load_recipe`).
+    """
+
+    teacher: TeacherSettings
+    data: DataSettings
+    cut: CutSettings
+    input: InputContract
+    bottleneck: BottleneckSettings
+    name: str = ""
+    release: Annotated[int, msgspec.Meta(ge=1)] = 1
+    train: TrainSettings = TrainSettings()
+    export: ExportSettings = ExportSettings()
+    folder: str = ""
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key or preset, or a value of the wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no recipe {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return recipe_from(parse_toml(text, path.name), path.name, path.stem, path.parent)
+
+
+def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -> Recipe:
+    """A recipe from what a TOML parser gives; ``source`` names it in errors.
+
+    Raises:
+        ConfigError: see :func:`load_recipe`.
+    """
+    if "folder" in mapping:
+        raise ConfigError(f"{source}: unknown key 'folder'")
+    bottleneck = mapping.get("bottleneck", {})
+    if not isinstance(bottleneck, dict):
+        raise ConfigError(f"{source}: bottleneck is a table, [bottleneck]")
+    preset = bottleneck.get("preset", DEFAULT_PRESET)
+    if preset not in PRESETS:
+        raise ConfigError(f"{source}: unknown preset {preset!r}{nearest(str(preset), sorted(PRESETS))}")
+    filled = {**mapping, "name": mapping.get("name") or re.sub(r"[^A-Za-z0-9._-]", "-", name), "folder": str(folder)}
+    recipe = from_mapping(Recipe, {**filled, "bottleneck": {**bottleneck, "preset": preset}}, source)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", recipe.name):
+        raise ConfigError(f"{source}: name is {recipe.name!r}; letters, digits, '.', '_' and '-', 64 at most")
+    return recipe

@@ -1,0 +1,101 @@
+"""Whether the exported parts do what the trained network does, on real frames, at every level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+
+from narrowcast.compiler.errors import VerificationError
+from narrowcast.compiler.modules import Head, Tail
+
+# fp32 libraries add up in different orders: a latent within 1e-6 of a rounding boundary may fall on either side of it.
+MAX_MOVED_SYMBOLS = 1e-4
+# Largest difference of an output, as a part of the largest value that it has on that frame.
+MAX_OUTPUT_DIFFERENCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How close the exported parts are.
+
+    Attributes:
+        moved_symbols: part of the symbols that differ (by one; more is an error).
+        output_difference: the largest, as a part of the output's largest value.
+    """
+
+    moved_symbols: float
+    output_difference: float
+
+
+class OnnxNetwork:
+    """An ONNX network of bytes, on ONNX Runtime."""
+
+    def __init__(self, model: bytes, threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        try:
+            self._session: Any = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise VerificationError(f"ONNX Runtime does not load an exported network: {error}") from error
+        self.inputs = [entry.name for entry in self._session.get_inputs()]
+        self.outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def __call__(self, **inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Outputs by name; inputs that the network does not have are left out."""
+        feed = {name: value for name, value in inputs.items() if name in self.inputs}
+        return dict(zip(self.outputs, self._session.run(self.outputs, feed), strict=True))
+
+
+def verify(
+    head: Head, tail: Tail, head_onnx: bytes, tail_onnx: bytes, frames: npt.NDArray[np.uint8], levels: int
+) -> Verified:
+    """Compares torch with ONNX Runtime on ``frames`` uint8 ``[N, H, W, 3]``, at every level.
+
+    Raises:
+        VerificationError: too many symbols moved, one moved by more than a step, or an output is too far off.
+    """
+    exported_head, exported_tail = OnnxNetwork(head_onnx), OnnxNetwork(tail_onnx)
+    moved, total, difference = 0, 0, 0.0
+    for level in range(levels):
+        at = np.full(len(frames), level, np.int64)
+        with torch.no_grad():
+            wanted = head(torch.from_numpy(frames), torch.from_numpy(at)).numpy()
+        got = np.concatenate([exported_head(image=f[None], level=at[:1])["symbols"] for f in frames])
+        if got.shape != wanted.shape or got.dtype != np.uint8:
+            raise VerificationError(f"the exported head gives {got.dtype} {list(got.shape)}, not {list(wanted.shape)}")
+        steps = np.abs(got.astype(int) - wanted.astype(int))
+        if steps.max() > 1:
+            raise VerificationError(f"level {level}: the exported head is {steps.max()} steps off in a symbol")
+        moved, total = moved + int((steps > 0).sum()), total + steps.size
+        difference = max(difference, _outputs_apart(tail, exported_tail, wanted, at))
+    if moved > MAX_MOVED_SYMBOLS * total:
+        raise VerificationError(
+            f"{moved} of {total} symbols of the exported head differ; {MAX_MOVED_SYMBOLS} are allowed"
+        )
+    if not difference <= MAX_OUTPUT_DIFFERENCE:
+        raise VerificationError(
+            f"an output of the exported tail is {difference:.2g} of its largest value off; "
+            f"{MAX_OUTPUT_DIFFERENCE} is allowed"
+        )
+    return Verified(moved / total, difference)
+
+
+def _outputs_apart(
+    tail: Tail, exported: OnnxNetwork, symbols: npt.NDArray[np.uint8], level: npt.NDArray[np.int64]
+) -> float:
+    """The largest difference of any output on the same symbols."""
+    with torch.no_grad():
+        wanted = tail(torch.from_numpy(symbols), torch.from_numpy(level))
+    got = exported(symbols=symbols, level=level)
+    worst = 0.0
+    for reference, name in zip(wanted, exported.outputs, strict=True):
+        values = reference.numpy().astype(np.float64)
+        apart = np.abs(got[name].astype(np.float64) - values).max(initial=0)
+        worst = max(worst, float(apart / max(np.abs(values).max(initial=0), 1e-6)))
+    return worst
