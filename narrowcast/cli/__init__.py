@@ -1,0 +1,115 @@
+"""The command line: one module per verb, loaded only when its verb is called."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from narrowcast.transport.errors import NarrowcastError
+from narrowcast.transport.structs import nearest
+
+# verb -> (module under narrowcast.cli, what it does)
+VERBS = {
+    "demo": ("demo", "all of it on rendered frames, in about two minutes; writes report.html"),
+    "cuts": ("cuts", "where a network can be cut, and what lies on either side"),
+    "compile": ("compile", "train the bottleneck, fit tables, export, verify, sign"),
+    "inspect": ("inspect", "what is in a bundle, its figures, its signature"),
+    "evaluate": ("evaluate", "accuracy and bytes per level, beside JPEG, WebP and the teacher"),
+    "serve": ("serve", "the tail server"),
+    "stream": ("stream", "the edge client: frames in, JSON lines out"),
+    "probe": ("probe", "what this board is, and what it can measure"),
+    "keys": ("keys", "signing keys: new, show, trust, sign, verify"),
+}
+INTERRUPTED = 130
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code.
+
+    0 done, 1 failed, 2 usage, 3 verification failed, 4 peer unreachable, 5 rolled back, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except NarrowcastError as error:
+        return _failed(str(error), error.exit_code, words)
+    except KeyboardInterrupt:
+        return _failed("interrupted", INTERRUPTED, words)
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        what = f"the disk is full: {error.filename or ''}" if error.errno in _NO_SPACE else str(error)
+        return _failed(what, 1, words)
+    except Exception as error:  # noqa: BLE001  (the last boundary: a line, and the traceback on demand)
+        return _failed(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, words)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        import narrowcast
+
+        print(f"narrowcast {narrowcast.__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        print(f"narrowcast: no verb {verb!r}{nearest(verb, list(VERBS))}; see narrowcast --help", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"narrowcast.cli.{VERBS[verb][0]}")
+    parser = argparse.ArgumentParser(
+        prog=f"narrowcast {verb}",
+        description=VERBS[verb][1][0].upper() + VERBS[verb][1][1:] + ".",
+        epilog=module.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    _add_common(parser)
+    _defaults_from_environment(parser)
+    code: int = module.run(parser.parse_args(rest))
+    return code
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items())
+    return (
+        "usage: narrowcast VERB [options]\n\n"
+        "Run the first layers of a network on the device, send a few hundred bytes instead of an image,\n"
+        "finish on a server.\n\n"
+        f"{verbs}\n\n"
+        "narrowcast VERB --help shows a verb's options and examples. Options can also be set as NARROWCAST_OPTION."
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("everywhere")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _defaults_from_environment(parser: argparse.ArgumentParser) -> None:
+    """Options that take a value: flag, then ``NARROWCAST_*``, then default."""
+    for action in _actions(parser):
+        value = os.environ.get(f"NARROWCAST_{action.dest.upper()}") if action.option_strings else None
+        if value and action.nargs is None and not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            action.default, action.required = value, False  # argparse converts a string default by `type`
+
+
+def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return list(parser._actions)  # noqa: SLF001  (argparse has no public way to list them)
+
+
+def _failed(message: str, code: int, words: list[str]) -> int:
+    if "--debug" in words and code != INTERRUPTED:
+        traceback.print_exc()
+    print(f"narrowcast: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,69 @@
+"""``narrowcast inspect``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import msgspec
+
+from narrowcast.cli.options import add_trust, open_bundle
+from narrowcast.cli.show import print_json, print_table, stdout
+from narrowcast.text import human_bytes, percent
+
+EXAMPLES = """\
+examples:
+  narrowcast inspect model.ncb
+  narrowcast inspect model.ncb --json | jq .figures
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
+    parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
+    add_trust(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    bundle = open_bundle(args, "any")
+    manifest = bundle.manifest
+    if args.json:
+        signed = {"key": bundle.signed_by.id, "name": bundle.signed_by.name} if bundle.signed_by else None
+        print_json({**msgspec.to_builtins(manifest), "signed_by": signed})
+        return 0
+    console = stdout()
+    key = f"by {bundle.signed_by.name or 'a trusted key'} ({bundle.signed_by.id})" if bundle.signed_by else "NOT SIGNED"
+    shape = "x".join(map(str, manifest.codec.shape))
+    facts = {
+        "model": f"{manifest.name}, release {manifest.release}, {manifest.created}, {manifest.tool}",
+        "signature": key,
+        "input": f"{manifest.input.size[0]}x{manifest.input.size[1]}, {manifest.input.fit}, {manifest.input.interpolation}",
+        "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels",
+        "codec": f"{manifest.codec.name}, fingerprint {manifest.fingerprint}",
+        "outputs": ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in manifest.outputs),
+        "targets": ", ".join(manifest.targets) or "any",
+    }
+    for name, value in facts.items():
+        console.print(f"{name:<10} {value}", markup=False, soft_wrap=True)
+    rows = [
+        [
+            p.name,
+            p.kind,
+            ", ".join(p.roles),
+            human_bytes(p.size_bytes),
+            "" if bundle.has(p.kind, p.precision) else "not here",
+        ]
+        for p in manifest.parts
+    ]
+    console.print()
+    print_table("", ["part", "kind", "for", ">size", ""], rows)
+    if levels := manifest.figures.get("levels"):
+        console.print()
+        print_table(
+            "",
+            ["level", ">bytes a frame", ">agrees with the teacher"],
+            [[str(row["level"]), human_bytes(row["mean_packet_bytes"]), percent(row["agreement"])] for row in levels],
+        )
+    return 0

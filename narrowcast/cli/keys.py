@@ -1,0 +1,87 @@
+"""``narrowcast keys``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from narrowcast.cli.options import add_trust, open_bundle
+from narrowcast.cli.show import print_json, print_table
+from narrowcast.transport.bundle import PublicKey, SecretKey, keys_folder, sign_bundle
+from narrowcast.transport.errors import KeyFileError
+
+EXAMPLES = """\
+examples:
+  narrowcast keys new release             a key pair; bundles signed with it are trusted on this machine
+  narrowcast keys show                    which keys are here
+  narrowcast keys trust colleague.pub     trust somebody else's key on this machine
+  narrowcast keys sign model.ncb --key ~/.config/narrowcast/keys/release.key
+  narrowcast keys verify model.ncb        exit code 3 if the bundle must not be used
+
+Keys live in $NARROWCAST_KEYS, else ~/.config/narrowcast/keys. FILE.key signs and stays secret; FILE.pub goes to servers
+and boards.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser("new", help="make a key pair")
+    new.add_argument("name", nargs="?", default="signing")
+    actions.add_parser("show", help="list the keys").add_argument("--json", action="store_true")
+    actions.add_parser("trust", help="trust a public key").add_argument("file", type=Path, metavar="FILE.pub")
+    sign = actions.add_parser("sign", help="sign a bundle")
+    sign.add_argument("bundle", type=Path, metavar="MODEL.ncb")
+    sign.add_argument("--key", type=Path, metavar="FILE.key")
+    verify = actions.add_parser("verify", help="check a bundle's signature and parts")
+    verify.add_argument("bundle", type=Path, metavar="MODEL.ncb")
+    add_trust(verify)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    return int({"new": _new, "show": _show, "trust": _trust, "sign": _sign, "verify": _verify}[args.action](args) or 0)
+
+
+def _new(args: argparse.Namespace) -> None:
+    if not args.name.replace("-", "").replace("_", "").isalnum():
+        raise KeyFileError(f"a key's name is made of letters, digits, '-' and '_'; {args.name!r} is not")
+    key, folder = SecretKey.new(args.name), keys_folder()
+    key.write(folder / f"{args.name}.key")
+    key.public.write(folder / "trusted" / f"{args.name}.pub")
+    print(f"secret  {folder / args.name}.key    (keep it safe; it signs bundles)")
+    print(f"public  {folder / 'trusted' / args.name}.pub    (give it to servers and boards)")
+
+
+def _show(args: argparse.Namespace) -> None:
+    folder = keys_folder()
+    keys = [
+        (path, PublicKey.read(path), (folder / f"{path.stem}.key").exists())
+        for path in sorted((folder / "trusted").glob("*.pub"))
+    ]
+    if args.json:
+        print_json([{"name": k.name, "id": k.id, "file": str(path), "can_sign": can} for path, k, can in keys])
+        return
+    rows = [[key.name or path.stem, key.id, "signs and trusted" if can else "trusted"] for path, key, can in keys]
+    print_table("", ["key", "id", "here"], rows, note="" if keys else "no keys here; narrowcast keys new")
+
+
+def _trust(args: argparse.Namespace) -> None:
+    key = PublicKey.read(args.file)
+    target = keys_folder() / "trusted" / f"{args.file.stem}.pub"
+    if target.exists() and PublicKey.read(target).raw != key.raw:
+        raise KeyFileError(f"{target} is another key of that name; rename {args.file.name} first")
+    key.write(target)
+    print(f"trusted: {key.name or args.file.stem} ({key.id})")
+
+
+def _sign(args: argparse.Namespace) -> None:
+    key = SecretKey.read(args.key or keys_folder() / "signing.key")
+    sign_bundle(args.bundle, key)
+    print(f"{args.bundle}: signed by {key.name or 'the key'} ({key.public.id})")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    bundle = open_bundle(args, "any")
+    signer = f"signed by {bundle.signed_by.name} ({bundle.signed_by.id})" if bundle.signed_by else "NOT SIGNED"
+    print(f"{args.bundle}: {bundle.manifest.name}, release {bundle.manifest.release}, {signer}, parts whole")

@@ -1,0 +1,28 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from narrowcast.transport.bundle import Bundle, PublicKey, trusted_keys
+from narrowcast.transport.bundle.reader import OpenRole
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """``--trust`` and ``--allow-unsigned``."""
+    group = parser.add_argument_group("signatures")
+    group.add_argument(
+        "--trust", type=Path, metavar="FILE.pub", help="trust this key only, not those of the keys folder"
+    )
+    group.add_argument("--allow-unsigned", action="store_true", help="take bundles that carry no signature")
+
+
+def trusted(args: argparse.Namespace) -> list[PublicKey]:
+    """The keys that count."""
+    return [PublicKey.read(args.trust)] if args.trust else trusted_keys()
+
+
+def open_bundle(args: argparse.Namespace, role: OpenRole) -> Bundle:
+    """``args.bundle``, verified for a role."""
+    return Bundle.open(args.bundle, role, trusted=trusted(args), allow_unsigned=args.allow_unsigned)

@@ -1,0 +1,115 @@
+"""Tables, bars and JSON: data to stdout, progress to stderr, nothing fancy without a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+# Without a terminal there is no width to fit into: long lines are better than cut ones.
+_WIDE = 200
+
+
+class Task(Protocol):
+    """One running step."""
+
+    def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
+        """``done`` more units are done; ``figures`` replace those shown."""
+
+
+def stdout() -> Console:
+    """For tables."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+
+
+def stderr() -> Console:
+    """For notes and bars."""
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> None:
+    """A table on stdout; columns whose name starts with ``>`` are aligned to the right."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = stdout()
+    console.print(table)
+    if note:
+        console.print(note, soft_wrap=True)
+
+
+class TerminalProgress:
+    """Steps as bars on a terminal, as lines elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = stderr()
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Task]:
+        """See :class:`narrowcast.compiler.progress.Progress`."""
+        started = time.monotonic()
+        if self._quiet:
+            yield _Counter()
+        elif self._console.is_terminal:
+            with self._bar(title, total, unit) as bar:
+                yield bar
+        else:
+            counter = _Counter()
+            yield counter
+            self.note(f"{title}: {counter.done} {unit} in {time.monotonic() - started:.1f} s{counter.figures}")
+
+    def note(self, line: str) -> None:
+        """See :class:`narrowcast.compiler.progress.Progress`."""
+        if not self._quiet:
+            self._console.print(line, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def _bar(self, title: str, total: int, unit: str) -> Iterator[Task]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<24}"), BarColumn(24), MofNCompleteColumn(), TextColumn(unit),
+            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self._console) as progress:
+            number = progress.add_task(title, total=total, figures="")
+            yield _Bar(lambda done, figures: progress.update(number, advance=done, figures=figures))
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.done = 0
+        self.figures = ""
+
+    def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
+        self.done += done
+        if figures:
+            self.figures = f"; {_figures(figures)}"
+
+
+class _Bar:
+    def __init__(self, update: Any) -> None:
+        self._update = update
+        self._figures = ""
+
+    def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
+        self._figures = _figures(figures) if figures else self._figures
+        self._update(done, self._figures)
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in figures.items())

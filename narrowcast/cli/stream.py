@@ -1,0 +1,142 @@
+"""``narrowcast stream``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from narrowcast.cli.options import add_trust, open_bundle
+from narrowcast.cli.show import TerminalProgress
+from narrowcast.text import human_bytes
+from narrowcast.transport.errors import ConfigError, FrameError
+from narrowcast.transport.frames import SUFFIXES, read_image
+
+if TYPE_CHECKING:
+    from narrowcast.head.client import Client, Result
+    from narrowcast.transport.contract import Image
+
+EXAMPLES = """\
+examples:
+  narrowcast stream model.ncb photos/ --to 127.0.0.1:7433
+  narrowcast stream model.ncb frame.jpg --to server:7433 --level 0 | jq .outputs
+
+SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames.
+"""
+TOP = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="an image file or a folder of them")
+    parser.add_argument("--to", required=True, metavar="HOST:PORT", help="the tail server")
+    parser.add_argument(
+        "--level", type=int, metavar="N", help="rate point; 0 takes the fewest bytes (default: the highest)"
+    )
+    parser.add_argument("--window", type=int, default=8, metavar="N", help="frames under way at once (default: 8)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="for the head (default: the library's choice)"
+    )
+    parser.add_argument("--give-up", type=float, default=30.0, metavar="S", help="without any answer (default: 30)")
+    parser.add_argument("--full", action="store_true", help="outputs with all their values")
+    add_trust(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    from narrowcast.head.client import Client
+    from narrowcast.head.session import HeadSession
+
+    progress = TerminalProgress(quiet=args.quiet)
+    files = _files(args.source)
+    bundle = open_bundle(args, "device")
+    session = HeadSession(bundle, threads=args.threads)
+    if args.level is not None and not 0 <= args.level < session.levels:
+        raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
+    labels = bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
+    sent: list[Path] = []
+    started = time.perf_counter()
+    with Client(
+        session, args.to, level=args.level, window=args.window, give_up_seconds=args.give_up, on_trouble=progress.note
+    ) as client:
+        failed = 0
+        for result in client.stream(_frames(files, sent, progress)):
+            print(json.dumps(_line(result, sent[result.frame_id], labels, full=args.full)), flush=True)
+            failed += result.error is not None
+        _summary(client, len(sent), time.perf_counter() - started, progress)
+    return 1 if failed or len(sent) < len(files) else 0
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FrameError(f"no image or folder {source}")
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise FrameError(f"no images under {source}")
+    return files
+
+
+def _frames(files: list[Path], sent: list[Path], progress: TerminalProgress) -> Iterator[Image]:
+    """Each file's frame; files that cannot be read are told of and left out."""
+    for path in files:
+        try:
+            frame = read_image(path)
+        except FrameError as error:
+            progress.note(f"skipped: {error}")
+            continue
+        sent.append(path)
+        yield frame
+
+
+def _line(result: Result, path: Path, labels: list[str], *, full: bool) -> dict[str, Any]:
+    return {
+        "frame": result.frame_id,
+        "source": str(path),
+        "level": result.level,
+        "packet_bytes": result.packet_bytes,
+        "latency_ms": round(result.latency_ms, 3),
+        "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
+        "error": result.error,
+        "outputs": {name: _output(values, labels, full=full) for name, values in result.outputs.items()},
+    }
+
+
+def _output(values: Any, labels: list[str], *, full: bool) -> dict[str, Any]:
+    """Class scores as the top classes; everything else as its shape; ``--full`` as it is."""
+    found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
+    if full:
+        found["values"] = values.tolist()
+    if values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
+        scores = np.exp(values.astype(np.float64) - values.max())
+        scores /= scores.sum()
+        found["top"] = [
+            {
+                "class": int(k),
+                "softmax": round(float(scores[k]), 4),
+                **({"label": labels[k]} if k < len(labels) else {}),
+            }
+            for k in np.argsort(-scores)[:TOP]
+        ]
+    return found
+
+
+def _summary(client: Client, frames: int, seconds: float, progress: TerminalProgress) -> None:
+    counters = client.counters
+    line = (
+        f"{frames} frames in {seconds:.2f} s ({frames / seconds:.1f} a second), "
+        f"{human_bytes(counters.packet_bytes_sent / max(1, counters.packets_sent))} a packet"
+    )
+    on_socket = client.socket_bytes()
+    if on_socket is not None:
+        line += f"; on the socket {human_bytes(on_socket.sent)} up, {human_bytes(on_socket.received)} down"
+    if counters.packets_resent:
+        line += f"; {counters.packets_resent} packets sent again over {counters.streams_opened} streams"
+    progress.note(line)
