@@ -1,0 +1,1 @@
+"""``narrowcast demo``: the whole path on rendered frames, on one machine, with nothing downloaded."""

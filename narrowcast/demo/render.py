@@ -1,0 +1,106 @@
+"""The demo's frames: real handwritten digits pasted on crops of real photographs.
+
+Both come with scikit-learn: ``load_digits`` (UCI Optical Recognition of Handwritten Digits, 8x8, 1,797 digits) and
+``load_sample_images`` (two photographs, 640x427). Digits and photograph pixels are split, so that no test frame shows a
+digit or a piece of background that was trained on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+
+SIDE = 96
+CLASSES = 10
+# A fifth of the digits, drawn once, and the right quarter of the photographs are kept for testing.
+_TRAIN_DIGITS = 1437
+_SPLIT_SEED = 8
+_TRAIN_WIDTH = 480
+_DIGIT_SIDES = (28, 49)
+_CROP_SIDES = (70, 160)
+_LEAST_CONTRAST = 90
+
+Frames = npt.NDArray[np.uint8]
+
+
+class Rendered(NamedTuple):
+    """Rendered frames.
+
+    Attributes:
+        frames: uint8 ``[N, 96, 96, 3]`` RGB.
+        labels: the digits, int64 ``[N]``.
+        centres: y and x of each digit's middle, int64 ``[N, 2]``.
+    """
+
+    frames: Frames
+    labels: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.int64]
+
+
+class Renderer:
+    """Draws frames from one half of the sources.
+
+    Args:
+        test: the half that is kept for testing.
+    """
+
+    def __init__(self, *, test: bool) -> None:
+        from sklearn.datasets import load_digits, load_sample_images
+
+        digits = load_digits()
+        order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits.images))
+        half = order[_TRAIN_DIGITS:] if test else order[:_TRAIN_DIGITS]
+        self._digits = (digits.images[half] / 16.0).astype(np.float32)
+        self._labels = digits.target[half].astype(np.int64)
+        columns = slice(_TRAIN_WIDTH, None) if test else slice(None, _TRAIN_WIDTH)
+        self._photos = [np.ascontiguousarray(photo[:, columns]) for photo in load_sample_images().images]
+
+    def render(self, count: int, seed: int) -> Rendered:
+        """``count`` frames; the same for the same seed."""
+        random = np.random.default_rng(seed)
+        chosen = random.integers(len(self._digits), size=count)
+        frames, centres = zip(*(self._frame(self._digits[k], random) for k in chosen), strict=True)
+        return Rendered(np.stack(frames), self._labels[chosen], np.array(centres))
+
+    def _frame(self, digit: npt.NDArray[np.float32], random: np.random.Generator) -> tuple[Frames, tuple[int, int]]:
+        frame = self._background(random)
+        height = int(random.integers(*_DIGIT_SIDES))
+        width = int(height * random.uniform(0.75, 1.0))
+        top, left = int(random.integers(0, SIDE - height + 1)), int(random.integers(0, SIDE - width + 1))
+        ink = Pillow.fromarray((digit * 255).astype(np.uint8)).resize((width, height), Pillow.Resampling.BICUBIC)
+        alpha = np.asarray(ink, np.float32)[..., None] / 255
+        place = frame[top : top + height, left : left + width]
+        colour = _colour_against(place.mean((0, 1)), random)
+        place[:] = np.rint(place * (1 - alpha) + colour * alpha)
+        return frame, (top + height // 2, left + width // 2)
+
+    def _background(self, random: np.random.Generator) -> Frames:
+        photo = self._photos[random.integers(len(self._photos))]
+        side = int(random.integers(_CROP_SIDES[0], min(_CROP_SIDES[1], photo.shape[1])))
+        top, left = random.integers(0, photo.shape[0] - side + 1), random.integers(0, photo.shape[1] - side + 1)
+        crop = Pillow.fromarray(photo[top : top + side, left : left + side])
+        crop = crop if random.random() < 0.5 else crop.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(crop.resize((SIDE, SIDE), Pillow.Resampling.BICUBIC))
+
+
+def _colour_against(mean: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A random colour that stands out from ``mean``."""
+    while True:
+        colour = random.integers(0, 256, 3).astype(np.float64)
+        if abs((colour - mean).mean()) > _LEAST_CONTRAST:
+            return colour
+
+
+def save(rendered: Rendered, folder: Path) -> None:
+    """Writes frames as PNG files with a ``labels.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["file,label"]
+    for k, (frame, label) in enumerate(zip(rendered.frames, rendered.labels, strict=True)):
+        name = f"{k:05d}.png"
+        Pillow.fromarray(frame).save(folder / name, compress_level=1)
+        lines.append(f"{name},{label}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
