@@ -45,7 +45,7 @@ class BuildKernel(build_ext):
             print(f"narrowcast: no C kernel ({error}); the slower NumPy coder will serve", file=sys.stderr)
 
     def copy_extensions_to_source(self) -> None:
-        if Path(self.get_ext_fullpath(KERNEL.name)).exists():
+        if Path(self.build_lib, self.get_ext_filename(KERNEL.name)).exists():
             super().copy_extensions_to_source()
 
 
