@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from narrowcast.transport.tables import Tables
 
-PRECISION = 14
+PRECISION = 12
 # What the density weighs in counts: it decides where fewer symbols were seen, and fills the gaps between them.
 DENSITY_COUNTS = 500.0
 # A frame below this many bytes uses fewer lanes: each lane costs about 3 bytes a frame.

@@ -13,7 +13,8 @@ may be decoded: in bounded time and memory they give the frame's symbols or a :c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from math import prod
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,7 @@ class Coder:
         if kernel == "c" and library is None:
             raise RuntimeError("the C kernel was not built for this machine; reinstall with a C compiler at hand")
         self.tables = tables
+        self._levels_there = tables.levels
         self.kernel: Kernel = "c" if library is not None else "python"
         self._coder: NativeCoder | ReferenceCoder = (
             NativeCoder(tables, library) if library is not None else ReferenceCoder(tables)
@@ -106,12 +108,12 @@ class Coder:
             )
         if not payloads:
             return np.empty((0, *shape), np.uint8), []
-        per_channel = int(np.prod(shape[1:]))
+        per_channel = prod(shape[1:])
         symbols, errors = self._coder.decode(list(map(bytes, payloads)), self._levels(levels), per_channel)
         return symbols.reshape(len(payloads), *shape), errors
 
-    def _levels(self, levels: Sequence[Any]) -> npt.NDArray[np.uint32]:
+    def _levels(self, levels: Sequence[int]) -> list[int]:
         for level in levels:
-            if not 0 <= level < self.tables.levels:
-                raise SymbolsError(f"level {level}; the tables have levels 0..{self.tables.levels - 1}")
-        return np.array(levels, np.uint32)
+            if not 0 <= level < self._levels_there:
+                raise SymbolsError(f"level {level}; the tables have levels 0..{self._levels_there - 1}")
+        return [int(level) for level in levels]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -65,39 +67,40 @@ class NativeCoder:
         if getattr(self, "_handle", None):
             self._library.narrowcast_rans_free(self._handle)
 
-    def encode(self, symbols: npt.NDArray[np.uint8], levels: npt.NDArray[np.uint32]) -> list[bytes]:
-        """uint8 ``[N, C, M]`` and uint32 ``[N]`` to N payloads."""
+    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
+        """uint8 ``[N, C, M]`` and N levels to N payloads."""
         frames, per_channel = len(symbols), symbols.shape[2]
         stride = 4 * self._lanes + 4 * self._channels * per_channel
         out = np.empty((frames, stride), np.uint8)
-        sizes = np.empty(frames, np.uint64)
-        first = levels * np.uint32(self._channels)
+        sizes = (ctypes.c_uint64 * frames)()
         status = self._library.narrowcast_rans_encode(
-            self._handle, frames, first.ctypes.data, self._channels, per_channel, self._lanes,
-            symbols.ctypes.data, out.ctypes.data, stride, sizes.ctypes.data,
+            self._handle, frames, self._first(levels), self._channels, per_channel, self._lanes,
+            symbols.ctypes.data, out.ctypes.data, stride, sizes,
         )  # fmt: skip
         if status == _SYMBOL_OUTSIDE_ALPHABET:
             raise SymbolsError(f"symbol {int(symbols.max())} is outside the alphabet 0..{self._alphabet - 1}")
         _check(status)
-        return [row[:size].tobytes() for row, size in zip(out, sizes.tolist(), strict=True)]
+        return [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
 
     def decode(
-        self, payloads: list[bytes], levels: npt.NDArray[np.uint32], per_channel: int
+        self, payloads: list[bytes], levels: Sequence[int], per_channel: int
     ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
         """N payloads to uint8 ``[N, C, M]`` and, per payload, its error or None."""
         frames = len(payloads)
-        offsets = np.zeros(frames + 1, np.uint64)
-        np.cumsum([len(payload) for payload in payloads], out=offsets[1:])
+        offsets = (ctypes.c_uint64 * (frames + 1))(0, *accumulate(map(len, payloads)))
         symbols = np.empty((frames, self._channels, per_channel), np.uint8)
-        statuses = np.empty(frames, np.int32)
-        first = levels * np.uint32(self._channels)
+        statuses = (ctypes.c_int32 * frames)()
         joined = payloads[0] if frames == 1 else b"".join(payloads)
         status = self._library.narrowcast_rans_decode(
-            self._handle, frames, first.ctypes.data, self._channels, per_channel, self._lanes,
-            joined, offsets.ctypes.data, symbols.ctypes.data, statuses.ctypes.data,
+            self._handle, frames, self._first(levels), self._channels, per_channel, self._lanes,
+            joined, offsets, symbols.ctypes.data, statuses,
         )  # fmt: skip
         _check(status)
-        return symbols, [_problem(s, p) for s, p in zip(statuses.tolist(), payloads, strict=True)]
+        return symbols, [_problem(s, p) for s, p in zip(statuses, payloads, strict=True)]
+
+    def _first(self, levels: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
+        """The number of each frame's first table."""
+        return (ctypes.c_uint32 * len(levels))(*(level * self._channels for level in levels))
 
 
 def _problem(status: int, payload: bytes) -> PayloadError | None:

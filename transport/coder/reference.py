@@ -9,6 +9,7 @@ x is kept in 32 bits by moving 16-bit words to and from the payload. See ``docs/
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +46,12 @@ class ReferenceCoder:
             for rows, escapes in zip(tables.frequencies, tables.escapes, strict=True)
         ]
 
-    def encode(self, symbols: npt.NDArray[np.uint8], levels: npt.NDArray[np.uint32]) -> list[bytes]:
-        """uint8 ``[N, C, M]`` and uint32 ``[N]`` to N payloads."""
+    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
+        """uint8 ``[N, C, M]`` and N levels to N payloads."""
         return [self._encode(frame.tolist(), self._tables[level]) for frame, level in zip(symbols, levels, strict=True)]
 
     def decode(
-        self, payloads: list[bytes], levels: npt.NDArray[np.uint32], per_channel: int
+        self, payloads: list[bytes], levels: Sequence[int], per_channel: int
     ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
         """N payloads to uint8 ``[N, C, M]`` and, per payload, its error or None."""
         frames: list[list[list[int]]] = []
