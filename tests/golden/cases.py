@@ -1,0 +1,77 @@
+"""What the golden files hold: made from plain arithmetic, so that they need no library to be the same everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.packet import CodecId, Packet, StreamContext
+from narrowcast.transport.tables import Tables
+
+SHAPE = (6, 11, 7)
+CONTEXT = StreamContext(bytes(range(100, 116)), bytes(range(200, 216)), 1_750_000_000_000_000)
+
+
+def numbers(count: int, seed: int) -> np.ndarray:
+    """uint32 from a linear congruential generator (Numerical Recipes' constants)."""
+    state, out = seed, np.empty(count, np.uint32)
+    for k in range(count):
+        state = (1664525 * state + 1013904223) & 0xFFFFFFFF
+        out[k] = state
+    return out
+
+
+def tables(lanes: int) -> Tables:
+    """Three levels: flat, peaked with escapes, and almost certain."""
+    alphabet, precision = 40, 12
+    total = 1 << precision
+    frequencies = np.zeros((3, SHAPE[0], alphabet), np.uint16)
+    escapes = np.zeros((3, SHAPE[0]), np.uint16)
+    for channel in range(SHAPE[0]):
+        flat = np.full(alphabet, total // alphabet)
+        flat[channel] += total - flat.sum()
+        frequencies[0, channel] = flat
+        peaked = np.zeros(alphabet, int)
+        peaked[10 + channel : 15 + channel] = [300, 900, 1500, 900, 300]
+        escapes[1, channel] = 20 + channel
+        peaked[12 + channel] += total - peaked.sum() - escapes[1, channel]
+        frequencies[1, channel] = peaked
+        frequencies[2, channel, 20] = total - 1
+        escapes[2, channel] = 1
+    return Tables(precision, lanes, frequencies, escapes)
+
+
+def symbols(level: int) -> np.ndarray:
+    """uint8 [6, 11, 7]: mostly what the level's tables expect, and every symbol of the alphabet at least once."""
+    count = int(np.prod(SHAPE))
+    raw = numbers(count, seed=level + 1) >> 16
+    spread = (raw % 40, 11 + raw % 7, np.where(raw % 50, 20, raw % 40))[level]
+    found = spread.astype(np.uint8)
+    found[:40] = np.arange(40)
+    return found.reshape(SHAPE)
+
+
+def spec() -> CodecSpec:
+    """The codec that the tables are of."""
+    return CodecSpec(name="rans", shape=SHAPE, alphabet=40, levels=3, quantizer="ab" * 32)
+
+
+def packets(payload: bytes) -> dict[str, bytes]:
+    """One packet in both forms."""
+    packet = Packet(CodecId.RANS, 1, 123_456, CONTEXT.epoch_us + 7_654_321, payload, *CONTEXT[:2])
+    return {"packet-stream.bin": packet.to_stream_bytes(CONTEXT), "packet-alone.bin": packet.to_bytes()}
+
+
+def files() -> dict[str, bytes]:
+    """Every golden file, made by the readable coder."""
+    from narrowcast.transport.coder import Coder
+
+    made: dict[str, bytes] = {}
+    for lanes in (1, 2, 4):
+        coder = Coder(tables(lanes), "python")
+        made[f"tables-{lanes}.bin"] = tables(lanes).to_bytes()
+        for level in range(3):
+            made[f"payload-{lanes}-{level}.bin"] = coder.encode(symbols(level), level)
+    made["symbols.bin"] = b"".join(symbols(level).tobytes() for level in range(3))
+    made["fingerprint.txt"] = (spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
+    return {**made, **packets(made["payload-4-1.bin"])}

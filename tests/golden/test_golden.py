@@ -1,0 +1,48 @@
+"""Bytes that must never change: the same symbols give the same bytes, on every machine and in every release."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from narrowcast.transport.coder import Coder
+from narrowcast.transport.coder.native import load
+from narrowcast.transport.packet import Packet
+from narrowcast.transport.tables import Tables
+
+HERE = Path(__file__).parent
+FILES = {path.name: path.read_bytes() for path in sorted((HERE / "files").iterdir())}
+
+_spec = importlib.util.spec_from_file_location("golden_cases", HERE / "cases.py")
+cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cases)
+
+KERNELS = ["python", pytest.param("c", marks=pytest.mark.skipif(load() is None, reason="the C kernel was not built"))]
+
+
+def test_everything_is_as_it_was():
+    made = cases.files()
+    assert made.keys() == FILES.keys()
+    assert [name for name, data in made.items() if data != FILES[name]] == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_payloads(kernel, lanes, level):
+    coder = Coder(Tables.from_bytes(FILES[f"tables-{lanes}.bin"]), kernel)
+    symbols = np.frombuffer(FILES["symbols.bin"], np.uint8).reshape(3, *cases.SHAPE)[level]
+    payload = FILES[f"payload-{lanes}-{level}.bin"]
+    assert coder.encode(symbols, level) == payload
+    assert np.array_equal(coder.decode(payload, level, cases.SHAPE), symbols)
+
+
+def test_packets():
+    alone = Packet.from_bytes(FILES["packet-alone.bin"])
+    streamed = Packet.from_stream_bytes(FILES["packet-stream.bin"], cases.CONTEXT)
+    assert alone == streamed
+    assert alone.payload == FILES["payload-4-1.bin"]
+    assert (alone.level, alone.frame_id) == (1, 123_456)
