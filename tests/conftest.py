@@ -93,7 +93,7 @@ def recipe_for(photo_folder):
             "data": {"train": str(photo_folder), "holdout": 0.2},
             "cut": {"at": "stem"},
             "input": {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
-            "bottleneck": {"encoder_macs": "400k", "levels": 3, "channels": 8, "stride": 4, "decoder_width": 16},
+            "bottleneck": {"encoder_macs": "1M", "levels": 3, "channels": 8, "stride": 4, "decoder_width": 16},
             "train": {"images": 240, "batch": 8},
         }
         for name, table in tables.items():

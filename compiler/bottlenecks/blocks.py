@@ -69,7 +69,7 @@ class FeatureGrid(nn.Module):
             rows, columns = _token_grid(tokens, input_size)
             self.extra = tokens - rows * columns
             self.shape = (dim, rows, columns)
-            self.predict = nn.Linear(dim, self.extra * dim)
+            self.predict = nn.Linear(dim, self.extra * dim) if self.extra else nn.Identity()
 
     def to_grid(self, features: Tensor) -> Tensor:
         """``[N, *cut.shape]`` to ``[N, *self.shape]``."""

@@ -1,0 +1,232 @@
+"""The command line, as a user meets it: one line and the right exit code for everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support import bundles
+from support.server import serving
+from support.waiting import until
+
+from narrowcast.cli import VERBS
+
+
+def narrowcast(*words, **environment) -> subprocess.CompletedProcess[str]:
+    """Runs a verb to its end."""
+    command = [sys.executable, "-m", "narrowcast", *map(str, words)]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
+
+
+@pytest.fixture
+def trusted(keys_folder):
+    """The test bundles' key is trusted."""
+    bundles.trusted_key().write(keys_folder / "trusted" / "test.pub")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three pictures and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for k, frame in enumerate(bundles.random_frames(3)):
+        Image.fromarray(frame).save(folder / f"{k}.png")
+    (folder / "9.png").write_bytes(b"broken")
+    return folder
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, said: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("narrowcast: ")
+    assert said in line, line
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_verb_has_help_with_examples(verb):
+    done = narrowcast(verb, "--help")
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    assert f"narrowcast {verb}" in done.stdout
+
+
+def test_the_overview():
+    assert all(verb in narrowcast("--help").stdout for verb in VERBS)
+    assert narrowcast().returncode == 2
+    assert narrowcast("--version").stdout.startswith("narrowcast 0.")
+    done = narrowcast("evalute")
+    assert done.returncode == 2
+    assert "did you mean 'evaluate'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["inspect", "none.ncb"], 3, "no bundle none.ncb"),
+        (["keys", "verify", "none.ncb"], 3, "no bundle"),
+        (["keys", "sign", "none.ncb"], 1, "no key file"),
+        (["keys", "trust", "none.pub"], 1, "no key file none.pub"),
+        (["compile", "none.toml", "-o", "x.ncb"], 2, "no recipe none.toml"),
+        (["cuts", "resnet50"], 1, "names no model"),
+        (["cuts", "x.py:f", "--size", "1", "2", "3"], 2, "one or two numbers"),
+        (["serve", "--bundles", "none"], 1, "no folder none"),
+        (["serve", "--bundles", ".", "--listen", "a:b"], 2, "HOST:PORT"),
+        (["stream", "none.ncb", ".", "--to", "x:1"], 1, "no images under ."),
+        (["stream", "none.ncb", "nothing", "--to", "x:1"], 1, "no image or folder nothing"),
+        (["evaluate", "none.ncb", "--data", "."], 3, "no bundle"),
+        (["probe", "--root", "/nowhere", "--architecture", "aarch64", "--json"], 0, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "serve" and words[2] == ".":
+        bundles.make().write(tmp_path / "tiny.ncb")
+        bundles.trusted_key().write(Path(os.environ["NARROWCAST_KEYS"]) / "trusted" / "t.pub")
+    done = narrowcast(*words)
+    if code == 0:
+        assert done.returncode == 0
+        return
+    assert_one_line(done, code, said)
+
+
+def test_debug_shows_where():
+    done = narrowcast("inspect", "none.ncb", "--debug")
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+def test_wrong_options_are_usage_errors():
+    assert narrowcast("inspect").returncode == 2
+    assert narrowcast("stream", "a.ncb", "b").returncode == 2
+    assert narrowcast("serve", "--bundles", ".", "--max-batch", "many").returncode == 2
+
+
+def test_bundles_that_must_not_be_used_have_an_exit_code_of_their_own(tmp_path, trusted):
+    unsigned = bundles.make().write(tmp_path / "u.ncb", key=None)
+    assert_one_line(narrowcast("inspect", unsigned), 3, "not signed")
+    assert narrowcast("inspect", unsigned, "--allow-unsigned").returncode == 0
+    broken = tmp_path / "b.ncb"
+    broken.write_bytes(bundles.make().write(tmp_path / "ok.ncb").read_bytes()[:-100])
+    assert_one_line(narrowcast("inspect", broken), 3, "is no bundle, or is truncated")
+
+
+def test_keys_from_making_to_verifying(tmp_path, keys_folder):
+    bundle = bundles.make().write(tmp_path / "m.ncb", key=None)
+    assert narrowcast("keys", "new", "release").returncode == 0
+    assert_one_line(narrowcast("keys", "new", "release"), 1, "not overwritten")
+    assert_one_line(narrowcast("keys", "verify", bundle), 3, "not signed")
+    signed = narrowcast("keys", "sign", bundle, "--key", keys_folder / "release.key")
+    assert signed.returncode == 0, signed.stderr
+    assert "signed by release" in narrowcast("keys", "verify", bundle).stdout
+    (key,) = json.loads(narrowcast("keys", "show", "--json").stdout)
+    assert (key["name"], key["can_sign"]) == ("release", True)
+    elsewhere = tmp_path / "elsewhere"
+    assert_one_line(narrowcast("keys", "verify", bundle, NARROWCAST_KEYS=str(elsewhere)), 3, "narrowcast keys trust")
+    public = keys_folder / "trusted" / "release.pub"
+    assert narrowcast("keys", "trust", public, NARROWCAST_KEYS=str(elsewhere)).returncode == 0
+    assert narrowcast("keys", "verify", bundle, NARROWCAST_KEYS=str(elsewhere)).returncode == 0
+    assert (
+        narrowcast("keys", "verify", bundle, "--trust", public, NARROWCAST_KEYS=str(tmp_path / "none")).returncode == 0
+    )
+
+
+def test_streaming_gives_one_json_line_a_frame_and_tells_of_files_that_are_none(tiny_folder, pictures, trusted):
+    with serving(tiny_folder, tiny_folder / "test.pub") as server:
+        done = narrowcast(
+            "stream", tiny_folder / "tiny.ncb", pictures, "--to", server.address, "--level", "0", "--full"
+        )
+        assert done.returncode == 1  # one file could not be read
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["frame"] for line in lines] == [0, 1, 2]
+        assert [Path(line["source"]).name for line in lines] == ["0.png", "1.png", "2.png"]
+        for line, frame in zip(lines, bundles.random_frames(3), strict=True):
+            assert line["outputs"]["output"]["values"] == pytest.approx(bundles.expected_output(frame, 0), abs=1e-4)
+            assert len(line["outputs"]["output"]["top"]) == 3
+            assert line["error"] is None
+        assert "skipped: " in done.stderr
+        assert "3 frames in" in done.stderr
+        quiet = narrowcast("stream", tiny_folder / "tiny.ncb", pictures / "0.png", "--to", server.address, "--quiet")
+        assert (quiet.returncode, quiet.stderr) == (0, "")
+        by_environment = narrowcast(
+            "stream", tiny_folder / "tiny.ncb", pictures / "0.png", NARROWCAST_TO=str(server.address)
+        )
+        assert by_environment.returncode == 0
+        bad = narrowcast("stream", tiny_folder / "tiny.ncb", pictures, "--to", server.address, "--level", "7")
+        assert_one_line(bad, 2, "tiny has levels 0..1")
+
+
+def test_a_server_that_is_not_there_is_exit_code_4(tiny_folder, pictures, trusted):
+    done = narrowcast("stream", tiny_folder / "tiny.ncb", pictures / "0.png", "--to", "127.0.0.1:9", "--give-up", "0.5")
+    assert_one_line(done, 4, "no answer from a tail server at 127.0.0.1:9")
+
+
+def test_interrupting_is_exit_code_130(tiny_folder, pictures, trusted):
+    command = [sys.executable, "-m", "narrowcast", "stream", str(tiny_folder / "tiny.ncb"), str(pictures / "0.png")]
+    process = subprocess.Popen([*command, "--to", "127.0.0.1:9", "--give-up", "60"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen: list[str] = []
+    until(
+        lambda: "trying again" in (seen.append(process.stderr.readline()) or seen[-1]), "the client tries", seconds=30
+    )
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1] == "narrowcast: interrupted"
+
+
+def test_a_full_disk_is_one_line(tmp_path, trusted):
+    """/dev/full gives ENOSPC on every write."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "narrowcast", "probe", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the disk is full" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(trusted, tiny_folder):
+    done = subprocess.run(
+        f"{sys.executable} -m narrowcast inspect {tiny_folder / 'tiny.ncb'} --json | head -c 1", shell=True, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "{"
+    assert "Traceback" not in done.stderr
+
+
+def test_no_colour_without_a_terminal(trusted, tiny_folder):
+    done = narrowcast("inspect", tiny_folder / "tiny.ncb")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "tiny, release 1" in done.stdout
+
+
+def test_cuts(timm_free_network):
+    found = json.loads(narrowcast("cuts", timm_free_network, "--size", "32", "--json").stdout)
+    assert [cut["name"] for cut in found["cuts"]]
+    assert found["cuts"][0]["shape"] == [8, 16, 16]
+    table = narrowcast("cuts", timm_free_network, "--size", "32", "48", "--all")
+    assert "8x16x24" in table.stdout
+    assert_one_line(narrowcast("cuts", timm_free_network.replace(":tiny", ":uncuttable"), "--size", "16"), 1, "no cut")
+
+
+@pytest.fixture
+def timm_free_network() -> str:
+    """A MODEL that needs no zoo."""
+    return f"{Path(__file__).parents[1] / 'support' / 'networks.py'}:tiny"
+
+
+def test_targets_and_probe():
+    names = [target["name"] for target in json.loads(narrowcast("probe", "--targets", "--json").stdout)]
+    assert names == ["arm64", "jetson-orin-nano", "rpi5", "x86-64"]
+    assert "jetson-orin-nano" in narrowcast("probe", "--targets").stdout
+    assert "cpu" in narrowcast("probe").stdout

@@ -1,0 +1,246 @@
+"""From a recipe to a signed bundle that answers as the trained network does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from support import bundles, networks
+
+from narrowcast.compiler.bottlenecks.plain import PlainSettings
+from narrowcast.compiler.compile import compile as compile_recipe
+from narrowcast.compiler.errors import CutError, DataError, VerificationError
+from narrowcast.compiler.evaluate import Evaluation, Score, evaluate, evaluate_frames
+from narrowcast.compiler.normalize import Normalize
+from narrowcast.compiler.verify import OnnxNetwork, verify
+from narrowcast.head.session import HeadSession
+from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.frames import read_image
+from narrowcast.transport.structs import to_json
+
+TRUSTED = [bundles.KEY.public]
+
+
+def frames_of(bundle: Bundle, folder, count: int = 12) -> np.ndarray:
+    files = sorted(folder.rglob("*.png"))[:count]
+    return np.stack([bundle.manifest.input.prepare(read_image(path)).image for path in files])
+
+
+def test_a_bundle_says_what_it_is(compiled):
+    result, _ = compiled
+    manifest = Bundle.open(result.bundle, trusted=TRUSTED).manifest
+    assert to_json(manifest) == to_json(result.manifest)
+    assert manifest.codec.shape == (8, 8, 8)
+    assert manifest.codec.levels == 3
+    assert [(o.name, o.dtype, o.shape) for o in manifest.outputs] == [("output", "float32", [4])]
+    assert {(p.kind, tuple(p.roles), p.optional) for p in manifest.parts} == {
+        ("head", ("device",), False),
+        ("tail", ("server",), False),
+        ("tables", ("device", "server"), False),
+        ("whole", ("device", "server"), True),
+    }
+    figures = manifest.figures
+    assert figures["images"] == 10
+    assert 0 < figures["head_macs"] <= 1_000_000
+    assert len(figures["levels"]) == 3
+    sizes = [level["mean_packet_bytes"] for level in figures["levels"]]
+    assert sizes == sorted(sizes)
+    assert "folder" not in manifest.recipe
+
+
+def test_the_networks_are_what_the_contract_says(compiled):
+    bundle = Bundle.open(compiled[0].bundle, trusted=TRUSTED)
+
+    def signature(kind):
+        graph = onnx.load_from_string(bundle.read(kind)).graph
+        return [
+            [
+                (
+                    v.name,
+                    v.type.tensor_type.elem_type,
+                    [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim],
+                )
+                for v in values
+            ]
+            for values in (graph.input, graph.output)
+        ]
+
+    u8, i64, f32 = onnx.TensorProto.UINT8, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    assert signature("head") == [[("image", u8, [1, 32, 32, 3]), ("level", i64, [1])], [("symbols", u8, [1, 8, 8, 8])]]
+    assert signature("tail") == [
+        [("symbols", u8, ["batch", 8, 8, 8]), ("level", i64, ["batch"])],
+        [("output", f32, ["batch", 4])],
+    ]
+    assert signature("whole") == [[("image", u8, ["batch", 32, 32, 3])], [("output", f32, ["batch", 4])]]
+    assert onnx.load_from_string(bundle.read("head")).opset_import[0].version == 17
+
+
+def test_the_whole_network_is_the_teacher(compiled, photo_folder):
+    bundle = Bundle.open(compiled[0].bundle, trusted=TRUSTED)
+    frames = frames_of(bundle, photo_folder)
+    with torch.no_grad():
+        expected = networks.tiny().eval()(Normalize(bundle.manifest.input)(torch.from_numpy(frames))).numpy()
+    assert np.allclose(OnnxNetwork(bundle.read("whole"))(image=frames)["output"], expected, atol=1e-5)
+
+
+def test_the_split_answers_nearly_as_the_teacher(compiled, photo_folder):
+    bundle = Bundle.open(compiled[0].bundle, trusted=TRUSTED)
+    result = evaluate_frames(bundle, frames_of(bundle, photo_folder, 48), None, codecs=())
+    errors = [score.output_error for score in result.of("split")]
+    assert errors[-1] < 0.3
+    assert result.of("teacher")[0].agreement == 1.0
+
+
+def test_mixed_levels_in_one_batch(compiled, photo_folder):
+    bundle = Bundle.open(compiled[0].bundle, trusted=TRUSTED)
+    session, tail = HeadSession(bundle), OnnxNetwork(bundle.read("tail"))
+    frame = frames_of(bundle, photo_folder, 1)[0]
+    symbols = np.stack([session.symbols(frame, level) for level in range(3)])
+    together = tail(symbols=symbols, level=np.arange(3))["output"]
+    for level in range(3):
+        alone = tail(symbols=symbols[level : level + 1], level=np.array([level]))["output"]
+        assert np.allclose(together[level], alone[0], atol=1e-5)
+    assert not np.allclose(together[0], together[2], atol=1e-5)
+
+
+def test_compiling_again_gives_the_same_bundle_without_training(compiled, recipe_for, tmp_path):
+    result, folder = compiled
+    again = compile_recipe(recipe_for(), tmp_path / "again.ncb", key=bundles.KEY, work=folder / "work")
+    assert again.manifest.fingerprint == result.manifest.fingerprint
+    assert {p.name: p.sha256 for p in again.manifest.parts} == {p.name: p.sha256 for p in result.manifest.parts}
+
+
+def test_plain_needs_no_training(recipe_for, photo_folder, tmp_path):
+    plain = msgspec.structs.replace(recipe_for(), bottleneck=PlainSettings(bits=6))
+    result = compile_recipe(plain, tmp_path / "plain.ncb", key=bundles.KEY, work=tmp_path / "work")
+    bundle = Bundle.open(result.bundle, trusted=TRUSTED)
+    assert (bundle.manifest.codec.name, bundle.manifest.codec.alphabet, bundle.manifest.codec.levels) == ("zstd", 64, 1)
+    head = onnx.load_from_string(bundle.read("head"))
+    assert [value.name for value in head.graph.input] == ["image"]
+    found = evaluate_frames(bundle, frames_of(bundle, photo_folder), None, codecs=())
+    assert found.of("split")[0].output_error < 0.01
+
+
+def test_outputs_in_a_dictionary(recipe_for, photo_folder, tmp_path):
+    recipe = recipe_for(teacher={"model": f"{networks.__file__}:two_outputs"}, train={"images": 16})
+    result = compile_recipe(recipe, tmp_path / "two.ncb", key=None, work=tmp_path / "work")
+    assert [(o.name, o.shape) for o in result.manifest.outputs] == [("mask", [1, 16, 16]), ("scores", [5])]
+    bundle = Bundle.open(result.bundle, allow_unsigned=True)
+    found = evaluate_frames(bundle, frames_of(bundle, photo_folder, 4), None, codecs=())
+    assert found.of("split")[-1].output_error is not None
+
+
+def test_a_cut_that_is_none_says_the_nearest(recipe_for, tmp_path):
+    with pytest.raises(CutError, match="did you mean 'stem'"):
+        compile_recipe(recipe_for(cut={"at": "stme"}), tmp_path / "x.ncb", work=tmp_path / "work")
+
+
+def test_verification_finds_a_head_that_is_not_the_trained_one(compiled, recipe_for, photo_folder, tmp_path):
+    """The bundle's head against a bottleneck that was trained a little longer."""
+    from narrowcast.compiler.compile import _Job
+    from narrowcast.compiler.modules import Head, Tail
+    from narrowcast.compiler.progress import SILENT
+
+    result, folder = compiled
+    job = _Job(recipe_for(), folder / "work", SILENT)
+    job.train()
+    bundle = Bundle.open(result.bundle, trusted=TRUSTED)
+    head, tail = Head(job.problem.normalize, job.bottleneck).eval(), Tail(job.bottleneck, job.problem.after).eval()
+    onnx_parts = bundle.read("head"), bundle.read("tail")
+    frames = frames_of(bundle, photo_folder, 4)
+    good = verify(head, tail, *onnx_parts, frames, 3)
+    assert good.moved_symbols <= 1e-4
+    assert good.output_difference <= 1e-3
+    with torch.no_grad():
+        job.bottleneck.log_gain.add_(0.02)
+    with pytest.raises(VerificationError, match="symbols of the exported head differ"):
+        verify(head, tail, *onnx_parts, frames, 3)
+    with torch.no_grad():
+        job.bottleneck.log_gain.add_(1.0)
+    with pytest.raises(VerificationError, match="steps off in a symbol"):
+        verify(head, tail, *onnx_parts, frames, 3)
+    with torch.no_grad():
+        job.bottleneck.log_gain.sub_(1.02)
+        job.bottleneck.decoder.last.bias.add_(0.1)
+    with pytest.raises(VerificationError, match="of its largest value off"):
+        verify(head, tail, *onnx_parts, frames, 3)
+
+
+class TestEvaluate:
+    """`narrowcast evaluate` on folders."""
+
+    def test_class_folders_are_labels(self, compiled, photo_folder):
+        result = evaluate(Bundle.open(compiled[0].bundle, trusted=TRUSTED), photo_folder, limit=20)
+        assert result.images == 20
+        assert result.labelled
+        for way in ("teacher", "split", "png", "jpeg", "webp"):
+            for score in result.of(way):
+                assert 0 <= score.accuracy <= 1
+                assert (score.mean_bytes is None) == (way == "teacher")
+        assert result.of("png")[0].agreement == 1.0
+        assert result.of("png")[0].output_error == 0.0
+        jpeg = [score.mean_bytes for score in result.of("jpeg")]
+        assert jpeg == sorted(jpeg)
+
+    def test_a_table_of_labels(self, compiled, photo_folder, tmp_path):
+        table = tmp_path / "truth.csv"
+        names = [str(path.relative_to(photo_folder)) for path in sorted(photo_folder.rglob("*.png"))[:6]]
+        table.write_text("file,label\n" + "".join(f"{name},{k % 4}\n" for k, name in enumerate(names)))
+        bundle = Bundle.open(compiled[0].bundle, trusted=TRUSTED)
+        assert evaluate(bundle, photo_folder, labels=table).images == 6
+        for text, said in (
+            ("file,label\n", "lists no images"),
+            ("name,label\nx,1\n", "columns file and label"),
+            ("file,label\nx.png,one\n", "columns file and label"),
+            ("file,label\nx.png,4\n", "classes 0..3"),
+        ):
+            table.write_text(text)
+            with pytest.raises(DataError, match=said):
+                evaluate(bundle, photo_folder, labels=table)
+        table.write_text("file,label\nnowhere.png,1\n")
+        with pytest.raises(DataError, match=r"no image .* can be read.*nowhere\.png"):
+            evaluate(bundle, photo_folder, labels=table)
+
+    def test_bytes_at_matched_accuracy(self):
+        scores = [
+            Score("jpeg", q, size, accuracy, None, None)
+            for q, size, accuracy in ((5, 100, 0.2), (50, 300, 0.6), (90, 900, 0.6))
+        ]
+        found = Evaluation("m", 1, 10, True, [], scores)
+        assert found.bytes_at_accuracy("jpeg", 0.4) == pytest.approx(200)
+        assert found.bytes_at_accuracy("jpeg", 0.6) == pytest.approx(300)
+        assert found.bytes_at_accuracy("jpeg", 0.1) == 100
+        assert found.bytes_at_accuracy("jpeg", 0.7) is None
+
+
+def test_the_command_line_compiles_inspects_and_evaluates(photo_folder, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'[teacher]\nmodel="{networks.__file__}:tiny"\n[data]\ntrain="{photo_folder}"\n[cut]\nat="stem"\n[input]\nsize=[32,32]\n'
+        '[bottleneck]\npreset="plain"\n'
+    )
+
+    def narrowcast(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "narrowcast", *words], capture_output=True, text=True, timeout=120, check=False
+        )
+
+    made = narrowcast("compile", str(recipe), "-o", str(tmp_path / "m.ncb"), "--work", str(tmp_path / "work"))
+    assert made.returncode == 0, made.stderr
+    assert "made a signing key" in made.stderr
+    assert "mine, release 1" in made.stdout
+    shown = narrowcast("inspect", str(tmp_path / "m.ncb"), "--json")
+    assert json.loads(shown.stdout)["name"] == "mine"
+    scored = narrowcast(
+        "evaluate", str(tmp_path / "m.ncb"), "--data", str(photo_folder), "--limit", "8", "--json", "--quiet"
+    )
+    assert scored.stderr == ""
+    assert json.loads(scored.stdout)["images"] == 8
+    table = narrowcast("evaluate", str(tmp_path / "m.ncb"), "--data", str(photo_folder), "--limit", "8")
+    assert "quality 50" in table.stdout

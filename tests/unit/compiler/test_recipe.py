@@ -1,0 +1,95 @@
+"""Recipes: what is understood, and what is refused with a suggestion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from narrowcast.compiler.bottlenecks.plain import PlainSettings
+from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings, rate_weights
+from narrowcast.compiler.recipe import load_recipe, recipe_from
+from narrowcast.transport.errors import ConfigError
+
+GOOD = {
+    "teacher": {"model": "timm:resnet18"},
+    "data": {"train": "photos"},
+    "cut": {"at": "layer2"},
+    "input": {"size": [224, 224]},
+}
+
+
+def recipe(**tables):
+    return recipe_from({**GOOD, **tables}, "recipe.toml", "my model", Path("/somewhere"))
+
+
+def test_defaults():
+    found = recipe()
+    assert isinstance(found.bottleneck, ShallowResidualSettings)
+    assert found.bottleneck.budget == 150_000_000
+    assert (found.name, found.release, found.folder) == ("my-model", 1, "/somewhere")
+
+
+def test_presets_have_settings_of_their_own():
+    assert isinstance(recipe(bottleneck={"preset": "plain", "bits": 4}).bottleneck, PlainSettings)
+    with pytest.raises(ConfigError, match="unknown key 'levels'"):
+        recipe(bottleneck={"preset": "plain", "levels": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("150M", 150e6), ("1.2G", 1.2e9), ("900k", 9e5), (5000, 5000), (" 3 m ", 3e6)]
+)
+def test_macs(text, number):
+    assert recipe(bottleneck={"encoder_macs": text}).bottleneck.budget == number
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"bottlneck": {}}, "unknown key 'bottlneck'; did you mean 'bottleneck'"),
+        ({"bottleneck": {"preset": "bottlefitt"}}, "unknown preset 'bottlefitt'; known: plain, shallow-residual"),
+        ({"bottleneck": {"preset": "residual"}}, "did you mean 'shallow-residual'"),
+        ({"bottleneck": {"encoder_mac": 1}}, "did you mean 'encoder_macs'"),
+        ({"bottleneck": {"encoder_macs": "much"}}, "a number, or one with K, M or G"),
+        ({"bottleneck": {"stride": 12}}, "power of two"),
+        ({"bottleneck": {"rate_weights": [2, 1]}}, "the smaller first"),
+        ({"bottleneck": {"levels": 0}}, "levels"),
+        ({"bottleneck": "plain"}, r"bottleneck is a table"),
+        ({"teacher": {}}, "missing required field `model`"),
+        ({"data": {"train": "x", "holdout": 1.5}}, "holdout"),
+        ({"train": {"images": 0}}, "images"),
+        ({"input": {"size": [224]}}, "size"),
+        ({"cut": {"att": "x"}}, "unknown key 'att'|missing required field `at`"),
+        ({"name": "a/b"}, "letters, digits"),
+        ({"release": 0}, "release"),
+        ({"folder": "/"}, "unknown key 'folder'"),
+        ({"export": {"target": []}}, "did you mean 'targets'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be(tables, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        recipe(**tables)
+    assert str(caught.value).startswith("recipe.toml: ")
+    assert caught.value.exit_code == 2
+
+
+def test_files(tmp_path):
+    path = tmp_path / "net.toml"
+    path.write_text('[teacher]\nmodel="a:b"\n[data]\ntrain="x"\n[cut]\nat="y"\n[input]\nsize=[8,8]\n')
+    found = load_recipe(path)
+    assert (found.name, found.folder) == ("net", str(tmp_path))
+    path.write_text("[teacher")
+    with pytest.raises(ConfigError, match=r"net\.toml is not TOML"):
+        load_recipe(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(path)
+    with pytest.raises(ConfigError, match="no recipe"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_level_0_weighs_bits_most():
+    settings = ShallowResidualSettings(levels=3, rate_weights=(0.1, 10.0))
+    assert rate_weights(settings) == pytest.approx([10.0, 1.0, 0.1])
+    assert rate_weights(ShallowResidualSettings(levels=1)) == [2.0]

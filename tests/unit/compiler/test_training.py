@@ -1,0 +1,217 @@
+"""The training loop: the same result whether or not it was interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.waiting import until
+
+from narrowcast.compiler import training
+from narrowcast.compiler.bottlenecks import PRESETS, Loss, Problem, Stage
+from narrowcast.compiler.cuts import find_cut
+from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.data import TrainingData, find_images, prepare_images, split_holdout
+from narrowcast.compiler.errors import DataError, TrainingError
+from narrowcast.compiler.progress import SILENT
+from narrowcast.compiler.teacher import load_teacher
+from narrowcast.compiler.training import rate_at, train
+
+
+class Bench:
+    """Everything that a training run needs, small."""
+
+    def __init__(self, recipe, work: Path) -> None:
+        torch.manual_seed(0)
+        self.recipe = recipe
+        network = load_teacher(recipe.teacher.model)
+        traced = trace(network, recipe.input.size)
+        self.problem = Problem(traced, find_cut(traced, recipe.cut.at), recipe.input, torch.device("cpu"))
+        self.prepared = prepare_images(find_images(Path(recipe.data.train)), recipe.input, work / "cache")
+        seen, _ = split_holdout(len(self.prepared), recipe.data.holdout, 0)
+        self.data = TrainingData(self.prepared, seen, self.problem, 0)
+        self.preset = PRESETS["shallow-residual"]
+        self.net = self.preset.build(self.problem, recipe.bottleneck)
+        self.checkpoint = work / "checkpoint.pt"
+
+    def train(self, preset=None) -> dict[str, torch.Tensor]:
+        chosen = preset or self.preset
+        train(self.net, chosen, self.problem, self.recipe.bottleneck, self.data, self.recipe.train, self.checkpoint)
+        return {name: value.clone() for name, value in self.net.state_dict().items()}
+
+
+class StopsAfter:
+    """A preset that is killed after so many steps."""
+
+    def __init__(self, preset, steps: int) -> None:
+        self.preset, self.left = preset, steps
+
+    def __getattr__(self, name):
+        return getattr(self.preset, name)
+
+    def stages(self, *args):
+        def counted(loss):
+            def step(batch):
+                if self.left == 0:
+                    raise InterruptedError
+                self.left -= 1
+                return loss(batch)
+
+            return step
+
+        stages = self.preset.stages(*args)
+        return [Stage(stage.name, stage.share, stage.groups, counted(stage.loss)) for stage in stages]
+
+
+@pytest.mark.parametrize("steps", [3, 8, 20])
+def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(recipe_for, tmp_path, monkeypatch, steps):
+    recipe = recipe_for()
+    whole = Bench(recipe, tmp_path / "a").train()
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    bench = Bench(recipe, tmp_path / "b")
+    with pytest.raises(InterruptedError):
+        bench.train(StopsAfter(bench.preset, steps))
+    again = Bench(recipe, tmp_path / "b")
+    resumed = again.train()
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    finished = Bench(recipe, tmp_path / "b").train()  # a finished run is not trained again
+    assert all(torch.equal(value, whole[name]) for name, value in finished.items())
+
+
+def test_a_killed_process_leaves_a_checkpoint_that_another_goes_on_from(recipe_for, photo_folder, tmp_path):
+    """SIGKILL, for real, in the middle of `narrowcast compile`."""
+    networks = Path(__file__).parents[2] / "support" / "networks.py"
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'[teacher]\nmodel="{networks}:tiny"\n[data]\ntrain="{photo_folder}"\n[cut]\nat="stem"\n[input]\nsize=[32,32]\n'
+        '[bottleneck]\nencoder_macs="1M"\nlevels=2\nchannels=8\nstride=4\ndecoder_width=16\n[train]\nimages=100000\nbatch=8\n'
+    )
+    code = (
+        "import sys\nfrom narrowcast.compiler import training\ntraining.CHECKPOINT_SECONDS = 0.2\n"
+        "from narrowcast.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "compile", str(recipe), "-o", str(tmp_path / "m.ncb"), "--unsigned"]
+    command += ["--work", str(tmp_path / "work")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until(lambda: bool(list(tmp_path.glob("work/r-*/checkpoint.pt"))), "a checkpoint was written", seconds=60)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (checkpoint,) = tmp_path.glob("work/r-*/checkpoint.pt")
+    reached = torch.load(checkpoint, weights_only=True)["position"]["step"]
+    assert reached > 0
+    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert again.stderr is not None
+    lines = []
+    until(
+        lambda: lines.append(again.stderr.readline()) or "resuming" in lines[-1], "the second run resumes", seconds=60
+    )
+    again.kill()
+    again.communicate()
+    assert int(lines[-1].split("step ")[1].split()[0]) >= reached
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(recipe_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    bench = Bench(recipe_for(), tmp_path)
+
+    class Explodes(StopsAfter):
+        def stages(self, *args):
+            def spoilt(loss):
+                def step(batch):
+                    found = loss(batch)
+                    self.left -= 1
+                    return Loss(found.total * float("nan")) if self.left < 0 else found
+
+                return step
+
+            return [Stage(s.name, s.share, s.groups, spoilt(s.loss)) for s in self.preset.stages(*args)]
+
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 4 .*last good state.*learning_rate"):
+        bench.train(Explodes(bench.preset, 4))
+    assert torch.load(bench.checkpoint, weights_only=True)["position"]["step"] == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense"])
+def test_a_broken_checkpoint_says_what_to_do(recipe_for, tmp_path, content):
+    bench = Bench(recipe_for(), tmp_path)
+    bench.checkpoint.write_bytes(content)
+    with pytest.raises(TrainingError, match="delete it to start anew"):
+        bench.train()
+
+
+def test_a_checkpoint_of_another_network_is_refused(recipe_for, tmp_path):
+    Bench(recipe_for(), tmp_path).train()
+    other = Bench(recipe_for(bottleneck={"channels": 6}), tmp_path)
+    with pytest.raises(TrainingError, match="of another run"):
+        other.train()
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    rates = [rate_at(done) for done in np.linspace(0, 1, 201)]
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[0] < 0.2
+    assert rates[-1] == pytest.approx(training.LAST_RATE)
+    top = int(np.argmax(rates))
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_batches_follow_from_the_seed_and_the_step_and_cover_the_data(recipe_for, tmp_path):
+    bench = Bench(recipe_for(), tmp_path)
+    count = len(bench.data.indices)
+    for step in (0, 3, 17):
+        first, second = bench.data.batch(step, 8), bench.data.batch(step, 8)
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.uniform(first.features), second.uniform(second.features))
+        assert torch.equal(first.levels(3), second.levels(3))
+    seen = torch.cat([bench.data.batch(step, count).images for step in (0,)])
+    assert len({image.numpy().tobytes() for image in seen}) == count
+    assert not torch.equal(bench.data.batch(0, count).images, bench.data.batch(1, count).images)
+
+
+def test_cached_features_are_the_teachers(recipe_for, tmp_path):
+    bench = Bench(recipe_for(), tmp_path)
+    before = bench.data.batch(2, 8).features
+    assert bench.data.cache_features(tmp_path, "digest", 1e9, SILENT)
+    assert torch.allclose(bench.data.batch(2, 8).features, before, atol=1e-2)
+    assert not bench.data.cache_features(tmp_path, "digest", 1000, SILENT)
+    again = TrainingData(bench.prepared, bench.data.indices, bench.problem, 0)
+    bench.problem.before = None  # the second time nothing is computed
+    assert again.cache_features(tmp_path, "digest", 1e9, SILENT)
+
+
+def test_images_that_cannot_be_read_are_skipped_and_told(photo_folder, recipe_for, tmp_path):
+    files = find_images(photo_folder)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a png")
+    prepared = prepare_images([bad, *files[:5]], recipe_for().input, tmp_path)
+    assert len(prepared) == 5
+    assert len(prepared.skipped) == 1
+    assert "bad.png" in prepared.skipped[0]
+    again = prepare_images([bad, *files[:5]], recipe_for().input, tmp_path)
+    assert again.skipped == prepared.skipped
+    assert np.array_equal(again.images, prepared.images)
+    with pytest.raises(DataError, match="1 of 2 images can be read"):
+        prepare_images([bad, files[0]], recipe_for().input, tmp_path)
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        find_images(tmp_path / "none")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "x.png").write_bytes(b"")
+    with pytest.raises(DataError, match="no images under"):
+        find_images(tmp_path)
+
+
+def test_every_image_is_either_trained_on_or_held_out():
+    for count, part in ((2, 0.01), (2, 0.99), (100, 0.05), (10, 0.5)):
+        seen, held = split_holdout(count, part, 0)
+        assert sorted([*seen, *held]) == list(range(count))
+        assert len(seen) >= 1
+        assert len(held) >= 1
