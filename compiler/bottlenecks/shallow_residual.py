@@ -65,7 +65,7 @@ class ShallowResidualSettings(Settings, frozen=True, tag_field="preset", tag="sh
     trunk: Literal["auto", "new", "teacher"] = "auto"
     channels: Annotated[int, msgspec.Meta(ge=1, le=512)] = 48
     stride: Annotated[int, msgspec.Meta(ge=2, le=64)] = 16
-    rate_weights: tuple[float, float] = (0.1, 2.0)
+    rate_weights: tuple[float, float] = (0.5, 16.0)
     decoder_width: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 96
 
     def __post_init__(self) -> None:

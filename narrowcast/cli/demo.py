@@ -80,6 +80,6 @@ class _Live:
                 f"streaming, level {self._level}: {self._frames} frames, {100 * self._right / self._frames:.1f} % right, "
                 f"{self._bytes / self._frames:.0f} B a packet, {result.latency_ms:.1f} ms"
             )
-            self._console.print(line, end="\r", markup=False)
+            self._console.print(line, end="\r")
             if self._frames % 100 == 0:
                 self._console.file.flush()

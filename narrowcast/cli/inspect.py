@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         "targets": ", ".join(manifest.targets) or "any",
     }
     for name, value in facts.items():
-        console.print(f"{name:<10} {value}", markup=False, soft_wrap=True)
+        console.print(f"{name:<10} {value}", soft_wrap=True)
     rows = [
         [
             p.name,

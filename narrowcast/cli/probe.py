@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
         "coder": "C kernel" if board.coder == "c" else "Python (slow: no C kernel was built)",
     }
     for name, value in facts.items():
-        console.print(f"{name:<9} {value}", markup=False, soft_wrap=True)
+        console.print(f"{name:<9} {value}", soft_wrap=True)
     for measure in board.measures:
         now = ", ".join(f"{rail} {value:.0f}" for rail, value in (measure.now or {}).items())
         line = f"{measure.by}: {now}" if now else "cannot be measured"
-        console.print(f"{measure.what:<9} {line}{f' ({measure.why_not})' if measure.why_not else ''}", markup=False)
+        console.print(f"{measure.what:<9} {line}{f' ({measure.why_not})' if measure.why_not else ''}")
     return 0
 
 

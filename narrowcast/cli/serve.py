@@ -64,7 +64,7 @@ async def _serve(args: argparse.Namespace) -> int:
         print(json.dumps({"event": "listening", "address": str(address), "models": names}), flush=True)
     console = stderr()
     listed = ", ".join(f"{name} (release {release})" for name, release in names.items())
-    console.print(f"serving {listed} on {address}", markup=False)
+    console.print(f"serving {listed} on {address}")
     if args.insecure:
         console.print(
             "INSECURE: anyone who can reach this port can use it, and the traffic is not encrypted", style="bold red"

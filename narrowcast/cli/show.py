@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 # Without a terminal there is no width to fit into: long lines are better than cut ones.
 _WIDE = 200
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class Task(Protocol):
@@ -25,12 +26,12 @@ class Task(Protocol):
 
 def stdout() -> Console:
     """For tables."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def stderr() -> Console:
     """For notes and bars."""
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else _WIDE)
 
 
 def print_json(data: Any) -> None:
@@ -68,14 +69,14 @@ class TerminalProgress:
             with self._bar(title, total, unit) as bar:
                 yield bar
         else:
-            counter = _Counter()
+            counter = _Counter(lambda done, figures: self.note(f"{title}: {done} of {total} {unit}{figures}"))
             yield counter
             self.note(f"{title}: {counter.done} {unit} in {time.monotonic() - started:.1f} s{counter.figures}")
 
     def note(self, line: str) -> None:
         """See :class:`narrowcast.compiler.progress.Progress`."""
         if not self._quiet:
-            self._console.print(line, soft_wrap=True, markup=False)
+            self._console.print(line, soft_wrap=True)
 
     @contextmanager
     def _bar(self, title: str, total: int, unit: str) -> Iterator[Task]:
@@ -91,14 +92,21 @@ class TerminalProgress:
 
 
 class _Counter:
-    def __init__(self) -> None:
+    """Counts; now and then, when a step takes long, it says how far it is."""
+
+    def __init__(self, say: Callable[[int, str], None] = lambda done, figures: None) -> None:
         self.done = 0
         self.figures = ""
+        self._say = say
+        self._said = time.monotonic()
 
     def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
         self.done += done
         if figures:
             self.figures = f"; {_figures(figures)}"
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            self._say(self.done, self.figures)
 
 
 class _Bar:

@@ -260,7 +260,9 @@ def _top(result: Result) -> int:
 
 def _fewer(codecs: tuple[ImageCodec, ...]) -> list[ImageCodec]:
     """Every codec at every third quality: enough for a curve of small frames."""
-    return [codec._replace(qualities=codec.qualities[::3] + codec.qualities[-1:]) for codec in codecs]
+    return [
+        codec._replace(qualities=tuple(dict.fromkeys((*codec.qualities[::3], codec.qualities[-1])))) for codec in codecs
+    ]
 
 
 def _machine() -> str:

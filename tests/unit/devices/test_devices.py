@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.boards import READINGS, record_orin
 
 from narrowcast.devices.errors import SensorError, TargetError
 from narrowcast.devices.power import Reading, open_reader, total_mw
@@ -16,33 +17,12 @@ from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import from_toml
 
 ORIN = load_target("jetson-orin-nano")
-# VDD_IN's 5072 mV and 1312 mA are from a real board; the other two are made up, on the sensor's grid of 8 mV and 8 mA.
-READINGS = {"VDD_IN": (5072, 1312), "VDD_CPU_GPU_CV": (5064, 480), "VDD_SOC": (5064, 360)}
 
 
 @pytest.fixture
 def orin(tmp_path) -> Path:
     """A recorded Jetson Orin Nano."""
-    sensor = tmp_path / "sys/class/hwmon/hwmon3"
-    sensor.mkdir(parents=True)
-    (sensor / "name").write_text("ina3221\n")
-    for number, (label, (millivolts, milliamperes)) in enumerate(READINGS.items(), 1):
-        (sensor / f"in{number}_label").write_text(f"{label}\n")
-        (sensor / f"in{number}_input").write_text(f"{millivolts}\n")
-        (sensor / f"curr{number}_input").write_text(f"{milliamperes}\n")
-    (sensor / "in7_label").write_text("sum of shunt voltages\n")
-    (sensor / "in7_input").write_text("11\n")
-    other = tmp_path / "sys/class/hwmon/hwmon0"
-    other.mkdir()
-    (other / "name").write_text("tmp451\n")
-    tree = tmp_path / "proc/device-tree"
-    tree.mkdir(parents=True)
-    (tree / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
-    (tmp_path / "proc/cpuinfo").write_text("".join(f"processor\t: {k}\n" for k in range(6)))
-    (tmp_path / "proc/meminfo").write_text("MemTotal:        7802736 kB\n")
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/os-release").write_text('NAME="Ubuntu"\nPRETTY_NAME="Ubuntu 22.04.4 LTS"\n')
-    return tmp_path
+    return record_orin(tmp_path)
 
 
 def test_every_target_loads_and_says_the_essentials():

@@ -1,0 +1,72 @@
+"""What every head backend must do; each one that is installed runs them on the same real ONNX head."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from support import bundles
+
+from narrowcast.head.backends import BACKENDS, HeadBackend, load_backend
+from narrowcast.head.errors import BackendError
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request) -> HeadBackend:
+    try:
+        return load_backend(request.param, bundles.head_model(), threads=1)
+    except BackendError as error:
+        if "cannot be used" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def test_it_names_its_library_and_version(backend):
+    name, version = backend.name.split()
+    assert name in BACKENDS
+    assert version[0].isdigit()
+
+
+@pytest.mark.parametrize("level", range(bundles.LEVELS))
+def test_an_image_becomes_the_symbols_of_its_level(backend, level):
+    frame = bundles.random_frames(1)[0]
+    symbols = backend.run(frame, level)
+    assert (symbols.dtype, symbols.shape) == (np.uint8, bundles.SHAPE)
+    assert np.array_equal(symbols, (frame // (32 if level == 0 else 16)).transpose(2, 0, 1))
+
+
+def test_its_answers_are_its_own(backend):
+    """A later frame does not change the symbols of an earlier one."""
+    frames = bundles.random_frames(2)
+    first = backend.run(frames[0], 1)
+    kept = first.copy()
+    backend.run(frames[1], 1)
+    assert np.array_equal(first, kept)
+
+
+def test_several_threads_may_run_it(backend):
+    frames = bundles.random_frames(16)
+    found: dict[int, np.ndarray] = {}
+    threads = [
+        threading.Thread(target=lambda k=k: found.__setitem__(k, backend.run(frames[k], 1))) for k in range(len(frames))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, frame in enumerate(frames):
+        assert np.array_equal(found[k], (frame // 16).transpose(2, 0, 1))
+
+
+def test_an_image_of_another_size_is_an_error_of_ours_and_the_backend_goes_on(backend):
+    with pytest.raises(BackendError, match="the head failed"):
+        backend.run(np.zeros((3, 5, 3), np.uint8), 0)
+    assert backend.run(bundles.random_frames(1)[0], 0).shape == bundles.SHAPE
+
+
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+@pytest.mark.parametrize("model", [b"", b"not onnx", bundles.tail_model()[:50]])
+def test_what_is_no_model_is_refused(name, model):
+    with pytest.raises(BackendError):
+        load_backend(name, model, threads=1)

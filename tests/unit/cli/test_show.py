@@ -1,0 +1,52 @@
+"""What is said while something runs."""
+
+from __future__ import annotations
+
+from narrowcast.cli import show
+
+
+def test_without_a_terminal_a_step_is_one_line_at_its_end(capsys):
+    with show.TerminalProgress().task("counting", 10, "sheep") as task:
+        task.advance(4)
+        task.advance(6, {"loss": 0.5})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("counting: 10 sheep in ")
+    assert err.endswith("s; loss 0.5\n")
+
+
+def test_a_long_step_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(show, "SECONDS_BETWEEN_LINES", 0.0)
+    with show.TerminalProgress().task("counting", 10, "sheep") as task:
+        task.advance(4, {"loss": 0.25})
+    assert capsys.readouterr().err.splitlines()[0] == "counting: 4 of 10 sheep; loss 0.25"
+
+
+def test_quiet_says_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(show, "SECONDS_BETWEEN_LINES", 0.0)
+    progress = show.TerminalProgress(quiet=True)
+    with progress.task("counting", 10, "sheep") as task:
+        task.advance(10)
+    progress.note("a note")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr(show, "stderr", lambda: Console(stderr=True, force_terminal=True, width=100))
+    with show.TerminalProgress().task("counting", 10, "sheep") as task:
+        task.advance(10, {"loss": 0.5})
+    err = capsys.readouterr().err
+    assert "10/10" in err
+    assert "loss 0.5" in err
+
+
+def test_tables_go_to_stdout_whole(capsys):
+    show.print_table("title [1]", ["name", ">value"], [["x" * 150, "[2]"]], note="note [brackets] stay")
+    out, err = capsys.readouterr()
+    assert "x" * 150 in out
+    assert "title [1]" in out
+    assert "[2]" in out
+    assert "note [brackets] stay" in out
+    assert err == ""
