@@ -5,8 +5,9 @@ server. The verbs of the command line are here as functions and classes::
 
     import narrowcast as nc
 
-    nc.compile("recipe.toml", "model.ncb")            # on the developer's machine: train, export, verify, sign
-    bundle = nc.Bundle.open("model.ncb", "device")    # on the board: signature and hashes checked
+    key = nc.SecretKey.new("release")
+    nc.compile("recipe.toml", "model.ncb", key=key)   # on the developer's machine: train, export, verify, sign
+    bundle = nc.Bundle.open("model.ncb", "device", trusted=[key.public])  # on the board: signature and hashes checked
     with nc.Client(bundle, "server:7433") as client:
         print(client.infer(frame).outputs["output"])  # frame: uint8 [H, W, 3], RGB
 
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from narrowcast.head.session import HeadSession as HeadSession
     from narrowcast.tail.server import TailServer as TailServer
     from narrowcast.transport.bundle import Bundle as Bundle
+    from narrowcast.transport.bundle import PublicKey as PublicKey
+    from narrowcast.transport.bundle import SecretKey as SecretKey
     from narrowcast.transport.contract import InputContract as InputContract
     from narrowcast.transport.errors import NarrowcastError as NarrowcastError
+    from narrowcast.transport.frames import read_image as read_image
 
 # public name -> the module that defines it
 _HOME = {
@@ -39,11 +43,14 @@ _HOME = {
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",
+    "PublicKey": "narrowcast.transport.bundle",
+    "SecretKey": "narrowcast.transport.bundle",
     "TailServer": "narrowcast.tail.server",
     "compile": "narrowcast.compiler.compile",
     "cuts": "narrowcast.compiler.cuts",
     "evaluate": "narrowcast.compiler.evaluate",
     "probe": "narrowcast.devices.probe",
+    "read_image": "narrowcast.transport.frames",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are the keys above)

@@ -96,6 +96,7 @@ def write_page(result: DemoResult) -> Path:
         stages=STAGES,
         timing=timing_rows(result),
         samples=samples,
+        margin=100 * _margin(evaluation.of("teacher")[0].accuracy or 0.0, evaluation.images),
         macs=f"{human_count(result.teacher_macs)} multiply-accumulates, of which the head takes "
         f"{human_count(result.head_macs)}",
     )
@@ -103,6 +104,12 @@ def write_page(result: DemoResult) -> Path:
     path.write_text(html, encoding="utf-8")
     (result.folder / "report.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _margin(accuracy: float, frames: int) -> float:
+    """Half the width of the 95 % interval of an accuracy (normal approximation; one error at least)."""
+    errors = max(1 - accuracy, 1 / frames)
+    return float(1.96 * (errors * (1 - errors) / frames) ** 0.5)
 
 
 def _medians(streamed: Streamed) -> dict[str, float]:

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +138,22 @@ def test_a_browser_shows_the_page(demo, tmp_path):
     with Image.open(picture) as image:
         colours = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
     assert len(colours) > 500  # plots and photographs, not a blank page
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(demo, tmp_path):
+    """On the demo's output, against a server that serves it, from another process; only the port differs."""
+    result, _ = demo
+    (tmp_path / "demo-output").symlink_to(result.folder)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 12
+    with run.tail_server(result.folder / "models", result.folder / "demo.pub") as address:
+        assert "127.0.0.1:7433" in code
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("127.0.0.1:7433", address)],
+            capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"frame {k}" for k in range(20)], lines
+    assert done.stderr == ""

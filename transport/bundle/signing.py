@@ -7,7 +7,6 @@ and ``narrowcast-ed25519-public BASE64 NAME``.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import stat
 from collections.abc import Iterable
@@ -45,19 +44,20 @@ class PublicKey:
                 "the signature is not one of this manifest: it was changed after signing"
             ) from error
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes the key's file."""
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}\n", encoding="ascii")
+        path.write_text(f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> PublicKey:
+    def read(cls, path: str | Path) -> PublicKey:
         """Reads a key's file.
 
         Raises:
             KeyFileError: no file, or no public key.
         """
-        raw, name = _read(path, _PUBLIC)
+        raw, name = _read(Path(path), _PUBLIC)
         return cls(raw, name)
 
     @property
@@ -87,27 +87,29 @@ class SecretKey:
         """64 bytes: the signature of the manifest ``message``."""
         return SodiumSigningKey(self.seed).sign(_CONTEXT + message).signature
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Writes the key's file, readable by its owner only; an existing file is left alone.
 
         Raises:
             KeyFileError: the file exists.
         """
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:
             raise KeyFileError(f"{path} exists; a signing key is not overwritten") from error
-        with os.fdopen(handle, "w", encoding="ascii") as out:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(f"{_SECRET} {base64.b64encode(self.seed).decode()} {self.name}\n")
 
     @classmethod
-    def read(cls, path: Path) -> SecretKey:
+    def read(cls, path: str | Path) -> SecretKey:
         """Reads a key's file.
 
         Raises:
             KeyFileError: no file, no secret key, or a file that others can read.
         """
+        path = Path(path)
         raw, name = _read(path, _SECRET)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise KeyFileError(f"{path} can be read by others; chmod 600 {path}")
@@ -116,11 +118,11 @@ class SecretKey:
 
 def _read(path: Path, kind: str) -> tuple[bytes, str]:
     try:
-        words = path.read_text(encoding="ascii").split(maxsplit=2)
+        words = path.read_text(encoding="utf-8").split(maxsplit=2)
         raw = base64.b64decode(words[1], validate=True)
     except FileNotFoundError as error:
         raise KeyFileError(f"no key file {path}") from error
-    except (OSError, UnicodeDecodeError, IndexError, binascii.Error) as error:
+    except (OSError, ValueError, IndexError) as error:  # binascii.Error and UnicodeDecodeError are ValueErrors
         raise KeyFileError(f"{path} is no key file: {error}") from error
     if words[0] != kind or len(raw) != 32:
         raise KeyFileError(f"{path} is no {kind} key; it starts with {words[0][:40]!r}")

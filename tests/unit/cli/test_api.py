@@ -10,8 +10,8 @@ import pytest
 import narrowcast as nc
 
 PUBLIC = {
-    "AsyncClient", "Bundle", "Client", "HeadSession", "InputContract", "NarrowcastError", "TailServer",
-    "__version__", "compile", "cuts", "evaluate", "probe",
+    "AsyncClient", "Bundle", "Client", "HeadSession", "InputContract", "NarrowcastError", "PublicKey", "SecretKey",
+    "TailServer", "__version__", "compile", "cuts", "evaluate", "probe", "read_image",
 }  # fmt: skip
 
 

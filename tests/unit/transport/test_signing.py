@@ -11,12 +11,12 @@ from narrowcast.transport.errors import BadSignatureError, KeyFileError
 
 
 def test_key_files_round_trip_and_the_secret_one_is_private(tmp_path):
-    key = SecretKey.new("me")
+    key = SecretKey.new("mé in Köln")
     key.write(tmp_path / "me.key")
     key.public.write(tmp_path / "me.pub")
     assert stat.S_IMODE((tmp_path / "me.key").stat().st_mode) == 0o600
     assert SecretKey.read(tmp_path / "me.key") == key
-    assert PublicKey.read(tmp_path / "me.pub") == key.public
+    assert PublicKey.read(str(tmp_path / "me.pub")) == key.public
 
 
 def test_a_signature_is_good_for_its_message_and_key_only():
