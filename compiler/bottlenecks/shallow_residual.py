@@ -56,7 +56,8 @@ class ShallowResidualSettings(Settings, frozen=True, tag_field="preset", tag="sh
             they take at most three quarters of ``encoder_macs``.
         channels: of the latent.
         stride: input pixels per latent cell, a power of two; never finer than the cut with the teacher's trunk.
-        rate_weights: what a bit per input pixel weighs against the distortion, at the highest and at the lowest rate.
+        rate_weights: what a bit per input pixel weighs against the distortion, at the highest and at the lowest rate;
+            a single level takes their geometric mean.
         decoder_width: channels of the decoder, which runs on the server.
     """
 
@@ -160,10 +161,11 @@ def _rows(table: Tensor, level: Tensor) -> Tensor:
 
 
 def rate_weights(settings: ShallowResidualSettings) -> list[float]:
-    """What a bit per pixel weighs, per level; level 0 has the fewest bytes."""
+    """What a bit per pixel weighs, per level; level 0 has the fewest bytes. An only level lies in the middle."""
     low, high = settings.rate_weights
-    last = max(1, settings.levels - 1)
-    return [high * (low / high) ** (level / last) for level in range(settings.levels)]
+    if settings.levels == 1:
+        return [(low * high) ** 0.5]
+    return [high * (low / high) ** (level / (settings.levels - 1)) for level in range(settings.levels)]
 
 
 class ShallowResidualPreset(Preset[ShallowResidualSettings]):

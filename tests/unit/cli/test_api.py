@@ -17,6 +17,10 @@ PUBLIC = {
 
 def test_the_public_names_are_these():
     assert set(nc.__all__) == PUBLIC == set(dir(nc))
+
+
+def test_every_public_name_is_there():
+    pytest.importorskip("torch", reason="torch, which compile and cuts need, is not installed")
     for name in PUBLIC:
         assert getattr(nc, name) is not None
 

@@ -92,4 +92,4 @@ def test_files(tmp_path):
 def test_level_0_weighs_bits_most():
     settings = ShallowResidualSettings(levels=3, rate_weights=(0.1, 10.0))
     assert rate_weights(settings) == pytest.approx([10.0, 1.0, 0.1])
-    assert rate_weights(ShallowResidualSettings(levels=1)) == [2.0]
+    assert rate_weights(ShallowResidualSettings(levels=1, rate_weights=(0.1, 10.0))) == pytest.approx([1.0])
