@@ -20,6 +20,7 @@ from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import FrameError
+from narrowcast.transport.files import replacing
 from narrowcast.transport.frames import SUFFIXES, read_image
 from narrowcast.transport.structs import to_json
 
@@ -120,20 +121,14 @@ def _write_array(
     index: Path,
 ) -> None:
     """Writes rows to ``path``, then what became of each to ``index``; neither appears half-written."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     problems: list[str | None] = []
-    try:
-        with partial.open("wb") as out:
-            for row, problem in rows:
-                problems.append(problem)
-                if row is not None:
-                    out.write(np.ascontiguousarray(row, dtype).tobytes())
-        partial.replace(path)
-        listed = index.with_suffix(f".{os.getpid()}.partial")
-        listed.write_text(json.dumps(problems))
-        listed.replace(index)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as out:
+        for row, problem in rows:
+            problems.append(problem)
+            if row is not None:
+                out.write(np.ascontiguousarray(row, dtype).tobytes())
+    with replacing(index) as out:
+        out.write(json.dumps(problems).encode())
 
 
 class TrainingData:

@@ -83,7 +83,8 @@ def _from_zoo(package: str, function: str, name: str, options: dict[str, Any]) -
     try:
         module = importlib.import_module(package)
     except Exception as error:  # a torchvision that does not fit its torch raises RuntimeError
-        raise MissingDependencyError(f"{zoo}:{name}", zoo, "compiler", error) from error
+        hint = f"pip install {zoo}, in a version that fits this torch ({torch.__version__})"
+        raise MissingDependencyError(f"{zoo}:{name}", zoo, hint, error) from error
     try:
         return getattr(module, function)(name, **options)
     except Exception as error:

@@ -7,7 +7,6 @@ the uninterrupted one would have.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from narrowcast.compiler.data import TrainingData
 from narrowcast.compiler.errors import TrainingError
 from narrowcast.compiler.progress import SILENT, Progress, Task
 from narrowcast.compiler.recipe import TrainSettings
+from narrowcast.transport.files import replacing
 
 CHECKPOINT_SECONDS = 30.0
 WARM_UP = 0.02
@@ -127,12 +127,8 @@ class _Run:
             "bottleneck": self.bottleneck.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        with partial.open("wb") as out:
+        with replacing(self.checkpoint) as out:
             torch.save(state, out)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(self.checkpoint)
         self.saved_at = time.monotonic()
 
 

@@ -150,7 +150,7 @@ class Link:
 
     async def _keep_up(self) -> None:
         """Opens streams until there is no point in another."""
-        pause = FIRST_PAUSE_SECONDS
+        pause, told = FIRST_PAUSE_SECONDS, ""
         while True:
             results = self.counters.results
             try:
@@ -175,7 +175,9 @@ class Link:
             if self._is_hopeless():
                 self._fail(PeerUnreachableError(f"no answer from a tail server at {self.address} ({trouble})"))
                 return
-            self._on_trouble(f"link to {self.address}: {trouble}; trying again")
+            if progress or trouble != told:  # the same trouble again is no news
+                self._on_trouble(f"link to {self.address}: {trouble}; trying again")
+            told = trouble
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
 
     def _is_hopeless(self) -> bool:

@@ -224,7 +224,7 @@ def _resample(frame: Image, place: Placement, interpolation: Interpolation) -> I
         from PIL import Image as Pillow
     except ImportError as error:
         need = f"resizing {frame.shape[0]}x{frame.shape[1]} frames to {place.visible[0]}x{place.visible[1]}"
-        raise MissingDependencyError(need, "Pillow", "images", error) from error
+        raise MissingDependencyError(need, "Pillow", "pip install 'narrowcast[images]'", error) from error
     if place.resized[0] * place.resized[1] > MAX_RESIZED_PIXELS:
         raise FrameError(
             f"a frame of {frame.shape[0]} x {frame.shape[1]} pixels is too elongated: scaled to the input it would be "

@@ -53,9 +53,9 @@ class NarrowcastError(Exception):
 class MissingDependencyError(NarrowcastError):
     """An optional package that the call needs cannot be imported."""
 
-    def __init__(self, need: str, package: str, extra: str, cause: BaseException) -> None:
+    def __init__(self, need: str, package: str, hint: str, cause: BaseException) -> None:
         seen = "is not installed" if isinstance(cause, ModuleNotFoundError) else f"does not import: {cause}"
-        super().__init__(f"{need} needs {package}, which {seen}; pip install 'narrowcast[{extra}]'")
+        super().__init__(f"{need} needs {package}, which {seen}; {hint}")
 
 
 class ConfigError(NarrowcastError):

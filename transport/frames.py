@@ -38,7 +38,9 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
         from PIL import Image as Pillow
         from PIL import ImageOps
     except ImportError as error:
-        raise MissingDependencyError("reading image files", "Pillow", "images", error) from error
+        raise MissingDependencyError(
+            "reading image files", "Pillow", "pip install 'narrowcast[images]'", error
+        ) from error
     name = "an image" if isinstance(source, bytes) else str(source)
     try:
         with Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 failed, 2 usage, 3 verification failed, 4 peer unreachable, 5 rolled back, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" not in words:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core would print is in our own messages
     try:
         return _run(words)
     except NarrowcastError as error:
@@ -45,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        what = f"the disk is full: {error.filename or ''}" if error.errno in _NO_SPACE else str(error)
+        where = f" ({error.filename})" if error.filename else ""
+        full = f"the disk is full{where}: free some space, or write to another one"
+        what = full if error.errno in _NO_SPACE else str(error)
         return _failed(what, 1, words)
     except Exception as error:  # noqa: BLE001  (the last boundary: a line, and the traceback on demand)
         return _failed(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, words)

@@ -41,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from narrowcast.compiler.compile import compile as compile_recipe
     from narrowcast.compiler.progress import Progress
+    from narrowcast.compiler.recipe import load_recipe
 
+    recipe = load_recipe(args.recipe)
     progress = TerminalProgress(quiet=args.quiet)
     reporter: Progress = progress
     key = None if args.unsigned else signing_key(args.key, progress)
-    compiled = compile_recipe(args.recipe, args.output, key=key, work=args.work, progress=reporter)
+    compiled = compile_recipe(recipe, args.output, key=key, work=args.work, progress=reporter)
     if args.json:
         print_json(msgspec.to_builtins(compiled.manifest))
         return 0

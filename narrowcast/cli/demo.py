@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
         from narrowcast.demo.page import TABLE_COLUMNS, headline, table_rows, timing_rows, write_page
         from narrowcast.demo.run import run_demo
     except ImportError as error:
-        raise MissingDependencyError("the demo", str(error.name or error), "demo", error) from error
+        raise MissingDependencyError(
+            "the demo", str(error.name or error), "pip install 'narrowcast[demo]'", error
+        ) from error
     from narrowcast.head.timing import STAGES
 
     progress = TerminalProgress(quiet=args.quiet)

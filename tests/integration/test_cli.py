@@ -192,7 +192,13 @@ def test_a_full_disk_is_one_line(tmp_path, trusted):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "the disk is full" in done.stderr
+    assert done.stderr == "narrowcast: the disk is full: free some space, or write to another one\n"
+
+
+def test_a_recipe_that_cannot_be_leaves_no_key_behind(keys_folder, tmp_path):
+    done = narrowcast("compile", tmp_path / "none.toml", "-o", tmp_path / "x.ncb")
+    assert done.returncode == 2
+    assert not keys_folder.exists()
 
 
 def test_a_reader_that_goes_away_is_no_error(trusted, tiny_folder):

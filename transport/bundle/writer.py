@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from narrowcast.transport.bundle.reader import (
 )
 from narrowcast.transport.bundle.signing import SecretKey
 from narrowcast.transport.errors import BundleError, NotABundleError
+from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import to_json
 
 PART_ZSTD_LEVEL = 10
@@ -126,13 +126,5 @@ def _write(path: Path, entries: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in entries.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(buffer.getbuffer())
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as out:
+        out.write(buffer.getbuffer())
