@@ -68,8 +68,9 @@ def train(
     run = _Run(bottleneck, data, schedule, checkpoint, sum(steps))
     for number in range(where.stage, len(stages)):
         where.stage = number
-        if where.in_stage == 0:
-            _prepare(stages[number], bottleneck, data, schedule.batch)
+        prepare = stages[number].prepare
+        if prepare is not None and where.in_stage == 0:
+            prepare(_endless(data, schedule.batch))
         state = saved["optimizer"] if saved and where.in_stage else None
         with progress.task(f"training: {stages[number].name}", steps[number] * schedule.batch, "images") as task:
             run.stage(stages[number], steps[number], where, state, task)
@@ -159,12 +160,6 @@ def _optimizer(stage: Stage) -> torch.optim.Optimizer:
     if how.kind == "adam":
         return torch.optim.Adam(groups, weight_decay=how.weight_decay)
     return torch.optim.SGD(groups, momentum=how.momentum, weight_decay=how.weight_decay)
-
-
-def _prepare(stage: Stage, bottleneck: Bottleneck, data: TrainingData, size: int) -> None:
-    if stage.prepare is not None:
-        bottleneck.eval()
-        stage.prepare(_endless(data, size))
 
 
 def _endless(data: TrainingData, size: int) -> Iterator[Batch]:
