@@ -15,6 +15,7 @@ from narrowcast.compiler.bottlenecks.blocks import GridFit
 from narrowcast.compiler.bottlenecks.bottlefit import BottleFitSettings
 from narrowcast.compiler.bottlenecks.entropic_student import EntropicStudentSettings
 from narrowcast.compiler.bottlenecks.feature_errors import FeatureErrors, stage_ends
+from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings
 from narrowcast.compiler.bottlenecks.tail import TunedTail, distillation
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import find_cut
@@ -215,6 +216,25 @@ def test_the_tail_can_stay_frozen(name):
 
 def _fields(settings) -> dict:
     return {name: getattr(settings, name) for name in settings.__struct_fields__}
+
+
+def test_shallow_residual_can_tune_its_tail_too():
+    of = problem()
+    options = {"encoder_macs": "1M", "channels": 6, "stride": 4, "levels": 2, "decoder_width": 16, "trunk": "teacher"}
+    preset = PRESETS["shallow-residual"]
+    plain = ShallowResidualSettings(**options)
+    assert [stage.share for stage in preset.stages(preset.build(of, plain), of, plain)] == [0.25, 0.75]
+    settings = ShallowResidualSettings(**options, tune_tail=True)
+    net = preset.build(of, settings)
+    stages = preset.stages(net, of, settings)
+    assert [stage.share for stage in stages] == pytest.approx([0.2, 0.6, 0.2])
+    before, tail, density = clones(net.encoder_state()), clones(net.tail.state_dict()), net.density()
+    tuned = {id(p) for p in net.tail.parameters()}
+    assert not any(id(p) in tuned for stage in stages[:2] for group in stage.groups for p in group.parameters)
+    run(stages[2], of, 3, 1e-3)
+    assert all(torch.equal(value, before[key]) for key, value in net.encoder_state().items())
+    assert np.array_equal(net.density(), density)
+    assert all(not torch.equal(value, tail[key]) for key, value in net.tail.named_parameters())
 
 
 def test_a_tuned_tail_keeps_the_teachers_statistics(timm):
