@@ -127,6 +127,7 @@ class BottleFitPreset(Preset[BottleFitSettings]):
 
     def build(self, problem: Problem, settings: BottleFitSettings) -> BottleFit:
         """See :class:`Preset`."""
+        settings.check(problem)
         return BottleFit(problem, settings)
 
     def stages(self, bottleneck: BottleFit, problem: Problem, settings: BottleFitSettings) -> list[Stage]:

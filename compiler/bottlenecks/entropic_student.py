@@ -138,6 +138,7 @@ class EntropicStudentPreset(Preset[EntropicStudentSettings]):
 
     def build(self, problem: Problem, settings: EntropicStudentSettings) -> EntropicStudent:
         """See :class:`Preset`."""
+        settings.check(problem)
         return EntropicStudent(problem, settings)
 
     def stages(self, bottleneck: EntropicStudent, problem: Problem, settings: EntropicStudentSettings) -> list[Stage]:

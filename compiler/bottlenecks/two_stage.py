@@ -15,8 +15,11 @@ from torch import nn
 
 from narrowcast.compiler.bottlenecks.base import Bottleneck, Optimizer, Problem, Stage
 from narrowcast.compiler.bottlenecks.tail import tuning_stage
+from narrowcast.compiler.errors import BottleneckError
 from narrowcast.transport.structs import Settings
 
+# Below this the encoders' strides leave nothing to code.
+LEAST_SIZE = 8
 PAPERS_TRAINING: dict[str, Any] = {"batch": 64, "learning_rate": 1e-3}
 Part = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
@@ -50,6 +53,19 @@ class TwoStageSettings(Settings, frozen=True):
         if self.levels != 1:
             raise ValueError(
                 f"levels is {self.levels}; this preset has one rate per model: compile one for each, or use shallow-residual"
+            )
+
+    def check(self, problem: Problem) -> None:
+        """Whether these presets can serve the problem.
+
+        Raises:
+            BottleneckError: the images are too small.
+        """
+        height, width = problem.contract.size
+        if min(height, width) < LEAST_SIZE:
+            raise BottleneckError(
+                f"[input] size is {height} x {width}; {self.__struct_config__.tag} takes images of at least "
+                f"{LEAST_SIZE} x {LEAST_SIZE}"
             )
 
     @property

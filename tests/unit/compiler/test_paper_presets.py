@@ -20,6 +20,10 @@ from narrowcast.compiler.bottlenecks.tail import TunedTail, distillation
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import find_cut
 from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.errors import BottleneckError
+from narrowcast.compiler.export import export_tail
+from narrowcast.compiler.modules import Tail
+from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.transport.contract import InputContract
 
 CONTRACT = InputContract(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -164,6 +168,45 @@ def test_tokens(timm, name):
         symbols = net.encode(torch.randn(1, 3, 224, 224), level)
         assert net.decode(symbols, level).shape == (1, 197, 192)
     assert len(stage_ends(of)) == 1  # all blocks have the same grid: the last is the end of the only stage
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_cut_behind_the_pooling(name):
+    of = problem(cut="mean")
+    assert of.cut.shape == (16,)
+    net = PRESETS[name].build(of, SMALL[name]).eval()
+    level = torch.zeros(2, dtype=torch.int64)
+    assert net.decode(torch.zeros(2, *net.shape), level).shape == (2, 16)
+    assert stage_ends(of) == []
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_images_that_are_too_small(name):
+    of = problem(contract=InputContract(size=(6, 32)))
+    with pytest.raises(BottleneckError, match=rf"size is 6 x 32; {name} takes images of at least 8 x 8"):
+        PRESETS[name].build(of, SMALL[name])
+    of = problem(contract=InputContract(size=(8, 8)))
+    net = PRESETS[name].build(of, SMALL[name]).eval()
+    assert net.decode(torch.zeros(1, *net.shape), torch.zeros(1, dtype=torch.int64)).shape == (1, 8, 4, 4)
+
+
+def test_tails_that_torch_export_traced_are_tuned_and_exported_too():
+    of = problem(networks.branching())
+    assert of.traced.method == "torch.export"
+    preset, settings = PRESETS["bottlefit"], SMALL["bottlefit"]
+    net = preset.build(of, settings)
+    before = clones(net.tail.state_dict())
+    _, second = preset.stages(net, of, settings)
+    run(second, of, 3, 1e-2)
+    changed = {name for name, value in net.tail.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name, _ in net.tail.named_parameters()}
+    tail = Tail(net, net.tail).eval()
+    exported = OnnxNetwork(export_tail(tail, net.shape, ["output"]))
+    symbols = torch.randint(0, 256, (3, *net.shape), dtype=torch.uint8)
+    level = torch.zeros(3, dtype=torch.int64)
+    (wanted,) = tail(symbols, level)
+    found = exported(symbols=symbols.numpy(), level=level.numpy())["output"]
+    assert np.allclose(found, wanted.detach().numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
