@@ -47,7 +47,7 @@ class FactorizedPrior(nn.Module):
         """The cost of values ``[N, C, H, W]`` (whole or noisy), in bits, of the same shape."""
         by_channel = values.transpose(0, 1)
         flat = by_channel.reshape(self.channels, 1, -1)
-        parameters = [(weight, bias, factor) for weight, bias, factor in self._layers()]
+        parameters = list(self._layers())
         lower, upper = _logits(flat - 0.5, parameters), _logits(flat + 0.5, parameters)
         # Differences of sigmoids are taken in the lower tail, where they keep their precision.
         sign = -torch.sign(lower + upper).detach()
