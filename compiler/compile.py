@@ -163,8 +163,10 @@ class _Job:
         self.bottleneck.cpu()
         self.problem.after.cpu()
         self.problem.normalize.cpu()
+        self.bottleneck.fold()
         head = Head(self.problem.normalize, self.bottleneck).eval()
-        tail = Tail(self.bottleneck, self.problem.after).eval()
+        tuned = self.bottleneck.tuned_tail()
+        tail = Tail(self.bottleneck, self.problem.after if tuned is None else tuned).eval()
         specs = self._outputs()
         names = [spec.name for spec in specs]
         parts: dict[str, tuple[Part, bytes]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks import Bottleneck
@@ -31,7 +31,7 @@ class Head(nn.Module):
 class Tail(nn.Module):
     """Symbols uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]`` to the task's outputs, a flat tuple."""
 
-    def __init__(self, bottleneck: Bottleneck, after: fx.GraphModule) -> None:
+    def __init__(self, bottleneck: Bottleneck, after: nn.Module) -> None:
         super().__init__()
         self.bottleneck = bottleneck
         self.after = after

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from narrowcast.compiler.bottlenecks import Batch, Bottleneck, Preset, Problem, Stage
+from narrowcast.compiler.bottlenecks import Batch, Bottleneck, Optimizer, Preset, Problem, Stage
 from narrowcast.compiler.data import TrainingData
 from narrowcast.compiler.errors import TrainingError
 from narrowcast.compiler.progress import SILENT, Progress, Task
@@ -27,7 +27,7 @@ from narrowcast.transport.files import replacing
 CHECKPOINT_SECONDS = 30.0
 WARM_UP = 0.02
 LAST_RATE = 0.02
-MAX_GRADIENT_NORM = 1.0
+DECAY = 0.1
 SMOOTHING = 0.95
 
 
@@ -69,6 +69,9 @@ def train(
     run = _Run(bottleneck, data, schedule, checkpoint, sum(steps))
     for number in range(where.stage, len(stages)):
         where.stage = number
+        prepare = stages[number].prepare
+        if prepare is not None and where.in_stage == 0:
+            prepare(_endless(data, schedule.batch))
         state = saved["optimizer"] if saved and where.in_stage else None
         with progress.task(f"training: {stages[number].name}", steps[number] * schedule.batch, "images") as task:
             run.stage(stages[number], steps[number], where, state, task)
@@ -89,14 +92,15 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def stage(self, stage: Stage, steps: int, where: Position, state: Any, task: Task) -> None:
-        optimizer = torch.optim.Adam([{"params": list(group.parameters)} for group in stage.groups])
+        optimizer = _optimizer(stage)
         if state is not None:
             optimizer.load_state_dict(state)
         task.advance(where.in_stage * self.schedule.batch)
         smooth: dict[str, float] = {}
         while where.in_stage < steps:
             batch = self.data.batch(where.step, self.schedule.batch)
-            figures = self._step(stage, optimizer, batch, where)
+            rate = _rate(stage.optimizer, where.in_stage / steps, where.step / self.steps)
+            figures = self._step(stage, optimizer, batch, where, rate)
             for name, value in figures.items():
                 smooth[name] = SMOOTHING * smooth.get(name, value) + (1 - SMOOTHING) * value
             where.step, where.in_stage = where.step + 1, where.in_stage + 1
@@ -104,9 +108,11 @@ class _Run:
             if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
                 self.save(where, optimizer)
 
-    def _step(self, stage: Stage, optimizer: torch.optim.Adam, batch: Batch, where: Position) -> dict[str, float]:
-        for trained, group in zip(optimizer.param_groups, stage.groups, strict=True):
-            trained["lr"] = group.speed * self.schedule.learning_rate * rate_at(where.step / self.steps)
+    def _step(
+        self, stage: Stage, optimizer: torch.optim.Optimizer, batch: Batch, where: Position, rate: float
+    ) -> dict[str, float]:
+        for tuned, group in zip(optimizer.param_groups, stage.groups, strict=True):
+            tuned["lr"] = group.speed * self.schedule.learning_rate * rate
         self.bottleneck.train()
         loss = stage.loss(batch)
         if not torch.isfinite(loss.total):
@@ -117,11 +123,13 @@ class _Run:
             )
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([p for group in stage.groups for p in group.parameters], MAX_GRADIENT_NORM)
+        if stage.optimizer.max_gradient_norm is not None:
+            trained = [p for group in stage.groups for p in group.parameters]
+            torch.nn.utils.clip_grad_norm_(trained, stage.optimizer.max_gradient_norm)
         optimizer.step()
         return {"loss": loss.total.item(), **loss.figures}
 
-    def save(self, where: Position, optimizer: torch.optim.Adam | None) -> None:
+    def save(self, where: Position, optimizer: torch.optim.Optimizer | None) -> None:
         """Writes a checkpoint; the old one stays until the new one is whole on disk."""
         state = {
             "position": vars(where),
@@ -140,6 +148,21 @@ def rate_at(done: float) -> float:
     if done < WARM_UP:
         return max(done, WARM_UP / 10) / WARM_UP
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def _rate(optimizer: Optimizer, done_of_stage: float, done_of_run: float) -> float:
+    """The learning rate as a part of the first one: by the stage's own steps down, or by the run's curve."""
+    if optimizer.decays is None:
+        return rate_at(done_of_run)
+    return DECAY ** sum(done_of_stage >= decay for decay in optimizer.decays)
+
+
+def _optimizer(stage: Stage) -> torch.optim.Optimizer:
+    groups = [{"params": list(group.parameters)} for group in stage.groups]
+    how = stage.optimizer
+    if how.kind == "adam":
+        return torch.optim.Adam(groups, weight_decay=how.weight_decay)
+    return torch.optim.SGD(groups, momentum=how.momentum, weight_decay=how.weight_decay)
 
 
 def _endless(data: TrainingData, size: int) -> Iterator[Batch]:

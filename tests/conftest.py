@@ -91,7 +91,10 @@ _kept: list = []  # a torch.library.Library takes its operators with it when it 
 
 @pytest.fixture(scope="session")
 def recipe_for(photo_folder):
-    """A function that gives a recipe for the small photographs and a small teacher, with some tables changed."""
+    """A function that gives a recipe for the small photographs and a small teacher, with some tables changed.
+
+    A ``bottleneck`` with a preset is taken as it is.
+    """
     from narrowcast.compiler.recipe import recipe_from
 
     networks = Path(__file__).parent / "support" / "networks.py"
@@ -106,7 +109,8 @@ def recipe_for(photo_folder):
             "train": {"images": 240, "batch": 8},
         }
         for name, table in tables.items():
-            mapping[name] = {**mapping.get(name, {}), **table} if isinstance(table, dict) else table
+            merged = isinstance(table, dict) and "preset" not in table  # a preset has keys of its own
+            mapping[name] = {**mapping.get(name, {}), **table} if merged else table
         return recipe_from(mapping, "test.toml", "test", networks.parent)
 
     return make

@@ -10,9 +10,9 @@ To add a preset: a settings struct with its name as the tag, a :class:`Preset`, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,27 @@ class Group(NamedTuple):
     speed: float = 1.0
 
 
+@dataclass(frozen=True)
+class Optimizer:
+    """How a stage takes its steps.
+
+    Attributes:
+        kind: Adam, or stochastic gradient descent.
+        momentum: of ``sgd``.
+        weight_decay: L2 penalty on everything that the stage trains.
+        decays: parts of the stage (0 to 1) after which the learning rate falls to a tenth, as papers state schedules; None
+            follows the run as a whole: warm-up, then half a cosine.
+        max_gradient_norm: longer gradients are shortened to this; None leaves them. (A loss that is a sum over images and
+            cells, as in some papers, has gradients far above 1: they would all be cut.)
+    """
+
+    kind: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decays: Sequence[float] | None = None
+    max_gradient_norm: float | None = 1.0
+
+
 @dataclass
 class Stage:
     """One stretch of training.
@@ -103,12 +124,17 @@ class Stage:
         share: the part of the recipe's images that it gets.
         groups: what it trains; everything else stays as it is.
         loss: what it minimises.
+        optimizer: how.
+        prepare: called once before the stage's first step, with batches without end: sets what is measured on the result of
+            the stages before it. It must come to the same result when it is called again in the same state.
     """
 
     name: str
     share: float
     groups: Sequence[Group]
     loss: Callable[[Batch], Loss]
+    optimizer: Optimizer = Optimizer()
+    prepare: Callable[[Iterator[Batch]], None] | None = None
 
 
 class Bottleneck(nn.Module, ABC):
@@ -153,14 +179,27 @@ class Bottleneck(nn.Module, ABC):
         """The learned probability of each symbol, float64 ``[levels, C, alphabet]``; None where none is learned."""
         return None
 
+    def tuned_tail(self) -> nn.Module | None:
+        """The layers behind the cut as this bottleneck has tuned them; None where they stay the teacher's own."""
+        return None
+
+    def fold(self) -> None:
+        """Replaces what only training needs by what it comes to; called before export, nothing is trained after it."""
+
 
 S = TypeVar("S", bound=Settings)
 
 
 class Preset(ABC, Generic[S]):
-    """How one kind of bottleneck is made."""
+    """How one kind of bottleneck is made.
+
+    Attributes:
+        name: what recipes call it.
+        train_defaults: its own defaults for the recipe's ``[train]``, where they are not everyone's.
+    """
 
     name: str
+    train_defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def build(self, problem: Problem, settings: S) -> Bottleneck:

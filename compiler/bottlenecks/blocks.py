@@ -131,8 +131,8 @@ class Decoder(nn.Module):
     def __init__(self, latent: tuple[int, int, int], target: tuple[int, int, int], width: int) -> None:
         super().__init__()
         self.size = target[1:]
-        self.up = _power_of_two(target[1] / latent[1])
-        self.down = _power_of_two(latent[1] / target[1])
+        self.up = power_of_two(target[1] / latent[1])
+        self.down = power_of_two(latent[1] / target[1])
         self.linear = nn.Conv2d(latent[0], target[0] * self.up**2, self.down, self.down)
         layers: list[nn.Module] = [ResidualBlock(latent[0], width, 1), ResidualBlock(width, width, 1)]
         for _ in range(self.up.bit_length() - 1):
@@ -146,14 +146,47 @@ class Decoder(nn.Module):
         """float32 ``[N, C, h, w]`` to ``[N, *target]``."""
         linear = self.linear(latent)
         grid: Tensor = (F.pixel_shuffle(linear, self.up) if self.up > 1 else linear) + self.last(self.blocks(latent))
-        if grid.shape[2:] == self.size:
-            return grid
-        if grid.shape[2] >= self.size[0] and grid.shape[3] >= self.size[1]:
-            return grid[:, :, : self.size[0], : self.size[1]]
-        return F.interpolate(grid, self.size, mode="nearest")
+        return fit_size(grid, self.size)
 
 
-def _power_of_two(ratio: float) -> int:
+class GridFit(nn.Module):
+    """From the grid that a decoder of fixed layers ends on to the grid at the cut.
+
+    Where the cut's grid is coarser by about a power of two, cells are averaged; where it is finer, each cell becomes a patch
+    of ``up`` x ``up`` cells (pixel shuffle), for which the layer before gives :attr:`expand` times the channels. A row or
+    column that is then left over is cut off; one that is missing is repeated.
+
+    Attributes:
+        expand: how many times the cut's channels come in.
+    """
+
+    def __init__(self, grid: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = target
+        self.up = power_of_two(target[0] / grid[0])
+        down = power_of_two(grid[0] / target[0])
+        self.down = (min(down, grid[0]), min(down, grid[1]))
+        self.expand = self.up**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 ``[N, expand * C, *grid]`` to ``[N, C, *target]``."""
+        if self.up > 1:
+            x = F.pixel_shuffle(x, self.up)
+        if self.down != (1, 1):
+            x = F.avg_pool2d(x, self.down)
+        return fit_size(x, self.size)
+
+
+def fit_size(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[N, C, H, W]`` as ``[N, C, *size]``: cut off where it is larger on both axes, else the nearest cells."""
+    if tuple(grid.shape[2:]) == size:
+        return grid
+    if grid.shape[2] >= size[0] and grid.shape[3] >= size[1]:
+        return grid[:, :, : size[0], : size[1]]
+    return F.interpolate(grid, size, mode="nearest")
+
+
+def power_of_two(ratio: float) -> int:
     """The power of two nearest to a ratio; 1 for ratios below."""
     return 1 << max(0, round(log2(ratio)))
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Preset, Problem, Stage
+from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Optimizer, Preset, Problem, Stage
 from narrowcast.compiler.bottlenecks.blocks import Decoder, FeatureGrid, Neck, residual_stack
 from narrowcast.compiler.bottlenecks.objective import Coded, Objective
 from narrowcast.compiler.bottlenecks.quantize import LogisticMixturePrior, round_through
+from narrowcast.compiler.bottlenecks.tail import TunedTail, tuning_stage
 from narrowcast.compiler.bottlenecks.transform import principal_components
 from narrowcast.compiler.cost import macs_of_layers
 from narrowcast.compiler.errors import BottleneckError
@@ -41,6 +42,7 @@ RATE_SPEED = 5.0
 # The linear paths start where they are best; fast steps would only undo that.
 LINEAR_SPEED = 0.1
 FIRST_STAGE_SHARE = 0.25
+TUNING_SHARE = 0.2
 CALIBRATION_IMAGES = 256
 # Squared error that training starts from, as a part of the features' variance: networks bear so much at low rates.
 START_DISTORTION = 0.3
@@ -59,6 +61,8 @@ class ShallowResidualSettings(Settings, frozen=True, tag_field="preset", tag="sh
         rate_weights: what a bit per input pixel weighs against the distortion, at the highest and at the lowest rate;
             a single level takes their geometric mean.
         decoder_width: channels of the decoder, which runs on the server.
+        tune_tail: give the last fifth of the images to decoder and tail alone (a copy of the teacher's layers behind the
+            cut), by distillation; encoder and tables are not changed by it.
     """
 
     levels: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
@@ -68,6 +72,7 @@ class ShallowResidualSettings(Settings, frozen=True, tag_field="preset", tag="sh
     stride: Annotated[int, msgspec.Meta(ge=2, le=64)] = 16
     rate_weights: tuple[float, float] = (0.5, 16.0)
     decoder_width: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 96
+    tune_tail: bool = False
 
     def __post_init__(self) -> None:
         if self.stride & (self.stride - 1):
@@ -108,6 +113,7 @@ class ShallowResidual(Bottleneck):
         self.prior = LogisticMixturePrior(settings.levels, latent[0])
         self.log_gain = nn.Parameter(torch.zeros(settings.levels, latent[0]))
         self.log_restore = nn.Parameter(torch.zeros(settings.levels, latent[0]))
+        self.tail: TunedTail | None = None
 
     def teacher_parts(self) -> Sequence[nn.Module]:
         """See :class:`Bottleneck`."""
@@ -158,6 +164,10 @@ class ShallowResidual(Bottleneck):
         """See :class:`Bottleneck`."""
         return self.prior.density(ALPHABET, ZERO)
 
+    def tuned_tail(self) -> nn.Module | None:
+        """See :class:`Bottleneck`."""
+        return self.tail
+
 
 def _rows(table: Tensor, level: Tensor) -> Tensor:
     """``[levels, C]`` at int64 ``[N]`` to ``[N, C, 1, 1]``; a plain Gather in ONNX, of a constant."""
@@ -195,7 +205,10 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
             encoder = _new_trunk(source, settings)
         with torch.no_grad():
             latent = encoder(torch.zeros(1, *source)).shape[1:]
-        return ShallowResidual(problem.before if use_trunk else None, encoder, grid, tuple(latent), settings)
+        built = ShallowResidual(problem.before if use_trunk else None, encoder, grid, tuple(latent), settings)
+        if settings.tune_tail:
+            built.tail = TunedTail(problem.after)
+        return built
 
     @torch.no_grad()
     def calibrate(
@@ -231,14 +244,23 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
 
         rate = [bottleneck.log_gain, bottleneck.log_restore, *bottleneck.prior.parameters()]
         linear = [p for n, p in bottleneck.named_parameters() if ".linear." in n]
-        started = {id(p) for p in (*rate, *linear)} | {id(p) for p in problem.before.parameters()}
-        layers = [p for p in bottleneck.parameters() if id(p) not in started]
+        tail = [] if bottleneck.tail is None else bottleneck.tail.parameters()
+        others = {id(p) for p in (*rate, *linear, *tail, *problem.before.parameters())}
+        layers = [p for p in bottleneck.parameters() if id(p) not in others]
         groups = [Group(layers), Group(linear, LINEAR_SPEED), Group(rate, RATE_SPEED)]
         objective = Objective(code, problem, rate_weights(settings))
-        return [
-            Stage("features", FIRST_STAGE_SHARE, groups, objective.match_features),
-            Stage("outputs", 1 - FIRST_STAGE_SHARE, groups, objective.match_outputs),
+        tuning = TUNING_SHARE if settings.tune_tail else 0.0
+        first = FIRST_STAGE_SHARE * (1 - tuning)
+        stages = [
+            Stage("features", first, groups, objective.match_features),
+            Stage("outputs", 1 - tuning - first, groups, objective.match_outputs),
         ]
+        if tuning:
+            decoder = [bottleneck.decoder, bottleneck.grid]
+            stages.append(
+                tuning_stage(bottleneck, problem, decoder, share=tuning, temperature=1, optimizer=Optimizer())
+            )
+        return stages
 
 
 def _start_linear(bottleneck: ShallowResidual, grids: list[Tensor]) -> float:

@@ -47,6 +47,27 @@ def normalised() -> Normalised:
     return Normalised()
 
 
+class Branching(nn.Module):
+    """[N, 3, 32, 32] -> [N, 4]; looks at its input's shape, which torch.fx cannot follow and torch.export can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] < 16:
+            raise ValueError("too small")
+        return self.classifier(self.body(self.stem(x)).mean((2, 3)))
+
+
+def branching() -> Branching:
+    """Random weights, the same every time."""
+    torch.manual_seed(0)
+    return Branching()
+
+
 class TwoOutputs(nn.Module):
     """A dictionary of outputs, as detectors and multi-task networks have."""
 

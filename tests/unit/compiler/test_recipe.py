@@ -36,6 +36,17 @@ def test_presets_have_settings_of_their_own():
         recipe(bottleneck={"preset": "plain", "levels": 4})
 
 
+def test_presets_from_papers_train_as_their_papers_unless_a_recipe_says_otherwise():
+    assert recipe().train.batch == 32
+    for preset in ("bottlefit", "entropic-student"):
+        assert recipe(bottleneck={"preset": preset}).train.batch == 64
+        assert recipe(bottleneck={"preset": preset}, train={"batch": 8, "images": 100}).train.batch == 8
+    changed = recipe(bottleneck={"preset": "entropic-student", "first_decays": [0.3], "temperature": 4, "beta": 2.5})
+    assert (changed.bottleneck.first_decays, changed.bottleneck.temperature) == ((0.3,), 4.0)
+    with pytest.raises(ConfigError, match="train"):
+        recipe(train="long")
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("150M", 150e6), ("1.2G", 1.2e9), ("900k", 9e5), (5000, 5000), (" 3 m ", 3e6)]
 )
@@ -47,7 +58,14 @@ def test_macs(text, number):
     ("tables", "said"),
     [
         ({"bottlneck": {}}, "unknown key 'bottlneck'; did you mean 'bottleneck'"),
-        ({"bottleneck": {"preset": "bottlefitt"}}, "unknown preset 'bottlefitt'; known: plain, shallow-residual"),
+        ({"bottleneck": {"preset": "bottlefitt"}}, "unknown preset 'bottlefitt'; did you mean 'bottlefit'"),
+        ({"bottleneck": {"preset": "zip"}}, "unknown preset 'zip'; known: bottlefit, entropic-student, plain, shallow"),
+        ({"bottleneck": {"preset": "bottlefit", "levels": 3}}, "levels is 3; this preset has one rate per model"),
+        ({"bottleneck": {"preset": "entropic-student", "levels": 4}}, "compile one for each, or use shallow-residual"),
+        ({"bottleneck": {"preset": "entropic-student", "beta": 0}}, "beta"),
+        ({"bottleneck": {"preset": "entropic-student", "gdn": "none"}}, "gdn"),
+        ({"bottleneck": {"preset": "bottlefit", "beta": 1}}, "unknown key 'beta'"),
+        ({"bottleneck": {"preset": "bottlefit", "first_decays": [1.5]}}, "first_decays"),
         ({"bottleneck": {"preset": "residual"}}, "did you mean 'shallow-residual'"),
         ({"bottleneck": {"encoder_mac": 1}}, "did you mean 'encoder_macs'"),
         ({"bottleneck": {"encoder_macs": "much"}}, "a number, or one with K, M or G"),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from support.waiting import until
 
 from narrowcast.compiler import compile, training
-from narrowcast.compiler.bottlenecks import PRESETS, Loss, Problem, Stage
+from narrowcast.compiler.bottlenecks import PRESETS, Group, Loss, Optimizer, Problem, Stage
 from narrowcast.compiler.cuts import find_cut
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.data import TrainingData, find_images, prepare_images, split_holdout
@@ -36,7 +37,7 @@ class Bench:
         self.prepared = prepare_images(find_images(Path(recipe.data.train)), recipe.input, work / "cache")
         seen, _ = split_holdout(len(self.prepared), recipe.data.holdout, 0)
         self.data = TrainingData(self.prepared, seen, self.problem, 0)
-        self.preset = PRESETS["shallow-residual"]
+        self.preset = PRESETS[recipe.bottleneck.__struct_config__.tag]
         self.net = self.preset.build(self.problem, recipe.bottleneck)
         self.checkpoint = work / "checkpoint.pt"
 
@@ -66,12 +67,32 @@ class StopsAfter:
             return step
 
         stages = self.preset.stages(*args)
-        return [Stage(stage.name, stage.share, stage.groups, counted(stage.loss)) for stage in stages]
+        return [replace(stage, loss=counted(stage.loss)) for stage in stages]
 
 
-@pytest.mark.parametrize("steps", [3, 8, 20])
-def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(recipe_for, tmp_path, monkeypatch, steps):
-    recipe = recipe_for()
+PAPERS = {
+    "bottlefit": {"preset": "bottlefit", "channels": 6, "decoder_width": 8, "calibration_images": 16},
+    "entropic-student": {"preset": "entropic-student", "channels": 6, "decoder_width": 8, "beta": 1e-3},
+}
+
+
+def recipe_of(recipe_for, preset: str):
+    """A recipe of 30 steps; for the papers' presets each stage has 15 of them."""
+    if preset == "shallow-residual":
+        return recipe_for()
+    return recipe_for(bottleneck=PAPERS[preset])
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps"),
+    [
+        *(("shallow-residual", steps) for steps in (3, 8, 20)),
+        # In the first stage before and after the learning rate falls, at the border between the stages, in the second.
+        *((preset, steps) for preset in PAPERS for steps in (4, 10, 15, 20)),
+    ],
+)
+def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(recipe_for, tmp_path, monkeypatch, preset, steps):
+    recipe = recipe_of(recipe_for, preset)
     whole = Bench(recipe, tmp_path / "a").train()
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     bench = Bench(recipe, tmp_path / "b")
@@ -130,7 +151,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(recipe_for
 
                 return step
 
-            return [Stage(s.name, s.share, s.groups, spoilt(s.loss)) for s in self.preset.stages(*args)]
+            return [replace(s, loss=spoilt(s.loss)) for s in self.preset.stages(*args)]
 
     with pytest.raises(TrainingError, match=r"the loss is nan at step 4 .*last good state.*learning_rate"):
         bench.train(Explodes(bench.preset, 4))
@@ -159,6 +180,52 @@ def test_the_learning_rate_warms_up_and_falls():
     assert rates[-1] == pytest.approx(training.LAST_RATE)
     top = int(np.argmax(rates))
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+class OneStage:
+    """A preset of one stage that pulls one number towards zero."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.values: list[float] = []
+
+    def calibrate(self, *args):
+        pass
+
+    def stages(self, net, *args):
+        number = torch.nn.Parameter(torch.tensor(1.0))
+
+        def loss(batch):
+            self.values.append(number.item())
+            return Loss(number.square() * 50)
+
+        return [Stage("only", 1.0, [Group([number], 2.0)], loss, self.optimizer)]
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_stage_steps_as_it_says(recipe_for, tmp_path, clip):
+    """Against the same steps written out: momentum, decay, a rate that falls twice, gradients shortened or not."""
+    recipe = recipe_for(train={"images": 80, "batch": 8, "learning_rate": 1e-3})
+    preset = OneStage(Optimizer("sgd", 0.9, 0.1, (0.5, 0.75), clip))
+    Bench(recipe, tmp_path).train(preset)
+    value, velocity, expected = 1.0, 0.0, []
+    for step in range(10):
+        expected.append(value)
+        rate = 2e-3 * (1 if step < 5 else 0.1 if step < 8 else 0.01)  # three quarters of ten steps end with the eighth
+        gradient = 100 * value
+        if clip is not None:
+            gradient = max(-clip, min(clip, gradient))
+        velocity = 0.9 * velocity + gradient + 0.1 * value
+        value -= rate * velocity
+    assert preset.values == pytest.approx(expected, rel=1e-5)
+
+
+def test_adam_is_the_default_on_the_runs_own_curve(recipe_for, tmp_path):
+    preset = OneStage(Optimizer())
+    Bench(recipe_for(train={"images": 80, "batch": 8, "learning_rate": 1e-3}), tmp_path).train(preset)
+    steps = -np.diff(preset.values)
+    rates = [2e-3 * rate_at(step / 10) for step in range(9)]
+    assert steps[:5] == pytest.approx(rates[:5], rel=0.05)
 
 
 def test_batches_follow_from_the_seed_and_the_step_and_cover_the_data(recipe_for, tmp_path):
