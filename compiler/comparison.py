@@ -59,15 +59,16 @@ def _comparisons(
 ) -> list[Comparison]:
     """Of the split with every lossy codec that was run, and with the best of them."""
     rows = [k for k, score in enumerate(scores) if score.mean_bytes is not None and score.reached(by) is not None]
-    ways = [scores[k].way for k in rows]
+    groups = [(scores[k].way, scores[k].scale) for k in rows]
+    ways = {way for way, _ in groups}
     against = [way for way in LOSSY if way in ways]
     if "split" not in ways or not against:
         return []
     against.append(BEST)
     measured = np.array([(scores[k].mean_bytes, scores[k].reached(by)) for k in rows], np.float64)
-    curves = curves_of(ways, *measured.T)
+    curves = curves_of(groups, *measured.T)
     drawn = [np.stack([column for k in rows if (column := of[k]) is not None], 1) for of in (sizes, reached)]
-    rates = _resampled_rates(ways, against, *drawn)
+    rates = _resampled_rates(groups, against, *drawn)
     levels = [score.reached(by) for score in scores if score.way == "split"]
     found = []
     for way in against:
@@ -88,12 +89,12 @@ def _comparisons(
 
 
 def _resampled_rates(
-    ways: Sequence[str], against: Sequence[str], sizes: Floats, reached: Floats
+    groups: Sequence[tuple[str, float | None]], against: Sequence[str], sizes: Floats, reached: Floats
 ) -> dict[str, list[float]]:
     """The split's BD-rate against each in those resamples where the two have a common range; rows are resamples."""
     rates: dict[str, list[float]] = {way: [] for way in against}
     for mean_bytes, figures in zip(sizes, reached, strict=True):
-        curves = curves_of(ways, mean_bytes, figures)
+        curves = curves_of(groups, mean_bytes, figures)
         for way in against:
             if (apart := bd_rate(curves["split"], curves[way])) is not None:
                 rates[way].append(apart.bd_rate)

@@ -12,8 +12,9 @@ import numpy as np
 
 from narrowcast.compiler.codecs import CODECS, ImageCodec, available
 from narrowcast.compiler.comparison import add_statistics
-from narrowcast.compiler.data import choose, find_images
+from narrowcast.compiler.data import choose, digest_of, find_images
 from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.outcome_cache import OutcomeCache
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.scores import By, Evaluation, Score, check_measurable
 from narrowcast.compiler.verify import OnnxNetwork
@@ -36,6 +37,7 @@ def evaluate(
     limit: int | None = None,
     codecs: Sequence[ImageCodec] = CODECS,
     by: By | None = None,
+    work: str | Path | None = None,
     progress: Progress = SILENT,
     allow_unsigned: bool = False,
 ) -> Evaluation:
@@ -49,6 +51,7 @@ def evaluate(
         limit: use at most so many images.
         codecs: to put beside the split; those that this machine's Pillow lacks are left out and listed.
         by: a figure that must be measurable.
+        work: where the codecs' results are kept, for another bundle of the same teacher on the same images; None keeps none.
         progress: told where it is.
         allow_unsigned: open an unsigned bundle file.
 
@@ -79,7 +82,8 @@ def evaluate(
             if frames:
                 yield np.stack(frames), None if truth is None else np.array([truth[path] for path in kept])
 
-    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, codecs, progress)
+    cache = _cache(bundle, chosen, truth, Path(work)) if work is not None and bundle.has("whole") else None
+    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, codecs, progress, cache)
     if result is None:
         raise DataError(f"no image of {data} can be read; the first problem: {skipped[0]}")
     result.skipped = skipped
@@ -116,6 +120,7 @@ def _evaluate(
     labelled: bool,
     codecs: Sequence[ImageCodec],
     progress: Progress,
+    cache: OutcomeCache | None = None,
 ) -> Evaluation | None:
     """All ways on all chunks; None if there are none."""
     there, absent = available(codecs if bundle.has("whole") else ())
@@ -125,10 +130,46 @@ def _evaluate(
     workers = min(cores, max(1, count_ways // 2))
     threads = max(1, cores // workers)
     whole = OnnxNetwork(bundle.read("whole"), threads) if bundle.has("whole") else None
-    ways = split_ways(bundle, threads)
+    tallies = [Tally(way) for way in split_ways(bundle, threads)]
+    sent: list[tuple[ImageCodec, Tally]] = []
     if whole is not None:
-        ways = [teacher_way(), *ways, *(way for codec in there for way in codec_ways(codec, whole))]
-    tallies = [Tally(way) for way in ways]
+        tallies.insert(0, Tally(teacher_way()))
+        sent = [(codec, Tally(way)) for codec in there for way in codec_ways(codec, whole)]
+    new = [(codec, tally) for codec, tally in sent if cache is None or not cache.restore(codec, tally)]
+    _run([*tallies, *(tally for _, tally in new)], whole, chunks, workers, count, progress)
+    if not tallies[0].images:
+        return None
+    if cache is not None:
+        for codec, tally in new:
+            cache.keep(codec, tally)
+        if any(tally.images != tallies[0].images for _, tally in sent):
+            raise DataError(f"{cache.folder} was written when other images could be read: delete it")
+    tallies += [tally for _, tally in sent]
+    result = Evaluation(bundle.manifest.name, bundle.manifest.release, tallies[0].images, labelled, absent=absent)
+    result.scores = [tally.score() for tally in tallies]
+    result.outcomes = [tally.outcome() for tally in tallies]
+    add_statistics(result)
+    return result
+
+
+def _cache(bundle: Bundle, files: list[Path], truth: dict[Path, int] | None, work: Path) -> OutcomeCache:
+    """Where the codecs' results on these images by this teacher are kept."""
+    images = digest_of([path for path in files if path.is_file()], bundle.manifest.input)
+    labels = "" if truth is None else " ".join(str(truth[path]) for path in files)
+    teacher = bundle.manifest.find("whole")
+    assert teacher is not None
+    return OutcomeCache(work / "cache" / "codecs", f"{images} [{labels}]", teacher.sha256)
+
+
+def _run(
+    tallies: Sequence[Tally],
+    whole: OnnxNetwork | None,
+    chunks: Iterator[Chunk],
+    workers: int,
+    count: int,
+    progress: Progress,
+) -> None:
+    """All ways on all chunks, ``workers`` at a time; ``whole`` is the teacher."""
     pool = ThreadPoolExecutor(workers)
     try:
         with progress.task("evaluating", count, "images") as task:
@@ -139,13 +180,6 @@ def _evaluate(
                 task.advance(len(frames))
     finally:
         pool.shutdown(cancel_futures=True)
-    if not tallies[0].images:
-        return None
-    result = Evaluation(bundle.manifest.name, bundle.manifest.release, tallies[0].images, labelled, absent=absent)
-    result.scores = [tally.score() for tally in tallies]
-    result.outcomes = [tally.outcome() for tally in tallies]
-    add_statistics(result)
-    return result
 
 
 def _classes(bundle: Bundle) -> int | None:

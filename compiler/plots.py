@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from narrowcast.compiler.bootstrap import Interval
+from narrowcast.compiler.curves import Curve
 from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.scores import BEST, LOSSY, By, Evaluation
 from narrowcast.transport.errors import ConfigError, MissingDependencyError
@@ -45,6 +46,7 @@ class Line(NamedTuple):
         reached: accuracy or agreement, 0..1.
         bytes_intervals: of the bytes; empty to draw none.
         intervals: of the figure; empty to draw none.
+        curve: what is drawn between the points; straight lines from one to the next if None.
     """
 
     name: str
@@ -52,13 +54,18 @@ class Line(NamedTuple):
     reached: Sequence[float]
     bytes_intervals: Sequence[Interval] = ()
     intervals: Sequence[Interval] = ()
+    curve: Curve | None = None
 
 
 def draw_over_bytes(axes: Axes, lines: Sequence[Line], by: By, colours: Sequence[str]) -> None:
     """Draws lines on axes with logarithmic bytes: straight between points, as bytes are interpolated."""
     for line, colour in zip(lines, cycle(colours), strict=False):
         percent = [100 * reached for reached in line.reached]
-        axes.plot(line.bytes, percent, color=colour, marker="o", markersize=4, label=line.name)
+        if line.curve is None:
+            axes.plot(line.bytes, percent, color=colour, marker="o", markersize=4, label=line.name)
+        else:
+            axes.plot(np.exp(line.curve.log_bytes), 100 * line.curve.reached, color=colour, label=line.name)
+            axes.plot(line.bytes, percent, color=colour, marker="o", markersize=4, linestyle="")
         for x, y, across, down in zip(line.bytes, percent, line.bytes_intervals, line.intervals, strict=False):
             axes.plot(across, (y, y), color=colour, linewidth=1, alpha=0.6)
             axes.plot((x, x), [100 * end for end in down], color=colour, linewidth=1, alpha=0.6)
@@ -147,6 +154,7 @@ def _line(evaluation: Evaluation, way: str, by: By) -> Line:
         [reached for score in kept if (reached := score.reached(by)) is not None],
         [spread for score in kept if (spread := score.mean_bytes_interval) is not None],
         [spread for score in kept if (spread := score.reached_interval(by)) is not None],
+        evaluation.curve(way, by),
     )
 
 

@@ -133,7 +133,7 @@ class Evaluation:
     scores: list[Score] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list, repr=False)
+    outcomes: list[Outcome] = field(default_factory=list, repr=False, compare=False)
 
     def of(self, way: str) -> list[Score]:
         """The scores of one way, in the order of its settings."""
@@ -150,9 +150,9 @@ class Evaluation:
         return [scores[k] for k in pareto(sizes, reached)]
 
     def curve(self, way: str, by: By | None = None) -> Curve:
-        """Bytes over accuracy or agreement: of one way's front, or of ``best``. Empty where nothing was measured."""
+        """Bytes over accuracy or agreement, of one way or of ``best``. Empty where nothing was measured."""
         scores, sizes, reached = self._measured(LOSSY if way == BEST else (way,), by or self.by)
-        return curves_of([score.way for score in scores], sizes, reached).get(way, front([], []))
+        return curves_of([(score.way, score.scale) for score in scores], sizes, reached).get(way, front([], []))
 
     def _measured(self, ways: Sequence[str], by: By) -> tuple[list[Score], Floats, Floats]:
         """The scores of some ways that have bytes and the figure, and both of these."""
@@ -189,21 +189,30 @@ class Evaluation:
             out.write(table.getvalue().encode())
 
 
-def curves_of(ways: Sequence[str], mean_bytes: Floats, reached: Floats) -> Mapping[str, Curve]:
-    """The front of every way, and under ``best`` the best of the lossy codecs.
+def curves_of(groups: Sequence[tuple[str, float | None]], mean_bytes: Floats, reached: Floats) -> Mapping[str, Curve]:
+    """The curve of every way, and under ``best`` that of the lossy codecs together.
+
+    A way's curve is the cheapest of the fronts of its scales and of the front of them all: a point that only just belongs
+    to the front of all must not make dearer what lies between two qualities of one scale.
 
     Args:
-        ways: ``[K]``, which way each point is of.
+        groups: ``[K]``, the way and scale of each point.
         mean_bytes: ``[K]``.
         reached: ``[K]``: accuracy or agreement.
     """
-    rows: dict[str, list[int]] = {}
-    for row, way in enumerate(ways):
-        rows.setdefault(way, []).append(row)
-    curves = {way: front(mean_bytes[of_way], reached[of_way]) for way, of_way in rows.items()}
-    if codecs := [way for way in rows if way in LOSSY]:
-        together = [row for way in codecs for row in rows[way]]
-        curves[BEST] = cheapest([*(curves[way] for way in codecs), front(mean_bytes[together], reached[together])])
+    rows: dict[str, dict[float | None, list[int]]] = {}
+    for row, (way, scale) in enumerate(groups):
+        rows.setdefault(way, {}).setdefault(scale, []).append(row)
+
+    def curve(parts: Sequence[list[int]], *others: Curve) -> Curve:
+        together = [row for part in parts for row in part]
+        chosen = [*parts, together] if len(parts) > 1 else parts
+        return cheapest([*(front(mean_bytes[part], reached[part]) for part in chosen), *others])
+
+    curves = {way: curve(list(scales.values())) for way, scales in rows.items()}
+    if codecs := [way for way in LOSSY if way in curves]:
+        points = [row for way in codecs for part in rows[way].values() for row in part]
+        curves[BEST] = curve([points], *(curves[way] for way in codecs))
     return curves
 
 

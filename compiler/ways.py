@@ -18,6 +18,7 @@ from narrowcast.transport.packet import STREAM_HEADER_BYTES
 Frames = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Outputs = dict[str, npt.NDArray[Any]]
+_MOMENTS = "moments of "
 
 
 class Answers(NamedTuple):
@@ -118,6 +119,26 @@ class Tally:
         for name, wanted in reference.items():
             if wanted.dtype.kind == "f":
                 self._moments[name] = self._moments.get(name, np.zeros(4)) + _moments(outputs[name], wanted)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that was gathered, by name."""
+        right, agreed, sizes = self.outcome()
+        named = {"right": right, "agreed": agreed, "sizes": sizes, "images": np.array(self.images)}
+        moments = {f"{_MOMENTS}{name}": values for name, values in self._moments.items()}
+        return {name: values for name, values in named.items() if values is not None} | moments
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Takes what :meth:`arrays` gave, in place of what was gathered.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        images = int(arrays["images"])
+        self._right, self._agreed, self._sizes = (
+            [arrays[name]] if name in arrays else [] for name in ("right", "agreed", "sizes")
+        )
+        self._moments = {name.removeprefix(_MOMENTS): arrays[name] for name in arrays if name.startswith(_MOMENTS)}
+        self.images = images
 
     def outcome(self) -> Outcome:
         """The single images."""

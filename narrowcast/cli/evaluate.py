@@ -46,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write one row per level and setting")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write the curves, as .svg or .png")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".narrowcast"), metavar="DIR",
+        help="keeps the codecs' results for another run on the same images (default: .narrowcast)",
+    )  # fmt: skip
     add_trust(parser)
 
 
@@ -61,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     bundle = open_bundle(args, "any")
     result = evaluate(
-        bundle, args.data, labels=args.labels, limit=args.limit, codecs=codecs, by=args.by, progress=progress
-    )
+        bundle, args.data, labels=args.labels, limit=args.limit, codecs=codecs, by=args.by, work=args.work,
+        progress=progress,
+    )  # fmt: skip
     if result.skipped:
         progress.note(f"{len(result.skipped)} images skipped; the first: {result.skipped[0]}")
     if result.absent:
@@ -92,14 +97,14 @@ def _print_levels(result: Evaluation, data: Path) -> None:
             "teacher" if score.setting is None else f"split, level {score.setting}",
             human_bytes(score.mean_bytes),
             _with(percent(score.accuracy), score.accuracy_interval),
-            _with(_signed(score.accuracy_gain), score.accuracy_gain_interval),
+            _with(_signed(score.accuracy_gain, ""), score.accuracy_gain_interval),
             _with(percent(score.agreement), score.agreement_interval),
         ]
         for score in (*result.of("teacher"), *result.of("split"))
     ]
     print_table(
         f"{result.model}, release {result.release}, on {result.images} images of {data}",
-        ["way", ">bytes a frame", ">accuracy", ">minus the teacher", ">agrees with the teacher"],
+        ["way", ">bytes a frame", ">accuracy", ">minus the teacher, points", ">agrees with the teacher"],
         rows,
     )
 
@@ -126,8 +131,8 @@ def _print_beside(result: Evaluation, by: By) -> None:
             ]
         )
     rows.append(["BD-rate", "", *(_signed(one.bd_rate) for one in comparisons), "", ""])
-    rows.append(["  95 % interval", "", *(_range(one.bd_rate_interval) for one in comparisons), "", ""])
-    rows.append(["  over", "", *(_range((one.low, one.high)) for one in comparisons), "", ""])
+    rows.append(["  95 % interval, %", "", *(_range(one.bd_rate_interval) for one in comparisons), "", ""])
+    rows.append(["  over, %", "", *(_range((one.low, one.high)) for one in comparisons), "", ""])
     names = [f">{one.against} there" for one in comparisons]
     title = "At equal accuracy" if by == "accuracy" else "At equal agreement with the teacher"
     print_table(f"\n{title}", ["", ">bytes a frame", *names, ">saved", "first setting that reaches it"], rows)
@@ -180,6 +185,6 @@ def _range(interval: Interval | tuple[float | None, float | None] | None) -> str
     return f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f}"
 
 
-def _signed(part: float | None) -> str:
+def _signed(part: float | None, unit: str = " %") -> str:
     """``-24.3 %``."""
-    return "-" if part is None else f"{100 * part:+.1f} %"
+    return "-" if part is None else f"{100 * part:+.1f}{unit}"

@@ -11,7 +11,7 @@ from support import bundles
 
 from narrowcast.cli import main
 from narrowcast.compiler import evaluate as module
-from narrowcast.compiler.codecs import codecs_named
+from narrowcast.compiler.codecs import ImageCodec, codecs_named
 from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.evaluate import evaluate, evaluate_frames
 from narrowcast.head.session import HeadSession
@@ -108,6 +108,59 @@ def test_a_codec_that_the_machine_lacks_is_named_and_left_out(bundle, frames):
     assert {score.way for score in result.scores} == {"teacher", "split"}
 
 
+class TestCodecsOfAnEarlierRun:
+    """A second bundle of the same teacher need not wait for the codecs again."""
+
+    @pytest.fixture
+    def evaluated(self, bundle, photo_folder, tmp_path, monkeypatch):
+        """A function that evaluates on a few images: (the evaluation, how many images it sent through a codec)."""
+        transcode = ImageCodec.transcode
+
+        def run(**options):
+            sent = []
+            monkeypatch.setattr(ImageCodec, "transcode", lambda *args: sent.append(args) or transcode(*args))
+            options = {"data": photo_folder, "limit": 5, "codecs": FEW[:1], "work": tmp_path / "work", **options}
+            return evaluate(bundle, **options), len(sent)
+
+        return run
+
+    def test_are_the_same_and_are_not_sent_again(self, evaluated):
+        settings = len(FEW[0].qualities) * len(FEW[0].scales)
+        (first, sent), (second, again) = evaluated(), evaluated()
+        assert (sent, again) == (5 * settings, 0)
+        assert second == first
+
+    def test_are_measured_anew_when_something_changes(self, evaluated, photo_folder, tmp_path):
+        settings = len(FEW[0].qualities) * len(FEW[0].scales)
+        evaluated()
+        assert evaluated(limit=4)[1] == 4 * settings
+        assert evaluated(data=photo_folder / "1")[1] == 5 * settings
+        other = FEW[0]._replace(options=lambda quality: {"quality": quality, "optimize": False})
+        assert evaluated(codecs=[other])[1] == 5 * settings
+        finer = FEW[0]._replace(qualities=(*FEW[0].qualities, 93))
+        assert evaluated(codecs=[finer])[1] == 5 * len(FEW[0].scales)  # the new quality alone
+        table = tmp_path / "truth.csv"
+        names = [str(path.relative_to(photo_folder)) for path in sorted(photo_folder.rglob("*.png"))[:5]]
+        for label in (1, 2):
+            table.write_text("file,label\n" + "".join(f"{name},{label}\n" for name in names))
+            assert evaluated(labels=table)[1] == 5 * settings
+        assert evaluated(work=None)[1] == 5 * settings
+
+    def test_a_damaged_file_is_as_none(self, evaluated, tmp_path):
+        first, sent = evaluated()
+        for path in (tmp_path / "work").rglob("*.npz"):
+            path.write_bytes(path.read_bytes()[:40])
+        assert evaluated() == (first, sent)
+
+    def test_of_other_images_they_are_refused(self, evaluated, tmp_path):
+        evaluated()
+        for path in (tmp_path / "work").rglob("*.npz"):
+            with np.load(path) as arrays:
+                np.savez(path, **{**arrays, "images": np.array(4)})
+        with pytest.raises(DataError, match="was written when other images could be read: delete it"):
+            evaluated()
+
+
 def test_a_table_of_labels(bundle, photo_folder, tmp_path):
     table = tmp_path / "truth.csv"
     names = [str(path.relative_to(photo_folder)) for path in sorted(photo_folder.rglob("*.png"))[:6]]
@@ -162,7 +215,17 @@ class TestCommandLine:
         bundles.trusted_key().write(key)
 
         def run(*words, data=photo_folder):
-            command = ["evaluate", compiled[0].bundle, "--data", data, "--trust", key, *words]
+            command = [
+                "evaluate",
+                compiled[0].bundle,
+                "--data",
+                data,
+                "--trust",
+                key,
+                "--work",
+                tmp_path / "work",
+                *words,
+            ]
             code = main([str(word) for word in command])
             return code, *capsys.readouterr()
 

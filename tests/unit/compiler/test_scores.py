@@ -94,6 +94,18 @@ def test_the_front_is_of_the_lossy_codecs_alone():
     assert [score.mean_bytes for score in found.of("jpeg")] == [1000, 2000, 4000, 4100]
 
 
+def test_a_point_of_another_scale_makes_no_curve_dearer():
+    """Small images at 1900 bytes just belong to the front of all; a line through them would pass above 1000 to 2000."""
+    found = evaluation(
+        ("split", 0, None, 100, 80), ("split", 1, None, 200, 160),
+        ("webp", 10, 1.0, 1000, 80), ("webp", 90, 1.0, 2000, 160), ("webp", 90, 0.5, 1900, 84),
+    )  # fmt: skip
+    add_statistics(found)
+    assert [score.mean_bytes for score in found.front("webp")] == [1000, 1900, 2000]
+    assert found.bytes_at_accuracy("webp", 0.6) == pytest.approx(1000 * 2**0.5)
+    assert found.comparison("webp").bd_rate == found.comparison("best").bd_rate == pytest.approx(-0.9)
+
+
 def test_rates_against_each_codec_and_the_best():
     found = measured()
     jpeg, webp, best = (found.comparison(way) for way in ("jpeg", "webp", "best"))
