@@ -99,12 +99,13 @@ def _print_levels(result: Evaluation, data: Path) -> None:
             _with(percent(score.accuracy), score.accuracy_interval),
             _with(_signed(score.accuracy_gain, ""), score.accuracy_gain_interval),
             _with(percent(score.agreement), score.agreement_interval),
+            _error(score.output_error),
         ]
         for score in (*result.of("teacher"), *result.of("split"))
     ]
     print_table(
         f"{result.model}, release {result.release}, on {result.images} images of {data}",
-        ["way", ">bytes a frame", ">accuracy", ">minus the teacher, points", ">agrees with the teacher"],
+        ["way", ">bytes a frame", ">accuracy", ">minus the teacher", ">agreement", ">output error"],
         rows,
     )
 
@@ -123,7 +124,7 @@ def _print_beside(result: Evaluation, by: By) -> None:
         first = next((score for score in front if reached is not None and (score.reached(by) or 0) >= reached), None)
         rows.append(
             [
-                f"split, level {level.setting}",
+                f"level {level.setting}",
                 human_bytes(level.mean_bytes),
                 *(_there(one.bytes_there[row]) for one in comparisons),
                 "-" if there is None or level.mean_bytes is None else percent(1 - level.mean_bytes / there),
@@ -133,9 +134,9 @@ def _print_beside(result: Evaluation, by: By) -> None:
     rows.append(["BD-rate", "", *(_signed(one.bd_rate) for one in comparisons), "", ""])
     rows.append(["  95 % interval, %", "", *(_range(one.bd_rate_interval) for one in comparisons), "", ""])
     rows.append(["  over, %", "", *(_range((one.low, one.high)) for one in comparisons), "", ""])
-    names = [f">{one.against} there" for one in comparisons]
-    title = "At equal accuracy" if by == "accuracy" else "At equal agreement with the teacher"
-    print_table(f"\n{title}", ["", ">bytes a frame", *names, ">saved", "first setting that reaches it"], rows)
+    names = [f">{one.against}" for one in comparisons]
+    title = "Bytes at equal accuracy" if by == "accuracy" else "Bytes at equal agreement with the teacher"
+    print_table(f"\n{title}", ["", ">split", *names, ">saved", "first there"], rows)
 
 
 def _print_settings(result: Evaluation) -> None:
@@ -146,7 +147,7 @@ def _print_settings(result: Evaluation) -> None:
             human_bytes(score.mean_bytes),
             _with(percent(score.accuracy), score.accuracy_interval),
             _with(percent(score.agreement), score.agreement_interval),
-            "-" if score.output_error is None else f"{score.output_error:.3g}",
+            _error(score.output_error),
             "yes" if score.on_front else "",
         ]
         for score in result.scores
@@ -164,9 +165,13 @@ def _print_settings(result: Evaluation) -> None:
 
 
 def _setting(score: Score) -> str:
-    """``avif, quality 40, at 0.75 of the size``."""
+    """``avif, quality 40, x 0.75``."""
     quality = "" if score.setting is None else f", quality {score.setting}"
-    return f"{score.way}{quality}" + ("" if score.scale in (None, 1.0) else f", at {score.scale:g} of the size")
+    return f"{score.way}{quality}" + ("" if score.scale in (None, 1.0) else f", x {score.scale:g}")
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3g}"
 
 
 def _there(size: float | None) -> str:
