@@ -20,6 +20,7 @@ from narrowcast.compiler.scores import By, Evaluation, Score, check_measurable
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.compiler.ways import Frames, Labels, Tally, codec_ways, split_ways, teacher_way, top_class
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import read_image
 
@@ -35,6 +36,7 @@ def evaluate(
     *,
     labels: str | Path | None = None,
     limit: int | None = None,
+    precision: Precision = "fp32",
     codecs: Sequence[ImageCodec] = CODECS,
     by: By | None = None,
     work: str | Path | None = None,
@@ -49,6 +51,7 @@ def evaluate(
             folders where there are as many as classes.
         labels: another file of labels.
         limit: use at most so many images.
+        precision: of the head.
         codecs: to put beside the split; those that this machine's Pillow lacks are left out and listed.
         by: a figure that must be measurable.
         work: where the codecs' results are kept, for another bundle of the same teacher on the same images; None keeps none.
@@ -83,7 +86,7 @@ def evaluate(
                 yield np.stack(frames), None if truth is None else np.array([truth[path] for path in kept])
 
     cache = _cache(bundle, chosen, truth, Path(work)) if work is not None and bundle.has("whole") else None
-    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, codecs, progress, cache)
+    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, codecs, precision, progress, cache)
     if result is None:
         raise DataError(f"no image of {data} can be read; the first problem: {skipped[0]}")
     result.skipped = skipped
@@ -96,6 +99,7 @@ def evaluate_frames(
     labels: Labels | None,
     *,
     codecs: Sequence[ImageCodec] = CODECS,
+    precision: Precision = "fp32",
     progress: Progress = SILENT,
 ) -> Evaluation:
     """:func:`evaluate` on frames uint8 ``[N, H, W, 3]`` that are as the contract wants them, and labels int64 ``[N]``.
@@ -107,7 +111,7 @@ def evaluate_frames(
         (frames[start : start + CHUNK], None if labels is None else labels[start : start + CHUNK])
         for start in range(0, len(frames), CHUNK)
     )
-    result = _evaluate(bundle, chunks, len(frames), labels is not None, codecs, progress)
+    result = _evaluate(bundle, chunks, len(frames), labels is not None, codecs, precision, progress)
     if result is None:
         raise DataError("there are no frames to evaluate on")
     return result
@@ -119,6 +123,7 @@ def _evaluate(
     count: int,
     labelled: bool,
     codecs: Sequence[ImageCodec],
+    precision: Precision,
     progress: Progress,
     cache: OutcomeCache | None = None,
 ) -> Evaluation | None:
@@ -130,7 +135,7 @@ def _evaluate(
     workers = min(cores, max(1, count_ways // 2))
     threads = max(1, cores // workers)
     whole = OnnxNetwork(bundle.read("whole"), threads) if bundle.has("whole") else None
-    tallies = [Tally(way) for way in split_ways(bundle, threads)]
+    tallies = [Tally(way) for way in split_ways(bundle, precision, threads)]
     sent: list[tuple[ImageCodec, Tally]] = []
     if whole is not None:
         tallies.insert(0, Tally(teacher_way()))

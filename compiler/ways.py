@@ -13,6 +13,7 @@ from narrowcast.compiler.scores import Outcome, Score
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
 Frames = npt.NDArray[np.uint8]
@@ -50,9 +51,10 @@ class Way(NamedTuple):
     answer: Callable[[Frames, Outputs | None], Answers]
 
 
-def split_ways(bundle: Bundle, threads: int) -> list[Way]:
-    """The split, level by level: head, coder and tail as on board and server, each network on ``threads`` threads."""
-    session, tail = HeadSession(bundle, threads=threads), OnnxNetwork(bundle.read("tail"), threads)
+def split_ways(bundle: Bundle, precision: Precision, threads: int) -> list[Way]:
+    """The split, level by level: head of a precision, coder and tail as on board and server, each on ``threads`` threads."""
+    session = HeadSession(bundle, precision=precision, threads=threads)
+    tail = OnnxNetwork(bundle.read("tail"), threads)
 
     def at(level: int) -> Way:
         def answer(frames: Frames, _: Outputs | None) -> Answers:

@@ -16,6 +16,7 @@ from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.evaluate import evaluate, evaluate_frames
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.errors import BundleError
 from narrowcast.transport.frames import read_image
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
@@ -106,6 +107,11 @@ def test_a_codec_that_the_machine_lacks_is_named_and_left_out(bundle, frames):
     result = evaluate_frames(bundle, frames[:2], None, codecs=[lacking])
     assert result.absent == ["jpeg9"]
     assert {score.way for score in result.scores} == {"teacher", "split"}
+
+
+def test_a_precision_that_the_bundle_lacks_is_an_error(bundle, frames):
+    with pytest.raises(BundleError, match="int8"):
+        evaluate_frames(bundle, frames[:2], None, codecs=(), precision="int8")
 
 
 class TestCodecsOfAnEarlierRun:
