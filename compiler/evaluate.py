@@ -145,8 +145,7 @@ def _evaluate(
     if not tallies[0].images:
         return None
     if cache is not None:
-        for codec, tally in new:
-            cache.keep(codec, tally)
+        _keep(cache, new, progress)
         if any(tally.images != tallies[0].images for _, tally in sent):
             raise DataError(f"{cache.folder} was written when other images could be read: delete it")
     tallies += [tally for _, tally in sent]
@@ -164,6 +163,14 @@ def _cache(bundle: Bundle, files: list[Path], truth: dict[Path, int] | None, wor
     teacher = bundle.manifest.find("whole")
     assert teacher is not None
     return OutcomeCache(work / "cache" / "codecs", f"{images} [{labels}]", teacher.sha256)
+
+
+def _keep(cache: OutcomeCache, measured: Sequence[tuple[ImageCodec, Tally]], progress: Progress) -> None:
+    try:
+        for codec, tally in measured:
+            cache.keep(codec, tally)
+    except OSError as error:  # minutes of evaluation are worth more than its cache
+        progress.note(f"what the codecs did is not kept for the next run: {error}")
 
 
 def _run(

@@ -10,6 +10,7 @@ import pytest
 from support import bundles
 
 from narrowcast.cli import main
+from narrowcast.cli.show import TerminalProgress
 from narrowcast.compiler import evaluate as module
 from narrowcast.compiler.codecs import ImageCodec, codecs_named
 from narrowcast.compiler.errors import DataError
@@ -157,6 +158,12 @@ class TestCodecsOfAnEarlierRun:
         for path in (tmp_path / "work").rglob("*.npz"):
             path.write_bytes(path.read_bytes()[:40])
         assert evaluated() == (first, sent)
+
+    def test_a_folder_that_cannot_be_written_costs_the_cache_alone(self, evaluated, tmp_path, capsys):
+        (tmp_path / "file").write_text("not a folder")
+        found, _ = evaluated(work=tmp_path / "file", progress=TerminalProgress())
+        assert found.images == 5
+        assert "not kept for the next run" in capsys.readouterr().err
 
     def test_of_other_images_they_are_refused(self, evaluated, tmp_path):
         evaluated()
