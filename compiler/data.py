@@ -75,6 +75,16 @@ def choose(files: list[Path], limit: int | None, seed: int) -> list[Path]:
     return [files[k] for k in sorted(drawn)]
 
 
+def digest_of(files: list[Path], contract: InputContract) -> str:
+    """Names files, as they are now, and the contract that prepares them.
+
+    Raises:
+        OSError: one is not there.
+    """
+    stamps = [f"{path.resolve()}\0{(stat := path.stat()).st_size}\0{stat.st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join([to_json(contract).decode(), *stamps]).encode()).hexdigest()[:16]
+
+
 def prepare_images(
     files: list[Path], contract: InputContract, cache: Path, progress: Progress = SILENT
 ) -> PreparedImages:
@@ -83,8 +93,7 @@ def prepare_images(
     Raises:
         DataError: fewer than two could be read.
     """
-    stamps = [f"{path.resolve()}\0{(stat := path.stat()).st_size}\0{stat.st_mtime_ns}" for path in files]
-    digest = hashlib.sha256("\n".join([to_json(contract).decode(), *stamps]).encode()).hexdigest()[:16]
+    digest = digest_of(files, contract)
     data, index = cache / f"images-{digest}.u8", cache / f"images-{digest}.json"
     if not index.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -3,84 +3,31 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from narrowcast.compiler.codecs import CODECS, ImageCodec
-from narrowcast.compiler.data import choose, find_images
+from narrowcast.compiler.codecs import CODECS, ImageCodec, available
+from narrowcast.compiler.comparison import add_statistics
+from narrowcast.compiler.data import choose, digest_of, find_images
 from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.outcome_cache import OutcomeCache
 from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.scores import By, Evaluation, Score, check_measurable
 from narrowcast.compiler.verify import OnnxNetwork
-from narrowcast.head.session import HeadSession
+from narrowcast.compiler.ways import Frames, Labels, Tally, codec_ways, split_ways, teacher_way, top_class
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import read_image
-from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
-CHUNK = 32
-Outputs = dict[str, npt.NDArray[Any]]
-Chunk = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None]
+__all__ = ["Evaluation", "Score", "evaluate", "evaluate_frames", "top_class"]
 
-
-@dataclass
-class Score:
-    """One way of getting answers, on the same images.
-
-    Attributes:
-        way: ``teacher``, ``split``, ``png``, ``jpeg``, ``webp``.
-        setting: the level or the quality; None where there is none.
-        mean_bytes: per frame: a packet with its header, or an image file; None for the teacher.
-        accuracy: part of the images with the right top class; None without labels or classes.
-        agreement: part with the teacher's top class; None without the teacher or classes.
-        output_error: squared error of all outputs as a part of their variance; None without the teacher.
-    """
-
-    way: str
-    setting: int | None
-    mean_bytes: float | None
-    accuracy: float | None
-    agreement: float | None
-    output_error: float | None
-
-
-@dataclass
-class Evaluation:
-    """Everything measured on one set of images."""
-
-    model: str
-    release: int
-    images: int
-    labelled: bool
-    skipped: list[str] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
-
-    def of(self, way: str) -> list[Score]:
-        """The scores of one way, in the order of its settings."""
-        return [score for score in self.scores if score.way == way]
-
-    def bytes_at_accuracy(self, way: str, accuracy: float, *, by: str = "accuracy") -> float | None:
-        """The bytes at which an image codec reaches ``accuracy`` (or agreement), linearly between qualities.
-
-        None where it does not at any of them. Never below the smallest file that was tried.
-        """
-        points: list[tuple[float, float]] = sorted((s.mean_bytes or 0.0, getattr(s, by) or 0.0) for s in self.of(way))
-        before: tuple[float, float] | None = None
-        for size, reached in points:
-            if reached >= accuracy:
-                if before is None or reached == before[1]:
-                    return size
-                return before[0] + (size - before[0]) * (accuracy - before[1]) / (reached - before[1])
-            before = (size, reached)
-        return None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+CHUNK = 16
+Chunk = tuple[Frames, Labels | None]
 
 
 def evaluate(
@@ -89,6 +36,10 @@ def evaluate(
     *,
     labels: str | Path | None = None,
     limit: int | None = None,
+    precision: Precision = "fp32",
+    codecs: Sequence[ImageCodec] = CODECS,
+    by: By | None = None,
+    work: str | Path | None = None,
     progress: Progress = SILENT,
     allow_unsigned: bool = False,
 ) -> Evaluation:
@@ -100,16 +51,25 @@ def evaluate(
             folders where there are as many as classes.
         labels: another file of labels.
         limit: use at most so many images.
+        precision: of the head.
+        codecs: to put beside the split; those that this machine's Pillow lacks are left out and listed.
+        by: a figure that must be measurable.
+        work: where the codecs' results are kept, for another bundle of the same teacher on the same images; None keeps none.
         progress: told where it is.
         allow_unsigned: open an unsigned bundle file.
 
     Raises:
-        DataError: no images, or labels that do not fit.
+        DataError: no images, or labels that do not fit, or ``by`` cannot be measured with what there is.
         BundleError: the bundle must not be used, or lacks head or tail.
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle, allow_unsigned=allow_unsigned)
     files, truth = _labelled(Path(data), Path(labels) if labels else None, _classes(bundle))
+    if by is not None:
+        check_measurable(
+            by, bundle.manifest.name, labelled=truth is not None, teacher=bundle.has("whole"),
+            classes=_classes(bundle) is not None,
+        )  # fmt: skip
     chosen = choose(files, limit, seed=0)
     skipped: list[str] = []
 
@@ -125,27 +85,36 @@ def evaluate(
             if frames:
                 yield np.stack(frames), None if truth is None else np.array([truth[path] for path in kept])
 
-    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, CODECS, progress)
-    result.skipped = skipped
-    if not result.images:
+    cache = _cache(bundle, chosen, truth, Path(work)) if work is not None and bundle.has("whole") else None
+    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, codecs, precision, progress, cache)
+    if result is None:
         raise DataError(f"no image of {data} can be read; the first problem: {skipped[0]}")
+    result.skipped = skipped
     return result
 
 
 def evaluate_frames(
     bundle: Bundle,
-    frames: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64] | None,
+    frames: Frames,
+    labels: Labels | None,
     *,
     codecs: Sequence[ImageCodec] = CODECS,
+    precision: Precision = "fp32",
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """:func:`evaluate` on frames uint8 ``[N, H, W, 3]`` that are as the contract wants them, and labels int64 ``[N]``."""
+    """:func:`evaluate` on frames uint8 ``[N, H, W, 3]`` that are as the contract wants them, and labels int64 ``[N]``.
+
+    Raises:
+        DataError: there are no frames.
+    """
     chunks = (
         (frames[start : start + CHUNK], None if labels is None else labels[start : start + CHUNK])
         for start in range(0, len(frames), CHUNK)
     )
-    return _evaluate(bundle, chunks, len(frames), labels is not None, codecs, progress)
+    result = _evaluate(bundle, chunks, len(frames), labels is not None, codecs, precision, progress)
+    if result is None:
+        raise DataError("there are no frames to evaluate on")
+    return result
 
 
 def _evaluate(
@@ -154,83 +123,75 @@ def _evaluate(
     count: int,
     labelled: bool,
     codecs: Sequence[ImageCodec],
+    precision: Precision,
     progress: Progress,
-) -> Evaluation:
-    session, tail = HeadSession(bundle), OnnxNetwork(bundle.read("tail"))
-    whole = OnnxNetwork(bundle.read("whole")) if bundle.has("whole") else None
-    tallies: dict[tuple[str, int | None], _Tally] = {}
-
-    def add(way: str, setting: int | None, *found: Any) -> None:
-        tallies.setdefault((way, setting), _Tally()).add(*found)
-
-    with progress.task("evaluating", count, "images") as task:
-        for frames, labels in chunks:
-            reference = None if whole is None else whole(image=frames)
-            if reference is not None:
-                add("teacher", None, [], reference, reference, labels)
-            for level in range(session.levels):
-                symbols = np.stack([session.symbols(frame, level) for frame in frames])
-                sizes = [len(session.codec.encode(one, level)) + STREAM_HEADER_BYTES for one in symbols]
-                outputs = tail(symbols=symbols, level=np.full(len(frames), level, np.int64))
-                add("split", level, sizes, outputs, reference, labels)
-            for codec in codecs if whole is not None else ():
-                for quality in codec.qualities:
-                    decoded, sizes_ = zip(*(codec.transcode(frame, quality) for frame in frames), strict=True)
-                    assert whole is not None
-                    add(codec.name, quality, sizes_, whole(image=np.stack(decoded)), reference, labels)
-            task.advance(len(frames))
-    images = max((tally.images for tally in tallies.values()), default=0)
-    result = Evaluation(bundle.manifest.name, bundle.manifest.release, images, labelled)
-    result.scores = [tally.score(way, setting) for (way, setting), tally in tallies.items()]
+    cache: OutcomeCache | None = None,
+) -> Evaluation | None:
+    """All ways on all chunks; None if there are none."""
+    there, absent = available(codecs if bundle.has("whole") else ())
+    # Ways run side by side, one on a core; only where they are few does each get several cores.
+    count_ways = bundle.manifest.codec.levels + sum(len(codec.qualities) * len(codec.scales) for codec in there)
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, max(1, count_ways // 2))
+    threads = max(1, cores // workers)
+    whole = OnnxNetwork(bundle.read("whole"), threads) if bundle.has("whole") else None
+    tallies = [Tally(way) for way in split_ways(bundle, precision, threads)]
+    sent: list[tuple[ImageCodec, Tally]] = []
+    if whole is not None:
+        tallies.insert(0, Tally(teacher_way()))
+        sent = [(codec, Tally(way)) for codec in there for way in codec_ways(codec, whole)]
+    new = [(codec, tally) for codec, tally in sent if cache is None or not cache.restore(codec, tally)]
+    _run([*tallies, *(tally for _, tally in new)], whole, chunks, workers, count, progress)
+    if not tallies[0].images:
+        return None
+    if cache is not None:
+        _keep(cache, new, progress)
+        if any(tally.images != tallies[0].images for _, tally in sent):
+            raise DataError(f"{cache.folder} was written when other images could be read: delete it")
+    tallies += [tally for _, tally in sent]
+    result = Evaluation(bundle.manifest.name, bundle.manifest.release, tallies[0].images, labelled, absent=absent)
+    result.scores = [tally.score() for tally in tallies]
+    result.outcomes = [tally.outcome() for tally in tallies]
+    add_statistics(result)
     return result
 
 
-class _Tally:
-    """Adds up one way's results, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.bytes: int | None = None
-        self.right: int | None = None
-        self.agreed: int | None = None
-        self.moments: dict[str, npt.NDArray[np.float64]] = {}  # count, sum, squares of the reference; squared error
-
-    def add(self, sizes: Sequence[int], outputs: Outputs, reference: Outputs | None, labels: Any) -> None:
-        top = top_class(outputs)
-        self.images += len(next(iter(outputs.values())))
-        if sizes:
-            self.bytes = (self.bytes or 0) + sum(sizes)
-        if top is not None and labels is not None:
-            self.right = (self.right or 0) + int((top == labels).sum())
-        if reference is None:
-            return
-        other = top_class(reference)
-        if top is not None and other is not None:
-            self.agreed = (self.agreed or 0) + int((top == other).sum())
-        for name, wanted in reference.items():
-            if wanted.dtype.kind == "f":
-                w = wanted.astype(np.float64)
-                found = np.array([w.size, w.sum(), np.square(w).sum(), np.square(outputs[name] - w).sum()])
-                self.moments[name] = self.moments.get(name, np.zeros(4)) + found
-
-    def score(self, way: str, setting: int | None) -> Score:
-        def per_image(total: int | None) -> float | None:
-            return None if total is None else total / self.images
-
-        errors = [
-            error / max(squares - total**2 / count, 1e-12) for count, total, squares, error in self.moments.values()
-        ]
-        output_error = float(np.mean(errors)) if errors else None
-        return Score(way, setting, per_image(self.bytes), per_image(self.right), per_image(self.agreed), output_error)
+def _cache(bundle: Bundle, files: list[Path], truth: dict[Path, int] | None, work: Path) -> OutcomeCache:
+    """Where the codecs' results on these images by this teacher are kept."""
+    images = digest_of([path for path in files if path.is_file()], bundle.manifest.input)
+    labels = "" if truth is None else " ".join(str(truth[path]) for path in files)
+    teacher = bundle.manifest.find("whole")
+    assert teacher is not None
+    return OutcomeCache(work / "cache" / "codecs", f"{images} [{labels}]", teacher.sha256)
 
 
-def top_class(outputs: Outputs) -> npt.NDArray[np.int64] | None:
-    """The top class per image int64 ``[N]``: of the first output that is class scores ``[N, K]``; None without any."""
-    for values in outputs.values():
-        if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind == "f":
-            top: npt.NDArray[np.int64] = values.argmax(1)
-            return top
-    return None
+def _keep(cache: OutcomeCache, measured: Sequence[tuple[ImageCodec, Tally]], progress: Progress) -> None:
+    try:
+        for codec, tally in measured:
+            cache.keep(codec, tally)
+    except OSError as error:  # minutes of evaluation are worth more than its cache
+        progress.note(f"what the codecs did is not kept for the next run: {error}")
+
+
+def _run(
+    tallies: Sequence[Tally],
+    whole: OnnxNetwork | None,
+    chunks: Iterator[Chunk],
+    workers: int,
+    count: int,
+    progress: Progress,
+) -> None:
+    """All ways on all chunks, ``workers`` at a time; ``whole`` is the teacher."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with progress.task("evaluating", count, "images") as task:
+            for frames, labels in chunks:
+                reference = None if whole is None else whole(image=frames)
+                for done in [pool.submit(tally.add, frames, reference, labels) for tally in tallies]:
+                    done.result()
+                task.advance(len(frames))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _classes(bundle: Bundle) -> int | None:

@@ -19,7 +19,7 @@ VERBS = {
     "cuts": ("cuts", "where a network can be cut, and what lies on either side"),
     "compile": ("compile", "train the bottleneck, fit tables, export, verify, sign"),
     "inspect": ("inspect", "what is in a bundle, its figures, its signature"),
-    "evaluate": ("evaluate", "accuracy and bytes per level, beside JPEG, WebP and the teacher"),
+    "evaluate": ("evaluate", "accuracy and bytes per level, beside the teacher, JPEG, WebP and AVIF"),
     "serve": ("serve", "the tail server"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),

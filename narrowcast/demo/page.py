@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
-from narrowcast.demo.plots import Curve, rate_accuracy, stage_bars
+from narrowcast.compiler.plots import NAMES, Line
+from narrowcast.demo.plots import rate_accuracy, stage_bars
 from narrowcast.demo.run import DemoResult, Streamed
 from narrowcast.head.timing import STAGES
 from narrowcast.text import human_bytes, human_count, percent
@@ -73,13 +74,10 @@ def write_page(result: DemoResult) -> Path:
     from jinja2 import Environment
 
     evaluation = result.evaluation
-    curves = [
-        Curve(name, [s.mean_bytes or 0 for s in scores], [s.accuracy or 0 for s in scores])
-        for name, scores in (
-            ("narrowcast split", evaluation.of("split")),
-            ("JPEG", evaluation.of("jpeg")),
-            ("WebP", evaluation.of("webp")),
-        )
+    lines = [
+        Line(NAMES[way], [s.mean_bytes or 0 for s in scores], [s.accuracy or 0 for s in scores])
+        for way in ("split", "jpeg", "webp")
+        for scores in [evaluation.of(way)]
     ]
     samples = [
         {"png": _png(frame), "label": int(label), "answer": answer}
@@ -90,7 +88,7 @@ def write_page(result: DemoResult) -> Path:
     html = page.render(
         d=result,
         headline=headline(result),
-        curve=rate_accuracy(curves, evaluation.of("teacher")[0].accuracy or 0.0),
+        curve=rate_accuracy(lines, evaluation.of("teacher")[0].accuracy or 0.0),
         bars=stage_bars([(f"level {one.level}", _medians(one)) for one in result.streamed]),
         rows=table_rows(result),
         stages=STAGES,

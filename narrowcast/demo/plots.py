@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+
+from narrowcast.compiler.plots import Line, draw_over_bytes, draw_teacher
 
 # placeholder -> CSS variable
 _INK, _GRID = "#010203", "#010204"
@@ -34,31 +36,12 @@ _STYLE: Any = {
 }
 
 
-class Curve(NamedTuple):
-    """One way's accuracy over its bytes."""
-
-    name: str
-    bytes: Sequence[float]
-    accuracy: Sequence[float]
-
-
-def rate_accuracy(curves: Sequence[Curve], teacher: float) -> str:
+def rate_accuracy(lines: Sequence[Line], teacher: float) -> str:
     """Accuracy over bytes a frame, one line per way, the teacher's as a dashed one."""
     with mpl.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 4.0))
-        axes.axhline(100 * teacher, color=_INK, linestyle="--", linewidth=1)
-        axes.annotate(f"teacher {100 * teacher:.1f} %", (1, 100 * teacher), (0, 4), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
-        for curve, colour in zip(curves, _SERIES, strict=False):
-            percent = [100 * a for a in curve.accuracy]
-            axes.plot(curve.bytes, percent, color=colour, marker="o", markersize=4, label=curve.name)
-        axes.set_xscale("log")
-        axes.set_xticks(ticks := _ticks(curves), [f"{t:g}" for t in ticks], minor=False)
-        axes.minorticks_off()
-        axes.set_xlabel("bytes a frame")
-        axes.set_ylabel("accuracy, %")
-        axes.grid(visible=True, linewidth=0.5)
-        axes.legend(frameon=False, loc="lower right")
+        draw_teacher(axes, teacher, _INK)
+        draw_over_bytes(axes, lines, "accuracy", _SERIES)
         return _svg(figure, "Accuracy over bytes a frame")
 
 
@@ -80,12 +63,6 @@ def stage_bars(levels: Sequence[tuple[str, dict[str, float]]]) -> str:
         axes.legend(frameon=False, ncols=len(stages), loc="lower center", bbox_to_anchor=(0.45, 1.0), fontsize=8,
                     handlelength=1, columnspacing=1)  # fmt: skip
         return _svg(figure, "Where the time of a frame goes")
-
-
-def _ticks(curves: Sequence[Curve]) -> list[float]:
-    sizes = [size for curve in curves for size in curve.bytes]
-    steps = [m * 10**e for e in range(1, 6) for m in (1, 2, 5)]
-    return [step for step in steps if min(sizes) * 0.8 <= step <= max(sizes) * 1.2]
 
 
 def _svg(figure: Any, title: str) -> str:

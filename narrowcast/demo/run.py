@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from narrowcast.compiler.codecs import CODECS, ImageCodec
+from narrowcast.compiler.codecs import ImageCodec, codecs_named
 from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames, top_class
 from narrowcast.compiler.progress import Progress
@@ -33,6 +33,7 @@ from narrowcast.transport.errors import NarrowcastError
 TRAIN_FRAMES = 8_000
 TEST_FRAMES = 300
 TEACHER_EPOCHS = (6, 1)  # on crops, on whole frames
+QUALITIES = (2, 5, 10, 15, 20, 30, 40, 50, 95)
 STREAM_SECONDS = 4.0
 SERVER_START_SECONDS = 60.0
 MODEL = "demo"
@@ -143,7 +144,7 @@ def run_demo(folder: Path, progress: Progress, watch: Callable[[int], Watcher]) 
     bundle_file = models / f"{MODEL}.ncb"
     compile_recipe(folder / f"{MODEL}.toml", bundle_file, key=key, work=folder / "work", progress=progress)
     bundle = Bundle.open(bundle_file, trusted=[key.public])
-    evaluation = evaluate_frames(bundle, test.frames, test.labels, codecs=_fewer(CODECS), progress=progress)
+    evaluation = evaluate_frames(bundle, test.frames, test.labels, codecs=_codecs(), progress=progress)
     session = HeadSession(bundle)
     with tail_server(models, public) as address:
         progress.note(f"tail server: a process of its own on {address}")
@@ -258,11 +259,11 @@ def _top(result: Result) -> int:
     return int(top[0])
 
 
-def _fewer(codecs: tuple[ImageCodec, ...]) -> list[ImageCodec]:
-    """Every codec at the qualities where small frames are decided, and its best: a matched accuracy wants fine steps."""
+def _codecs() -> list[ImageCodec]:
+    """PNG, and JPEG and WebP at the qualities where small frames are decided: a matched accuracy wants fine steps."""
     return [
-        codec._replace(qualities=tuple(q for q in codec.qualities if q is None or q <= 50 or q == codec.qualities[-1]))
-        for codec in codecs
+        codec if codec.name == "png" else codec._replace(qualities=QUALITIES, scales=(1.0,))
+        for codec in codecs_named("png,jpeg,webp")
     ]
 
 

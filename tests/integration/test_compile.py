@@ -15,8 +15,8 @@ from support import bundles, networks
 
 from narrowcast.compiler.bottlenecks.plain import PlainSettings
 from narrowcast.compiler.compile import compile as compile_recipe
-from narrowcast.compiler.errors import CutError, DataError, VerificationError
-from narrowcast.compiler.evaluate import Evaluation, Score, evaluate, evaluate_frames
+from narrowcast.compiler.errors import CutError, VerificationError
+from narrowcast.compiler.evaluate import evaluate_frames
 from narrowcast.compiler.normalize import Normalize
 from narrowcast.compiler.verify import OnnxNetwork, verify
 from narrowcast.head.session import HeadSession
@@ -172,53 +172,6 @@ def test_verification_finds_a_head_that_is_not_the_trained_one(compiled, recipe_
         verify(head, tail, *onnx_parts, frames, 3)
 
 
-class TestEvaluate:
-    """`narrowcast evaluate` on folders."""
-
-    def test_class_folders_are_labels(self, compiled, photo_folder):
-        result = evaluate(Bundle.open(compiled[0].bundle, trusted=TRUSTED), photo_folder, limit=20)
-        assert result.images == 20
-        assert result.labelled
-        for way in ("teacher", "split", "png", "jpeg", "webp"):
-            for score in result.of(way):
-                assert 0 <= score.accuracy <= 1
-                assert (score.mean_bytes is None) == (way == "teacher")
-        assert result.of("png")[0].agreement == 1.0
-        assert result.of("png")[0].output_error == 0.0
-        jpeg = [score.mean_bytes for score in result.of("jpeg")]
-        assert jpeg == sorted(jpeg)
-
-    def test_a_table_of_labels(self, compiled, photo_folder, tmp_path):
-        table = tmp_path / "truth.csv"
-        names = [str(path.relative_to(photo_folder)) for path in sorted(photo_folder.rglob("*.png"))[:6]]
-        table.write_text("file,label\n" + "".join(f"{name},{k % 4}\n" for k, name in enumerate(names)))
-        bundle = Bundle.open(compiled[0].bundle, trusted=TRUSTED)
-        assert evaluate(bundle, photo_folder, labels=table).images == 6
-        for text, said in (
-            ("file,label\n", "lists no images"),
-            ("name,label\nx,1\n", "columns file and label"),
-            ("file,label\nx.png,one\n", "columns file and label"),
-            ("file,label\nx.png,4\n", "classes 0..3"),
-        ):
-            table.write_text(text)
-            with pytest.raises(DataError, match=said):
-                evaluate(bundle, photo_folder, labels=table)
-        table.write_text("file,label\nnowhere.png,1\n")
-        with pytest.raises(DataError, match=r"no image .* can be read.*nowhere\.png"):
-            evaluate(bundle, photo_folder, labels=table)
-
-    def test_bytes_at_matched_accuracy(self):
-        scores = [
-            Score("jpeg", q, size, accuracy, None, None)
-            for q, size, accuracy in ((5, 100, 0.2), (50, 300, 0.6), (90, 900, 0.6))
-        ]
-        found = Evaluation("m", 1, 10, True, [], scores)
-        assert found.bytes_at_accuracy("jpeg", 0.4) == pytest.approx(200)
-        assert found.bytes_at_accuracy("jpeg", 0.6) == pytest.approx(300)
-        assert found.bytes_at_accuracy("jpeg", 0.1) == 100
-        assert found.bytes_at_accuracy("jpeg", 0.7) is None
-
-
 def test_the_command_line_compiles_inspects_and_evaluates(photo_folder, tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
@@ -238,9 +191,16 @@ def test_the_command_line_compiles_inspects_and_evaluates(photo_folder, tmp_path
     shown = narrowcast("inspect", str(tmp_path / "m.ncb"), "--json")
     assert json.loads(shown.stdout)["name"] == "mine"
     scored = narrowcast(
-        "evaluate", str(tmp_path / "m.ncb"), "--data", str(photo_folder), "--limit", "8", "--json", "--quiet"
+        "evaluate",
+        str(tmp_path / "m.ncb"),
+        "--data",
+        str(photo_folder),
+        "--limit",
+        "8",
+        "--json",
+        "--quiet",
+        "--codecs",
+        "none",
     )
     assert scored.stderr == ""
     assert json.loads(scored.stdout)["images"] == 8
-    table = narrowcast("evaluate", str(tmp_path / "m.ncb"), "--data", str(photo_folder), "--limit", "8")
-    assert "quality 50" in table.stdout

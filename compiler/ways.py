@@ -1,0 +1,186 @@
+"""The ways of getting answers that an evaluation puts side by side: the teacher, the split at each level, image codecs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.compiler.codecs import ImageCodec
+from narrowcast.compiler.scores import Outcome, Score
+from narrowcast.compiler.verify import OnnxNetwork
+from narrowcast.head.session import HeadSession
+from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.manifest import Precision
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
+
+Frames = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Outputs = dict[str, npt.NDArray[Any]]
+_MOMENTS = "moments of "
+
+
+class Answers(NamedTuple):
+    """What a way gives for some frames.
+
+    Attributes:
+        outputs: of the task, one row per frame.
+        sizes: the bytes that were sent for each frame; None where nothing is.
+    """
+
+    outputs: Outputs
+    sizes: Sequence[int] | None
+
+
+class Way(NamedTuple):
+    """One way of getting answers.
+
+    Attributes:
+        name: see :class:`~narrowcast.compiler.scores.Score`; so are setting and scale.
+        setting: the level or the quality.
+        scale: the side of the image that is sent, as a part of the network's input.
+        answer: takes frames uint8 ``[N, H, W, 3]`` and the teacher's outputs for them (None without a teacher). Called
+            from several threads at a time.
+    """
+
+    name: str
+    setting: int | None
+    scale: float | None
+    answer: Callable[[Frames, Outputs | None], Answers]
+
+
+def split_ways(bundle: Bundle, precision: Precision, threads: int) -> list[Way]:
+    """The split, level by level: head of a precision, coder and tail as on board and server, each on ``threads`` threads."""
+    session = HeadSession(bundle, precision=precision, threads=threads)
+    tail = OnnxNetwork(bundle.read("tail"), threads)
+
+    def at(level: int) -> Way:
+        def answer(frames: Frames, _: Outputs | None) -> Answers:
+            symbols = np.stack([session.symbols(frame, level) for frame in frames])
+            sizes = [len(session.codec.encode(one, level)) + STREAM_HEADER_BYTES for one in symbols]
+            return Answers(tail(symbols=symbols, level=np.full(len(frames), level, np.int64)), sizes)
+
+        return Way("split", level, None, answer)
+
+    return [at(level) for level in range(session.levels)]
+
+
+def teacher_way() -> Way:
+    """The teacher on the frames themselves."""
+
+    def answer(_: Frames, reference: Outputs | None) -> Answers:
+        assert reference is not None
+        return Answers(reference, None)
+
+    return Way("teacher", None, None, answer)
+
+
+def codec_ways(codec: ImageCodec, whole: OnnxNetwork) -> list[Way]:
+    """The teacher on what arrives when images are sent by a codec: one way per scale and quality."""
+
+    def at(quality: int | None, scale: float) -> Way:
+        def answer(frames: Frames, reference: Outputs | None) -> Answers:
+            arrived, sizes = zip(*(codec.transcode(frame, quality, scale) for frame in frames), strict=True)
+            images = np.stack(arrived)
+            if reference is not None and np.array_equal(images, frames):
+                return Answers(reference, sizes)
+            return Answers(whole(image=images), sizes)
+
+        return Way(codec.name, quality, scale, answer)
+
+    return [at(quality, scale) for scale in codec.scales for quality in codec.qualities]
+
+
+class Tally:
+    """Gathers one way's results, chunk by chunk."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.images = 0
+        self._sizes: list[npt.NDArray[np.int64]] = []
+        self._right: list[npt.NDArray[np.bool_]] = []
+        self._agreed: list[npt.NDArray[np.bool_]] = []
+        self._moments: dict[str, npt.NDArray[np.float64]] = {}
+
+    def add(self, frames: Frames, reference: Outputs | None, labels: Labels | None) -> None:
+        """The next frames; ``reference`` are the teacher's outputs."""
+        outputs, sizes = self.way.answer(frames, reference)
+        self.images += len(frames)
+        if sizes is not None:
+            self._sizes.append(np.array(sizes, np.int64))
+        top = top_class(outputs)
+        if top is not None and labels is not None:
+            self._right.append(top == labels)
+        if reference is None:
+            return
+        other = top_class(reference)
+        if top is not None and other is not None:
+            self._agreed.append(top == other)
+        for name, wanted in reference.items():
+            if wanted.dtype.kind == "f":
+                self._moments[name] = self._moments.get(name, np.zeros(4)) + _moments(outputs[name], wanted)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that was gathered, by name."""
+        right, agreed, sizes = self.outcome()
+        named = {"right": right, "agreed": agreed, "sizes": sizes, "images": np.array(self.images)}
+        moments = {f"{_MOMENTS}{name}": values for name, values in self._moments.items()}
+        return {name: values for name, values in named.items() if values is not None} | moments
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Takes what :meth:`arrays` gave, in place of what was gathered.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        images = int(arrays["images"])
+        self._right, self._agreed, self._sizes = (
+            [arrays[name]] if name in arrays else [] for name in ("right", "agreed", "sizes")
+        )
+        self._moments = {name.removeprefix(_MOMENTS): arrays[name] for name in arrays if name.startswith(_MOMENTS)}
+        self.images = images
+
+    def outcome(self) -> Outcome:
+        """The single images."""
+        return Outcome(_joined(self._right), _joined(self._agreed), _joined(self._sizes))
+
+    def score(self) -> Score:
+        """The means."""
+        right, agreed, sizes = self.outcome()
+        errors = [
+            error / max(squares - total**2 / count, 1e-12) for count, total, squares, error in self._moments.values()
+        ]
+        return Score(
+            way=self.way.name,
+            setting=self.way.setting,
+            scale=self.way.scale,
+            mean_bytes=_mean(sizes),
+            accuracy=_mean(right),
+            agreement=_mean(agreed),
+            output_error=float(np.mean(errors)) if errors else None,
+        )
+
+
+def top_class(outputs: Outputs) -> npt.NDArray[np.int64] | None:
+    """The top class per image int64 ``[N]``: of the first output that is class scores ``[N, K]``; None without any."""
+    for values in outputs.values():
+        if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind == "f":
+            top: npt.NDArray[np.int64] = values.argmax(1)
+            return top
+    return None
+
+
+def _moments(outputs: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Of the reference: count, sum, squares; and the squared error."""
+    w = wanted.astype(np.float64)
+    return np.array([w.size, w.sum(), np.square(w).sum(), np.square(outputs - w).sum()])
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if parts else None
+
+
+def _mean(values: npt.NDArray[Any] | None) -> float | None:
+    return None if values is None else float(values.mean())
