@@ -18,6 +18,7 @@ from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import read_image
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
@@ -89,6 +90,7 @@ def evaluate(
     *,
     labels: str | Path | None = None,
     limit: int | None = None,
+    precision: Precision = "fp32",
     progress: Progress = SILENT,
     allow_unsigned: bool = False,
 ) -> Evaluation:
@@ -100,6 +102,7 @@ def evaluate(
             folders where there are as many as classes.
         labels: another file of labels.
         limit: use at most so many images.
+        precision: of the head.
         progress: told where it is.
         allow_unsigned: open an unsigned bundle file.
 
@@ -125,7 +128,7 @@ def evaluate(
             if frames:
                 yield np.stack(frames), None if truth is None else np.array([truth[path] for path in kept])
 
-    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, CODECS, progress)
+    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, CODECS, precision, progress)
     result.skipped = skipped
     if not result.images:
         raise DataError(f"no image of {data} can be read; the first problem: {skipped[0]}")
@@ -138,6 +141,7 @@ def evaluate_frames(
     labels: npt.NDArray[np.int64] | None,
     *,
     codecs: Sequence[ImageCodec] = CODECS,
+    precision: Precision = "fp32",
     progress: Progress = SILENT,
 ) -> Evaluation:
     """:func:`evaluate` on frames uint8 ``[N, H, W, 3]`` that are as the contract wants them, and labels int64 ``[N]``."""
@@ -145,7 +149,7 @@ def evaluate_frames(
         (frames[start : start + CHUNK], None if labels is None else labels[start : start + CHUNK])
         for start in range(0, len(frames), CHUNK)
     )
-    return _evaluate(bundle, chunks, len(frames), labels is not None, codecs, progress)
+    return _evaluate(bundle, chunks, len(frames), labels is not None, codecs, precision, progress)
 
 
 def _evaluate(
@@ -154,9 +158,10 @@ def _evaluate(
     count: int,
     labelled: bool,
     codecs: Sequence[ImageCodec],
+    precision: Precision,
     progress: Progress,
 ) -> Evaluation:
-    session, tail = HeadSession(bundle), OnnxNetwork(bundle.read("tail"))
+    session, tail = HeadSession(bundle, precision=precision), OnnxNetwork(bundle.read("tail"))
     whole = OnnxNetwork(bundle.read("whole")) if bundle.has("whole") else None
     tallies: dict[tuple[str, int | None], _Tally] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from narrowcast.cli.options import add_trust, open_bundle
+from narrowcast.cli.options import PRECISIONS, add_trust, open_bundle
 from narrowcast.cli.show import TerminalProgress, print_json, print_table
 from narrowcast.text import human_bytes, percent
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder of images")
     parser.add_argument("--labels", type=Path, metavar="FILE.csv", help="columns file and label")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images, drawn at random")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the head (default: fp32)")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     add_trust(parser)
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     progress = TerminalProgress(quiet=args.quiet)
     bundle = open_bundle(args, "any")
-    result = evaluate(bundle, args.data, labels=args.labels, limit=args.limit, progress=progress)
+    result = evaluate(bundle, args.data, labels=args.labels, limit=args.limit, precision=args.precision, progress=progress)
     if result.skipped:
         progress.note(f"{len(result.skipped)} images skipped; the first: {result.skipped[0]}")
     if args.json:

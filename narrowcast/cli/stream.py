@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from narrowcast.cli.options import add_trust, open_bundle
+from narrowcast.cli.options import PRECISIONS, add_trust, open_bundle
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="for the head (default: the library's choice)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="of the head (default: auto, the fastest measured here; kept under $NARROWCAST_CACHE, `off` measures every time)",
+    )
     parser.add_argument("--give-up", type=float, default=30.0, metavar="S", help="without any answer (default: 30)")
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_trust(parser)
@@ -56,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
     bundle = open_bundle(args, "device")
-    session = HeadSession(bundle, threads=args.threads)
+    session = HeadSession(bundle, precision=args.precision, threads=args.threads)
+    if session.choice.head_ms:
+        progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
     labels = bundle.read("labels").decode().splitlines() if bundle.has("labels") else []

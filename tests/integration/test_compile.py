@@ -43,6 +43,7 @@ def test_a_bundle_says_what_it_is(compiled):
         ("head", ("device",), False),
         ("tail", ("server",), False),
         ("tables", ("device", "server"), False),
+        ("selfcheck", ("device",), False),
         ("whole", ("device", "server"), True),
     }
     figures = manifest.figures
