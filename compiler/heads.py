@@ -202,7 +202,9 @@ def make_self_check(heads: Mapping[Precision, bytes], codec: Codec, size: tuple[
     return SelfCheck(payloads=payloads, bounds=bounds)
 
 
-def head_times(heads: Mapping[Precision, bytes], size: tuple[int, int], levels: int) -> tuple[dict[Precision, float], str]:
+def head_times(
+    heads: Mapping[Precision, bytes], size: tuple[int, int], levels: int
+) -> tuple[dict[Precision, float], str]:
     """Median milliseconds of a frame on this machine by precision, measured side by side; and what ran them."""
     loaded = {name: load_backend("onnxruntime", model, threads=0) for name, model in heads.items()}
     return measure(loaded, size, levels - 1), loaded["fp32"].name

@@ -8,6 +8,7 @@ a whole step of a symbol.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import tempfile
 import warnings
@@ -54,7 +55,7 @@ def quantizable(model: onnx.ModelProto) -> list[str]:
     macs = _macs(model)
     total, held, start = sum(macs.values()), 0, 0
     weighted = [at for at, node in enumerate(inside) if node.op_type in WEIGHTED]
-    for at, after in zip(weighted[:FIRST], weighted[1:], strict=False):
+    for at, after in itertools.pairwise(weighted[: FIRST + 1]):
         held += macs[inside[at].name]
         if held > FIRST_SHARE * total:
             break
@@ -181,7 +182,8 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> b
     Raises:
         ExportError: it cannot be quantized.
     """
-    chosen = quantizable(onnx.load_from_string(head))
+    model = onnx.load_from_string(head)
+    chosen, inputs = quantizable(model), [value.name for value in model.graph.input]
     if not chosen:
         raise ExportError("the head has no convolution to quantize between its first and its last")
     options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
@@ -191,7 +193,7 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> b
         try:
             with _quiet():
                 quantize_static(
-                    before, after, _Frames(frames), quant_format=QuantFormat.QDQ, per_channel=True,
+                    before, after, _Frames(frames, inputs), quant_format=QuantFormat.QDQ, per_channel=True,
                     activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8, weight_type=QuantType.QInt8,
                     nodes_to_quantize=chosen, calibrate_method=CalibrationMethod.MinMax, extra_options=options,
                 )  # fmt: skip
@@ -200,14 +202,17 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> b
         return after.read_bytes()
 
 
-class _Frames(CalibrationDataReader):  # type: ignore[misc]  (onnxruntime has no types)
-    def __init__(self, frames: npt.NDArray[np.uint8]) -> None:
+class _Frames(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    def __init__(self, frames: npt.NDArray[np.uint8], inputs: list[str]) -> None:
         self._frames = iter(frames)
+        self._inputs = inputs
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         """The next frame's inputs; only the gain, which is not quantized, depends on the level."""
         frame = next(self._frames, None)
-        return None if frame is None else {"image": frame[None], "level": np.zeros(1, np.int64)}
+        if frame is None:
+            return None
+        return {name: frame[None] if name == "image" else np.zeros(1, np.int64) for name in self._inputs}
 
 
 def _first_line(error: Exception) -> str:

@@ -87,7 +87,7 @@ def load_head(
     present = [name for name in PRECISIONS if bundle.has("head", name)]
     if precision == "auto" and len(present) > 1:
         return _Chooser(bundle, backend, threads, present).choose(check)
-    name = precision if precision != "auto" else next(iter(present), "fp32")
+    name: Precision = precision if precision != "auto" else next(iter(present), "fp32")
     loaded = load_backend(backend, bundle.read("head", name), threads=threads)
     return loaded, Choice(precision=name, backend=loaded.name)
 
@@ -165,7 +165,7 @@ def measure(heads: Mapping[Precision, HeadBackend], size: tuple[int, int], level
 
 
 def cache_folder() -> Path | None:
-    """Where measurements are kept: ``$NARROWCAST_CACHE``, else ``narrowcast`` in the user's cache folder; None for ``off``."""
+    """Where measurements are kept: ``$NARROWCAST_CACHE``, else ``narrowcast`` in the user's caches; None for ``off``."""
     folder = os.environ.get("NARROWCAST_CACHE")
     if folder == "off":
         return None

@@ -87,7 +87,8 @@ def _octave(y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], cell: int, seed:
     row, column, below, right = y // cell, x // cell, y % cell, x % cell
     top = _hash(row, column, seed) * (cell - right) + _hash(row, column + 1, seed) * right
     bottom = _hash(row + 1, column, seed) * (cell - right) + _hash(row + 1, column + 1, seed) * right
-    return (top * (cell - below) + bottom * below) // cell**2
+    found: npt.NDArray[np.int64] = np.floor_divide(top * (cell - below) + bottom * below, cell * cell, dtype=np.int64)
+    return found
 
 
 def _hash(row: npt.NDArray[np.int64], column: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:

@@ -21,7 +21,7 @@ from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.structs import Settings, from_toml
 
 # ONNX's types by TensorRT's names for them.
-_TYPES = {
+_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.FLOAT16: "FP16", onnx.TensorProto.BFLOAT16: "BF16",
     onnx.TensorProto.DOUBLE: "FP32", onnx.TensorProto.INT8: "INT8", onnx.TensorProto.UINT8: "UINT8",
     onnx.TensorProto.INT32: "INT32", onnx.TensorProto.INT64: "INT64", onnx.TensorProto.BOOL: "BOOL",
@@ -105,7 +105,9 @@ def check_operators(
     for target in wanting:
         if target.backends == ["tensorrt"] and len(refused_heads) == len(heads):
             name, lines = next(iter(found[f"{refused_heads[0]} head"].items()))
-            raise ExportError(f"{target.name} has no backend but TensorRT, and {name} does not take the head, {lines[0]}")
+            raise ExportError(
+                f"{target.name} has no backend but TensorRT, and {name} does not take the head, {lines[0]}"
+            )
     return found
 
 
@@ -139,9 +141,8 @@ class _Checker:
             return f"{self.table.name} has no such operator; build the encoder without it, or cut before it"
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and (problem := self._quantization(node)):
             return problem
-        values = [*node.input, *node.output]
-        if any(self._type(value) == "UINT8" for value in values):
-            if node.op_type == "Cast" and self.ends & set(values):
+        if bytes_ := {value for value in (*node.input, *node.output) if self._type(value) == "UINT8"}:
+            if node.op_type == "Cast" and bytes_ <= self.ends:
                 return None
             return "bytes are taken at the network's ends alone, and by Cast; cast to float first"
         place = _DATA_INPUT.get(node.op_type, 0)
@@ -155,7 +156,7 @@ class _Checker:
         kind = self.of_value.get(value)
         if not kind:
             return None
-        name = _TYPES.get(kind, onnx.TensorProto.DataType.Name(kind))
+        name = _TYPES.get(kind) or onnx.TensorProto.DataType.Name(kind)
         return "INT32" if name == "INT64" and self.table.int64_as_int32 else name
 
     def _quantization(self, node: onnx.NodeProto) -> str | None:

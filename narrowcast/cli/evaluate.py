@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
     progress = TerminalProgress(quiet=args.quiet)
     bundle = open_bundle(args, "any")
-    result = evaluate(bundle, args.data, labels=args.labels, limit=args.limit, precision=args.precision, progress=progress)
+    result = evaluate(
+        bundle, args.data, labels=args.labels, limit=args.limit, precision=args.precision, progress=progress
+    )
     if result.skipped:
         progress.note(f"{len(result.skipped)} images skipped; the first: {result.skipped[0]}")
     if args.json:

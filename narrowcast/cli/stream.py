@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", *PRECISIONS],
         default="auto",
-        help="of the head (default: auto, the fastest measured here; kept under $NARROWCAST_CACHE, `off` measures every time)",
+        help="of the head (default: auto, the fastest here; measured once, or at every start with NARROWCAST_CACHE=off)",
     )
     parser.add_argument("--give-up", type=float, default=30.0, metavar="S", help="without any answer (default: 30)")
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
