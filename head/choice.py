@@ -104,12 +104,13 @@ class _Chooser:
         if (known := self._remembered(file)) is not None:
             return known
         size, level = self.bundle.manifest.input.size, self.bundle.manifest.codec.levels - 1
+        frame = reference_frames(size, 1)[0]
         loaded: dict[Precision, HeadBackend] = {}
         rejected: dict[Precision, str] = {}
         for name in self.present:
             try:
                 head = self._load(name)
-                head.run(reference_frames(size, 1)[0], level)
+                head.run(frame, level)
                 loaded[name] = head
             except BackendError as error:
                 rejected[name] = str(error)

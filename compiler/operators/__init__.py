@@ -117,8 +117,9 @@ def findings(model: bytes, table: OperatorTable) -> list[Finding]:
     opset = next(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"})
     found = []
     if opset > table.opset:
-        problem = f"the network is of opset {opset}; {table.name} reads up to {table.opset}"
-        found.append(Finding("(all)", "opset", problem))
+        found.append(
+            Finding(proto.graph.name, "Graph", f"it is of opset {opset}; {table.name} reads up to {table.opset}")
+        )
     checker = _Checker(proto.graph, table)
     for node in proto.graph.node:
         problems = [problem for problem in (checker.problem(node),) if problem]
