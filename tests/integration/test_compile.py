@@ -25,6 +25,7 @@ from narrowcast.devices.errors import TargetError
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.frames import read_image
+from narrowcast.transport.selfcheck import read_self_check
 from narrowcast.transport.structs import to_json
 
 TRUSTED = [bundles.KEY.public]
@@ -181,7 +182,12 @@ def three(recipe_for, compiled, tmp_path_factory):
     """The bundle of ``compiled`` with more heads, and what was said meanwhile; nothing is trained for it."""
     folder = tmp_path_factory.mktemp("three")
     recipe = recipe_for(
-        export={"precisions": ["int8", "fp16", "fp32"], "calibration_images": 16, "max_agreement_loss": 1.0}
+        export={
+            "precisions": ["int8", "fp16", "fp32"],
+            "calibration_images": 16,
+            "max_agreement_loss": 1.0,
+            "targets": ["jetson-orin-nano"],
+        }
     )
     result = compile_recipe(recipe, folder / "test.ncb", key=bundles.KEY, work=compiled[1] / "work")
     assert result.work == compiled[0].work  # [export] has no part in what is trained
@@ -246,17 +252,27 @@ class TestPrecisions:
         assert session.choice.rejected == {}
         assert HeadSession(session.bundle).choice.remembered
 
-    def test_what_cannot_be_made_is_left_out_and_said(self, recipe_for, compiled, tmp_path):
+    def test_tensorrt_takes_every_head_of_a_bundle_for_boards_that_prefer_it(self, three):
+        """Tails are of a newer opset than 8.6 reads; they run on servers."""
+        assert list(three.manifest.figures["unsupported"]) == ["tail"]
+        assert list(three.manifest.figures["unsupported"]["tail"]) == ["TensorRT 8.6"]
+
+    def test_what_is_left_out_is_said(self, recipe_for, compiled, tmp_path, monkeypatch):
+        """One convolution leaves nothing to quantize; that fp16 loses too much is made up."""
+        monkeypatch.setattr("narrowcast.compiler.compile.too_lossy", lambda trials, settings: {"fp16": "a bad day"})
         notes = []
-        export = {"precisions": ["fp32", "int8"], "targets": ["jetson-orin-nano"]}
-        recipe = msgspec.structs.replace(recipe_for(export=export), bottleneck=PlainSettings(bits=6))
+        recipe = recipe_for(export={"precisions": ["fp32", "fp16", "int8"], "targets": ["rpi5"]})
+        recipe = msgspec.structs.replace(recipe, bottleneck=PlainSettings(bits=6))
         result = compile_recipe(recipe, tmp_path / "m.ncb", work=compiled[1] / "work", progress=_Notes(notes))
-        assert "no convolution to quantize" in result.manifest.figures["left_out"]["int8"]
+        figures = result.manifest.figures
         assert [p.precision for p in result.manifest.parts if p.kind == "head"] == ["fp32"]
-        assert any(line.startswith("no int8 head: ") for line in notes)
-        # TensorRT takes the heads that the compiler writes; tails are of a newer opset than 8.6 reads.
-        assert list(result.manifest.figures["unsupported"]) == ["tail"]
-        assert list(result.manifest.figures["unsupported"]["tail"]) == ["TensorRT 8.6"]
+        assert "no convolution to quantize" in figures["left_out"]["int8"]
+        assert figures["left_out"]["fp16"] == "a bad day"
+        assert "precisions" not in figures
+        assert "no fp16 head: a bad day" in notes
+        assert figures["unsupported"] == {}  # nothing is checked where no board has TensorRT
+        check = read_self_check(Bundle.open(result.bundle, allow_unsigned=True))
+        assert set(check.bounds) == {"fp32"}
 
     def test_an_unknown_target_is_said_before_anything_is_trained(self, recipe_for, tmp_path):
         with pytest.raises(TargetError, match="did you mean 'rpi5'"):
