@@ -58,7 +58,7 @@ class Choice(Settings, frozen=True):
 
     def __str__(self) -> str:
         """One line."""
-        times = ", ".join(f"{name} {value:.2f} ms" for name, value in self.head_ms.items())
+        times = ", ".join(f"{name} {self.head_ms[name]:.2f} ms" for name in PRECISIONS if name in self.head_ms)
         when = ", measured at an earlier start" if self.remembered else ""
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
         return f"head in {self.precision} on {self.backend}{f' ({times}{when})' if times else ''}{reasons}"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
+from narrowcast.cli.options import PRECISIONS
 from narrowcast.text import human_bytes, percent
 
 # Without a terminal there is no width to fit into: long lines are better than cut ones.
@@ -67,7 +68,7 @@ def print_precisions(figures: dict[str, Any]) -> None:
             f"{100 * row['moved_symbols']:.2f} %",
             str(row["largest_step"]),
         ]
-        for name, entry in figures.get("precisions", {}).items()
+        for name, entry in sorted(figures.get("precisions", {}).items(), key=lambda item: PRECISIONS.index(item[0]))
         for row in entry["levels"]
     ]
     columns = ["head", ">time", ">level", ">bytes a frame", ">agrees with the teacher", ">output error"]
