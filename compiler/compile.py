@@ -34,16 +34,21 @@ from narrowcast.compiler.data import (
     split_holdout,
 )
 from narrowcast.compiler.errors import CompilerError
-from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
+from narrowcast.compiler.evaluate import CHUNK, Evaluation, evaluate_frames
 from narrowcast.compiler.export import export_head, export_tail, export_whole
+from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
 from narrowcast.compiler.modules import Head, Tail, Whole, flat, output_names
+from narrowcast.compiler.operators import check_operators
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import train
 from narrowcast.compiler.verify import Verified, verify
+from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Bundle, Manifest, OutputSpec, Part, SecretKey, describe_part, write_bundle
-from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.bundle.manifest import Precision
+from narrowcast.transport.codec import Codec, CodecSpec, open_codec
+from narrowcast.transport.structs import to_json
 
 VERIFY_FRAMES = 8
 FIGURE_FRAMES = 256
@@ -104,6 +109,7 @@ class _Job:
         self.progress = progress
         self.cache = work / "cache"
         folder = Path(recipe.folder)
+        self.targets = [load_target(name) for name in recipe.export.targets]
         torch.manual_seed(recipe.train.seed)
         self.teacher = load_teacher(
             recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
@@ -176,7 +182,6 @@ class _Job:
 
         with self.progress.task("exporting", 3, "networks") as task:
             head_onnx = export_head(head, self.recipe.input.size, self.bottleneck.levels)
-            add("head.fp32.onnx", head_onnx, "head", ["device"], precision="fp32")
             task.advance(1)
             tail_onnx = export_tail(tail, self.bottleneck.shape, names)
             add("tail.fp32.onnx", tail_onnx, "tail", ["server"], precision="fp32")
@@ -188,10 +193,16 @@ class _Job:
         verified = verify(
             head, tail, head_onnx, tail_onnx, self._frames(self.held[:VERIFY_FRAMES]), self.bottleneck.levels
         )
-        spec, data = self._fit_codec(head_onnx)
+        heads, trials, left_out = self._heads(head_onnx, tail_onnx, names)
+        for precision, model in heads.items():
+            add(f"head.{precision}.onnx", model, "head", ["device"], precision=precision)
+        unsupported = check_operators(heads, tail_onnx, self.targets, self.progress)
+        spec, data = self._fit_codec(list(heads.values()))
         if data:
             kind = "dictionary" if spec.name == "zstd" else "tables"
             add(kind, data, kind, ["device", "server"])
+        codec = open_codec(spec, data)
+        add("selfcheck.json", to_json(make_self_check(heads, codec, self.recipe.input.size)), "selfcheck", ["device"])
         manifest = self._manifest(spec, spec.fingerprint(data).hex(), specs, [part for part, _ in parts.values()])
         contents = {name: data for name, (_, data) in parts.items()}
         draft = self.folder / "draft.ncb"
@@ -201,6 +212,9 @@ class _Job:
             "teacher_macs": self.cut.macs_before + self.cut.macs_after,
             "head_macs": count_macs(head, frame, level),
             **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
+            **self._precision_figures(heads, trials, codec),
+            "left_out": left_out,
+            "unsupported": unsupported,
         }
         manifest = msgspec.structs.replace(manifest, figures=figures)
         write_bundle(output, manifest, contents, key)
@@ -219,16 +233,59 @@ class _Job:
             for name, tensor in zip(output_names(result), flat(result), strict=True)
         ]
 
-    def _fit_codec(self, head_onnx: bytes) -> tuple[CodecSpec, bytes]:
-        """The codec for the symbols that the exported head gives on training images, and its data."""
+    def _spec(self) -> CodecSpec:
         net = self.bottleneck
-        spec = CodecSpec(
+        return CodecSpec(
             name=net.codec, shape=net.shape, alphabet=net.alphabet, levels=net.levels,
             quantizer=_digest(net.encoder_state()),
         )  # fmt: skip
-        coding = self.recipe.coding
+
+    def _heads(
+        self, fp32: bytes, tail: bytes, names: list[str]
+    ) -> tuple[dict[Precision, bytes], dict[Precision, Trial], dict[Precision, str]]:
+        """The heads that go into the bundle, how they did on held-out frames, and why others are left out."""
+        settings = self.recipe.export
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.data.indices)
+        frames = self._frames(np.sort(rows[: settings.calibration_images]))
+        # TensorRT reads one form of INT8 only, and ONNX Runtime is slow on that: it is made for boards that prefer TensorRT.
+        symmetric = bool(self.targets) and all(target.backends[0] == "tensorrt" for target in self.targets)
+        heads, left_out = make_heads(fp32, settings, frames, symmetric=symmetric, progress=self.progress)
+        trials: dict[Precision, Trial] = {}
+        if len(heads) > 1:
+            frames = self._frames(self.held[:FIGURE_FRAMES])
+            trials = try_heads(heads, tail, self._spec(), frames, self._teacher(frames, names), self.progress)
+            left_out.update(too_lossy(trials, settings))
+        for precision, reason in left_out.items():
+            self.progress.note(f"no {precision} head: {reason}")
+        return {name: model for name, model in heads.items() if name not in left_out}, trials, left_out
+
+    @torch.no_grad()
+    def _teacher(self, frames: npt.NDArray[np.uint8], names: list[str]) -> dict[str, npt.NDArray[Any]]:
+        """The teacher's outputs by name."""
+        chunks = [torch.from_numpy(frames[start : start + CHUNK]) for start in range(0, len(frames), CHUNK)]
+        found = [flat(self.teacher(self.problem.normalize(chunk))) for chunk in chunks]
+        return {name: torch.cat(parts).numpy() for name, parts in zip(names, zip(*found, strict=True), strict=True)}
+
+    def _precision_figures(
+        self, heads: dict[Precision, bytes], trials: dict[Precision, Trial], codec: Codec
+    ) -> dict[str, Any]:
+        """Time of every head here, side by side, and what each costs in bytes and accuracy; nothing for fp32 alone."""
+        if len(heads) == 1:
+            return {}
+        times, backend = head_times(heads, self.recipe.input.size, self.bottleneck.levels)
+        rows = {name: {"head_ms": times[name], "levels": trials[name].figures(codec)} for name in heads}
+        return {"precisions": rows, "head_ms_with": backend}
+
+    def _fit_codec(self, heads: list[bytes]) -> tuple[CodecSpec, bytes]:
+        """The codec for the symbols that the bundle's heads give on training images, and its data.
+
+        One set of tables serves all precisions: fitted to all their symbols, it costs none of them more than a few
+        thousandths of the bytes (``docs/precision.md``), and a board may change its precision without the server knowing.
+        """
+        net, spec, coding = self.bottleneck, self._spec(), self.recipe.coding
         rows = np.random.default_rng(self.recipe.train.seed).permutation(self.data.indices)[: coding.images]
-        symbols = collect_symbols(head_onnx, self._frames(np.sort(rows)), spec, self.progress)
+        frames = self._frames(np.sort(rows))
+        symbols = np.concatenate([collect_symbols(head, frames, spec, self.progress) for head in heads], axis=1)
         return fit_codec(spec, symbols, net.density() if spec.name == "rans" else None, coding)
 
     def _manifest(self, spec: CodecSpec, fingerprint: str, outputs: list[OutputSpec], parts: list[Part]) -> Manifest:

@@ -24,7 +24,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        planes = images.permute(0, 3, 1, 2).float()
+        planes = images.float().permute(0, 3, 1, 2)  # TensorRT wants bytes cast before anything else is done to them
         if self.is_bgr:
             planes = planes.flip(1)
         return planes * self.scale + self.shift

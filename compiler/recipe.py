@@ -11,6 +11,7 @@ import msgspec
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import Settings, from_mapping, nearest, parse_toml
@@ -91,10 +92,26 @@ class ExportSettings(Settings, frozen=True):
     Attributes:
         targets: kinds of board that the bundle is meant for (``narrowcast probe --targets`` lists them).
         whole: put the uncut network in as well, for the local and the send-the-image baselines.
+        precisions: of the head (``fp32``, ``fp16``, ``int8``); a board runs the one that it measures to be the fastest.
+            Each further one takes about a minute to make and to measure. ``fp32`` is always there: it is what the others
+            are compared with (``docs/precision.md``).
+        calibration_images: how many training images the ranges of an INT8 head are measured on.
+        max_agreement_loss: a precision that agrees with the teacher on so much less of the held-out images than fp32 does
+            (the mean over the levels) is left out of the bundle.
+        max_error_growth: the same for networks that give no class scores: by how much the output error may grow, as a
+            part of fp32's.
     """
 
     targets: list[str] = []
     whole: bool = True
+    precisions: list[Precision] = msgspec.field(default_factory=lambda: ["fp32"])
+    calibration_images: Annotated[int, msgspec.Meta(ge=1)] = 128
+    max_agreement_loss: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    max_error_growth: Annotated[float, msgspec.Meta(ge=0)] = 0.1
+
+    def __post_init__(self) -> None:
+        if "fp32" not in self.precisions or len(set(self.precisions)) != len(self.precisions):
+            raise ValueError(f"precisions is {self.precisions}; fp32, and what else is wanted, each once")
 
 
 class Recipe(Settings, frozen=True):

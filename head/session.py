@@ -8,13 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.head.backends import load_backend
+from narrowcast.head.backends import HeadBackend
+from narrowcast.head.choice import Wanted, load_head
 from narrowcast.head.errors import BackendError
+from narrowcast.head.selfcheck import SelfCheckReport, run_self_check
 from narrowcast.head.timing import FrameTimes
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.contract import Image, Placement
-from narrowcast.transport.errors import SymbolsError
+from narrowcast.transport.errors import MissingPartError, SymbolsError
 
 
 class Encoded(NamedTuple):
@@ -39,8 +41,12 @@ class HeadSession:
     Args:
         bundle: opened for the role ``device`` (or ``any``).
         backend: ``onnxruntime``.
-        precision: of the head; ``fp32`` if None.
+        precision: of the head. ``auto`` takes the fastest of those in the bundle whose symbols are within the bundle's
+            bounds on this board: measured once, for a second or two, and remembered (:mod:`narrowcast.head.choice`).
         threads: for the backend; 0 for its own choice.
+
+    Attributes:
+        choice: the precision that runs, and why.
 
     Raises:
         BundleError: a part is missing or damaged.
@@ -48,13 +54,13 @@ class HeadSession:
     """
 
     def __init__(
-        self, bundle: Bundle, *, backend: str = "onnxruntime", precision: Precision | None = None, threads: int = 0
+        self, bundle: Bundle, *, backend: str = "onnxruntime", precision: Wanted = "auto", threads: int = 0
     ) -> None:
         self.bundle = bundle
         self.contract = bundle.manifest.input
         self.codec = bundle.codec()
         self.levels = bundle.manifest.codec.levels
-        self.backend = load_backend(backend, bundle.read("head", precision or "fp32"), threads=threads)
+        self.backend, self.choice = load_head(bundle, backend, precision, threads, self._fault)
 
     def symbols(self, image: Image, level: int) -> npt.NDArray[np.uint8]:
         """The symbols uint8 ``[C, H, W]`` of an image that is already as the contract wants it.
@@ -65,7 +71,34 @@ class HeadSession:
         """
         if not 0 <= level < self.levels:
             raise SymbolsError(f"level {level}; {self.bundle.manifest.name} has levels 0..{self.levels - 1}")
-        symbols = self.backend.run(image, level)
+        return self._symbols(self.backend, image, level)
+
+    def self_check(self) -> SelfCheckReport:
+        """Runs the head on the bundle's reference frames and compares its symbols with the bundle's, at every level.
+
+        Raises:
+            MissingPartError: the bundle is of a release that made none.
+            ManifestError: its ``selfcheck`` part is damaged.
+            BackendError: the head failed.
+        """
+        return self._check(self.choice.precision, self.backend)
+
+    def _check(self, precision: Precision, backend: HeadBackend) -> SelfCheckReport:
+        def symbols(image: Image, level: int) -> npt.NDArray[np.uint8]:
+            return self._symbols(backend, image, level)
+
+        return run_self_check(self.bundle, self.codec, precision, backend.name, symbols)
+
+    def _fault(self, precision: Precision, backend: HeadBackend) -> str | None:
+        """What speaks against a head on this board."""
+        try:
+            report = self._check(precision, backend)
+        except (MissingPartError, BackendError) as error:
+            return str(error)
+        return None if report.passed else str(report)
+
+    def _symbols(self, backend: HeadBackend, image: Image, level: int) -> npt.NDArray[np.uint8]:
+        symbols = backend.run(image, level)
         if symbols.dtype != np.uint8 or symbols.shape != self.codec.spec.shape:
             raise BackendError(
                 f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(self.codec.spec.shape)}"

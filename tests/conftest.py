@@ -20,9 +20,10 @@ def _few_threads():
 
 @pytest.fixture(autouse=True)
 def keys_folder(tmp_path, monkeypatch):
-    """Every test has its own keys; none touches the user's."""
+    """Every test has its own keys and caches; none touches the user's."""
     folder = tmp_path / "keys"
     monkeypatch.setenv("NARROWCAST_KEYS", str(folder))
+    monkeypatch.setenv("NARROWCAST_CACHE", str(tmp_path / "cache"))
     return folder
 
 

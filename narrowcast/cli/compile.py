@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from narrowcast.cli.show import TerminalProgress, print_json, print_table
+from narrowcast.cli.show import TerminalProgress, print_json, print_precisions, print_table
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import SecretKey, keys_folder
 
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         f"ONNX Runtime against torch: {100 * compiled.verified.moved_symbols:.4f} % of the symbols moved by one step.\n"
         f"{compiled.work} and the caches beside it make another run quick; they may be deleted.",
     )
+    print_precisions(figures)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrowcast.cli.options import add_trust, at_least, open_bundle
+from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle
 from narrowcast.cli.show import TerminalProgress, print_json, print_table
 from narrowcast.text import human_bytes, percent
 
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder of images")
     parser.add_argument("--labels", type=Path, metavar="FILE.csv", help="columns file and label")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N images, drawn at random")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the head (default: fp32)")
     parser.add_argument(
         "--codecs",
         metavar="NAME,...",
@@ -65,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     bundle = open_bundle(args, "any")
     result = evaluate(
-        bundle, args.data, labels=args.labels, limit=args.limit, codecs=codecs, by=args.by, work=args.work,
-        progress=progress,
+        bundle, args.data, labels=args.labels, limit=args.limit, precision=args.precision, codecs=codecs, by=args.by,
+        work=args.work, progress=progress,
     )  # fmt: skip
     if result.skipped:
         progress.note(f"{len(result.skipped)} images skipped; the first: {result.skipped[0]}")

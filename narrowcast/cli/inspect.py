@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from narrowcast.cli.options import add_trust, open_bundle
-from narrowcast.cli.show import print_json, print_table, stdout
+from narrowcast.cli.show import print_json, print_precisions, print_table, stdout
 from narrowcast.text import human_bytes, percent
 
 EXAMPLES = """\
@@ -66,4 +66,5 @@ def run(args: argparse.Namespace) -> int:
             ["level", ">bytes a frame", ">agrees with the teacher"],
             [[str(row["level"]), human_bytes(row["mean_packet_bytes"]), percent(row["agreement"])] for row in levels],
         )
+    print_precisions(manifest.figures)
     return 0

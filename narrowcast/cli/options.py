@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from narrowcast.transport.bundle import Bundle, PublicKey, trusted_keys
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.bundle.reader import OpenRole
+
+PRECISIONS = get_args(Precision)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
+from narrowcast.cli.options import PRECISIONS
+from narrowcast.text import human_bytes, percent
+
 # Without a terminal there is no width to fit into: long lines are better than cut ones.
 _WIDE = 200
 SECONDS_BETWEEN_LINES = 30.0
@@ -50,6 +53,31 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console.print(table)
     if note:
         console.print(note, soft_wrap=True)
+
+
+def print_precisions(figures: dict[str, Any]) -> None:
+    """A table of a bundle's heads, one line per precision and level, and what was left out; nothing for fp32 alone."""
+    rows = [
+        [
+            name,
+            f"{entry['head_ms']:.2f} ms",
+            str(row["level"]),
+            human_bytes(row["mean_packet_bytes"]),
+            percent(row["agreement"]),
+            f"{row['output_error']:.3g}",
+            f"{100 * row['moved_symbols']:.2f} %",
+            str(row["largest_step"]),
+        ]
+        for name, entry in sorted(figures.get("precisions", {}).items(), key=lambda item: PRECISIONS.index(item[0]))
+        for row in entry["levels"]
+    ]
+    columns = ["head", ">time", ">level", ">bytes a frame", ">agrees with the teacher", ">output error"]
+    if rows:
+        note = f"Times are of the machine that compiled it ({figures['head_ms_with']}). A board measures its own."
+        stdout().print()
+        print_table("", [*columns, ">symbols not as in fp32", ">by at most"], rows, note=note)
+    for name, reason in figures.get("left_out", {}).items():
+        stdout().print(f"no {name} head: {reason}", soft_wrap=True)
 
 
 class TerminalProgress:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from narrowcast.cli.options import add_trust, at_least, open_bundle, seconds
+from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=at_least(0), default=0, metavar="N", help="for the head (default: the library's choice)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *PRECISIONS],
+        default="auto",
+        help="of the head (default: auto, the fastest here; measured once, or at every start with NARROWCAST_CACHE=off)",
+    )
     parser.add_argument("--give-up", type=seconds, default=30.0, metavar="S", help="without any answer (default: 30)")
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_trust(parser)
@@ -58,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
     bundle = open_bundle(args, "device")
-    session = HeadSession(bundle, threads=args.threads)
+    session = HeadSession(bundle, precision=args.precision, threads=args.threads)
+    if session.choice.head_ms:
+        progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
     labels = bundle.read("labels").decode().splitlines() if bundle.has("labels") else []

@@ -138,6 +138,14 @@ def test_keys_from_making_to_verifying(tmp_path, keys_folder):
     )
 
 
+def test_a_precision_can_be_asked_for(tiny_folder, pictures, trusted):
+    with serving(tiny_folder, tiny_folder / "test.pub") as server:
+        words = ["stream", tiny_folder / "tiny.ncb", pictures / "0.png", "--to", server.address, "--precision"]
+        assert narrowcast(*words, "fp32").returncode == 0
+        assert_one_line(narrowcast(*words, "int8"), 3, "no head (int8) part")
+        assert narrowcast(*words, "int4").returncode == 2
+
+
 def test_streaming_gives_one_json_line_a_frame_and_tells_of_files_that_are_none(tiny_folder, pictures, trusted):
     with serving(tiny_folder, tiny_folder / "test.pub") as server:
         done = narrowcast(

@@ -15,13 +15,16 @@ from support import bundles, networks
 
 from narrowcast.compiler.bottlenecks.plain import PlainSettings
 from narrowcast.compiler.compile import compile as compile_recipe
+from narrowcast.compiler.data import split_holdout
 from narrowcast.compiler.errors import CutError, VerificationError
 from narrowcast.compiler.evaluate import evaluate_frames
 from narrowcast.compiler.normalize import Normalize
+from narrowcast.compiler.progress import SILENT
 from narrowcast.compiler.verify import OnnxNetwork, verify
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.frames import read_image
+from narrowcast.transport.selfcheck import read_self_check
 from narrowcast.transport.structs import to_json
 
 TRUSTED = [bundles.KEY.public]
@@ -43,6 +46,7 @@ def test_a_bundle_says_what_it_is(compiled):
         ("head", ("device",), False),
         ("tail", ("server",), False),
         ("tables", ("device", "server"), False),
+        ("selfcheck", ("device",), False),
         ("whole", ("device", "server"), True),
     }
     figures = manifest.figures
@@ -170,6 +174,112 @@ def test_verification_finds_a_head_that_is_not_the_trained_one(compiled, recipe_
         job.bottleneck.decoder.last.bias.add_(0.1)
     with pytest.raises(VerificationError, match="of its largest value off"):
         verify(head, tail, *onnx_parts, frames, 3)
+
+
+@pytest.fixture(scope="module")
+def three(recipe_for, compiled, tmp_path_factory):
+    """The bundle of ``compiled`` with more heads, and what was said meanwhile; nothing is trained for it."""
+    folder = tmp_path_factory.mktemp("three")
+    recipe = recipe_for(
+        export={
+            "precisions": ["int8", "fp16", "fp32"],
+            "calibration_images": 16,
+            "max_agreement_loss": 1.0,
+            "targets": ["jetson-orin-nano"],
+        }
+    )
+    result = compile_recipe(recipe, folder / "test.ncb", key=bundles.KEY, work=compiled[1] / "work")
+    assert result.work == compiled[0].work  # [export] has no part in what is trained
+    return result
+
+
+class TestPrecisions:
+    """One bundle with heads in fp32, fp16 and INT8."""
+
+    def test_every_head_has_the_same_inputs_and_outputs(self, three):
+        bundle = Bundle.open(three.bundle, trusted=TRUSTED)
+        names = [part.name for part in bundle.manifest.parts if part.kind == "head"]
+        assert names == ["head.fp32.onnx", "head.fp16.onnx", "head.int8.onnx"]
+        exact, *others = (onnx.load_from_string(bundle.read("head", p)).graph for p in ("fp32", "fp16", "int8"))
+        for other in others:
+            assert list(other.input) == list(exact.input)
+            assert list(other.output) == list(exact.output)
+        assert bundle.read("head") == bundle.read("head", "fp32")
+
+    def test_figures_stand_side_by_side(self, three):
+        figures = three.manifest.figures
+        assert list(figures["precisions"]) == ["fp32", "fp16", "int8"]
+        assert figures["left_out"] == {}
+        exact, half, quarter = figures["precisions"].values()
+        assert [row["moved_symbols"] for row in exact["levels"]] == [0, 0, 0]
+        assert [row["agreement"] for row in exact["levels"]] == [row["agreement"] for row in figures["levels"]]
+        for row, known in zip(exact["levels"], figures["levels"], strict=True):
+            assert row["mean_packet_bytes"] == known["mean_packet_bytes"]
+            assert row["output_error"] == pytest.approx(known["output_error"], rel=1e-3)
+        assert 0 < max(row["moved_symbols"] for row in quarter["levels"]) < 0.5
+        assert max(row["largest_step"] for row in half["levels"]) <= 1
+        assert all(entry["head_ms"] > 0 for entry in figures["precisions"].values())
+        assert figures["head_ms_with"].startswith("onnxruntime ")
+
+    def test_evaluation_of_a_precision_finds_what_the_figures_say(self, three, compiled, recipe_for):
+        bundle = Bundle.open(three.bundle, trusted=TRUSTED)
+        files = sorted((compiled[1] / "work" / "cache").glob("images-*.u8"))
+        images = np.memmap(files[0], np.uint8, "r").reshape(-1, 32, 32, 3)
+        held = np.ascontiguousarray(images[split_holdout(len(images), 0.2, 0)[1]])
+        found = evaluate_frames(bundle, held, None, codecs=(), precision="int8").of("split")
+        rows = three.manifest.figures["precisions"]["int8"]["levels"]
+        assert [score.mean_bytes for score in found] == pytest.approx([r["mean_packet_bytes"] for r in rows], abs=0.06)
+        assert [score.agreement for score in found] == [row["agreement"] for row in rows]
+
+    def test_one_set_of_tables_serves_them_all(self, three, compiled):
+        """The head that was there alone pays next to nothing for the others' symbols."""
+        before = [level["mean_packet_bytes"] for level in compiled[0].manifest.figures["levels"]]
+        after = [level["mean_packet_bytes"] for level in three.manifest.figures["levels"]]
+        assert after == pytest.approx(before, rel=0.02)
+        assert three.manifest.fingerprint != compiled[0].manifest.fingerprint
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+    def test_this_machine_passes_the_self_check(self, three, precision):
+        bundle = Bundle.open(three.bundle, "device", trusted=TRUSTED)
+        report = HeadSession(bundle, precision=precision).self_check()
+        assert report.passed, str(report)
+        assert len(report.levels) == 3
+
+    def test_a_board_takes_one_by_itself(self, three):
+        session = HeadSession(Bundle.open(three.bundle, "device", trusted=TRUSTED))
+        assert set(session.choice.head_ms) == {"fp32", "fp16", "int8"}
+        assert session.choice.rejected == {}
+        assert HeadSession(session.bundle).choice.remembered
+
+    def test_tensorrt_takes_every_head_of_a_bundle_for_boards_that_prefer_it(self, three):
+        """Tails are of a newer opset than 8.6 reads; they run on servers."""
+        assert list(three.manifest.figures["unsupported"]) == ["tail"]
+        assert list(three.manifest.figures["unsupported"]["tail"]) == ["TensorRT 8.6"]
+
+    def test_what_is_left_out_is_said(self, recipe_for, compiled, tmp_path, monkeypatch):
+        """One convolution leaves nothing to quantize; that fp16 loses too much is made up."""
+        monkeypatch.setattr("narrowcast.compiler.compile.too_lossy", lambda trials, settings: {"fp16": "a bad day"})
+        notes = []
+        recipe = recipe_for(export={"precisions": ["fp32", "fp16", "int8"], "targets": ["rpi5"]})
+        recipe = msgspec.structs.replace(recipe, bottleneck=PlainSettings(bits=6))
+        result = compile_recipe(recipe, tmp_path / "m.ncb", work=compiled[1] / "work", progress=_Notes(notes))
+        figures = result.manifest.figures
+        assert [p.precision for p in result.manifest.parts if p.kind == "head"] == ["fp32"]
+        assert "no convolution to quantize" in figures["left_out"]["int8"]
+        assert figures["left_out"]["fp16"] == "a bad day"
+        assert "precisions" not in figures
+        assert "no fp16 head: a bad day" in notes
+        assert figures["unsupported"] == {}  # nothing is checked where no board has TensorRT
+        check = read_self_check(Bundle.open(result.bundle, allow_unsigned=True))
+        assert set(check.bounds) == {"fp32"}
+
+
+class _Notes:
+    """Progress that keeps what it is told."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.note = lines.append
+        self.task = SILENT.task
 
 
 def test_the_command_line_compiles_inspects_and_evaluates(photo_folder, tmp_path):

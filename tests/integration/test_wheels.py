@@ -55,7 +55,13 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels):
         assert kernel[:4] == b"\x7fELF"
         assert int.from_bytes(kernel[18:20], "little") == {"x86_64": 62, "aarch64": 183}[architecture]
         assert {name.split("/")[0] for name in names} == {"narrowcast", "narrowcast-0.1.0.dist-info"}
-        for wanted in ("py.typed", "devices/targets/rpi5.toml", "demo/page.html", "transport/bundle/reader.py"):
+        for wanted in (
+            "py.typed",
+            "devices/targets/rpi5.toml",
+            "compiler/operators/tensorrt-8.6.toml",
+            "demo/page.html",
+            "transport/bundle/reader.py",
+        ):
             assert f"narrowcast/{wanted}" in names
 
 

@@ -18,7 +18,7 @@ MAX_PART_BYTES = 2**31 - 1  # what protobuf can hold
 MAX_PARTS = 64
 
 Role = Literal["device", "server"]
-PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels"]
+PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "selfcheck"]
 Precision = Literal["fp32", "fp16", "int8"]
 NETWORKS = frozenset({"head", "tail", "whole"})
 

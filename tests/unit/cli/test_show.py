@@ -50,3 +50,22 @@ def test_tables_go_to_stdout_whole(capsys):
     assert "[2]" in out
     assert "note [brackets] stay" in out
     assert err == ""
+
+
+def test_precisions_stand_side_by_side(capsys):
+    level = {"level": 0, "mean_packet_bytes": 792.0, "agreement": None, "output_error": 0.29}
+    exact = {**level, "moved_symbols": 0.0, "largest_step": 0}
+    other = {**level, "moved_symbols": 0.0151, "largest_step": 2}
+    figures = {
+        "precisions": {"int8": {"head_ms": 2.44, "levels": [other]}, "fp32": {"head_ms": 3.9, "levels": [exact]}},
+        "head_ms_with": "onnxruntime 9.9",
+        "left_out": {"fp16": "it lost too much"},
+    }
+    show.print_precisions(figures)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if " ms " in line] == ["fp32", "int8"]  # not as JSON sorts them
+    assert any(line.split()[:3] == ["int8", "2.44", "ms"] and "1.51 %" in line for line in lines)
+    assert any("onnxruntime 9.9" in line for line in lines)
+    assert lines[-1] == "no fp16 head: it lost too much"
+    show.print_precisions({"left_out": {}})
+    assert capsys.readouterr().out == ""

@@ -82,6 +82,9 @@ def test_macs(text, number):
         ({"release": 0}, "release"),
         ({"folder": "/"}, "unknown key 'folder'"),
         ({"export": {"target": []}}, "did you mean 'targets'"),
+        ({"export": {"precisions": ["int8"]}}, "fp32, and what else is wanted"),
+        ({"export": {"precisions": ["fp32", "fp32"]}}, "each once"),
+        ({"export": {"precisions": ["fp32", "int4"]}}, "int4"),
     ],
     ids=str,
 )
