@@ -1,6 +1,6 @@
 """Where the networks of timm's families can be cut, and whether head and tail together are the whole network, bit for bit.
 
-    python bench/networks.py                         every family of families.toml, about three minutes on two cores
+    python bench/networks.py                         every family of families.toml, three CPU minutes
     python bench/networks.py --quick --json out.json
     python bench/networks.py --families beit swin_transformer
 
