@@ -52,6 +52,7 @@ golden: $(STAMP) ## regenerate tests/golden; only ever with a new format version
 
 bench: $(STAMP) ## the side-by-side measurements
 	$(BIN)/python bench/coder.py
+	$(BIN)/python bench/networks.py
 
 clean: ## what can be made again
 	rm -rf $(VENV) .venv-proto build dist *.egg-info .narrowcast demo-output transport/coder/_rans.so

@@ -1,25 +1,24 @@
-"""Where a network can be cut: the nodes through which all data flows as one tensor.
-
-In the graph of a network these are the dominators of its output. Right after such a node has run, its value is the only
-one that anything later still needs; so one walk over the graph in execution order, watching what is alive, finds them
-all, whatever the architecture.
-"""
+"""Where a network can be cut: the nodes through which all data flows as one tensor, with names, shapes and costs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
 
-from narrowcast.compiler.cuts.trace import BATCHES, Traced, trace
+from narrowcast.compiler.cuts.flow import dominators, why_none
+from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.errors import CutError
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.transport.structs import nearest
+
+LISTED = 30  # rows that a reader still takes in
 
 __all__ = ["Cut", "CutTable", "cuts", "find_cut", "find_cuts"]
 
@@ -91,6 +90,37 @@ class CutTable:
             or following.macs_before > cut.macs_before + self.macs // 100
         ]
 
+    @property
+    def listed(self) -> list[Cut]:
+        """The useful cuts for a reader: of many in a row of one shape (the blocks of a transformer) some, evenly spread."""
+        useful = self.useful
+        runs = [list(run) for _, run in groupby(useful, lambda cut: cut.shape)]
+        short = sum(len(run) for run in runs if len(run) <= 2)
+        long = [run for run in runs if len(run) > 2]
+        if len(useful) <= LISTED or not long:
+            return useful
+        each = max(2, (LISTED - short) // len(long))
+        return [cut for run in runs for cut in _spread(run, each)]
+
+    @property
+    def remark(self) -> str | None:
+        """Why none of the useful cuts divides the work, where that is so."""
+        work = [cut.macs_before for cut in self.useful]
+        if any(self.macs // 100 < before < self.macs - self.macs // 100 for before in work):
+            return None
+        side = "less than 1 %" if any(2 * before <= self.macs for before in work) else "more than 99 %"
+        return (
+            f"No useful cut: every one has {side} of the work before it. In between, more than one tensor is always needed "
+            "(skip connections around the middle), or a single module does it all."
+        )
+
+
+def _spread(run: list[Cut], count: int) -> list[Cut]:
+    """At most ``count`` of ``run``, evenly spread, its first and last among them."""
+    if len(run) <= count:
+        return run
+    return [run[round(step * (len(run) - 1) / (count - 1))] for step in range(count)]
+
 
 def cuts(
     model: str,
@@ -130,17 +160,14 @@ def find_cuts(traced: Traced) -> list[Cut]:
     total_macs = sum(value.macs for value in traced.values.values())
     total_params = _count(params.values())
     found = []
-    for node in _dominators(traced):
+    for node in dominators(traced):
         macs, before = _before(traced, node, params)
         (name, *aliases), is_module = names[node]
         shape = traced.values[node].results[0][1:]
         costs = macs, before, total_macs - macs, total_params - before
         found.append(Cut(name, tuple(aliases), node, shape, is_module, *costs))
     if not found:
-        raise CutError(
-            "the network has no cut: at every point between input and output more than one tensor is still needed "
-            "(a long skip connection, or several outputs from the start)"
-        )
+        raise CutError(why_none(traced))
     # A module that runs several times ends several times: its cuts carry the operation's name as well.
     repeated = {name for name, count in Counter(cut.name for cut in found).items() if count > 1}
     return [replace(cut, name=f"{cut.name}@{cut.node.name}") if cut.name in repeated else cut for cut in found]
@@ -161,37 +188,6 @@ def find_cut(traced: Traced, name: str) -> Cut:
     if name in modules:
         raise CutError(f"{name!r} is no cut: behind it other tensors are still needed{nearest(name, known)}")
     raise CutError(f"no cut {name!r}{nearest(name, known)}")
-
-
-def _dominators(traced: Traced) -> list[fx.Node]:
-    """Nodes whose value is one float tensor, per image, and the only thing alive right after they ran."""
-    order = list(traced.module.graph.nodes)
-    last_use = {node: k for k, node in enumerate(order)}
-    for k, node in enumerate(order):
-        for source in node.all_input_nodes:
-            last_use[source] = k
-    alive: set[fx.Node] = set()
-    found = []
-    for k, node in enumerate(order):
-        alive = {n for n in alive if last_use[n] > k}
-        if traced.values[node].is_data and last_use[node] > k:
-            alive.add(node)
-        if alive == {node} and node.op != "placeholder" and _is_per_image(traced, node) and not _ends(order, k):
-            found.append(node)
-    return found
-
-
-def _ends(order: list[fx.Node], k: int) -> bool:
-    """Whether node ``k`` is the network's output itself."""
-    return all(user.op == "output" for user in order[k].users)
-
-
-def _is_per_image(traced: Traced, node: fx.Node) -> bool:
-    value = traced.values[node]
-    if not value.is_float:
-        return False
-    first, second = value.results
-    return len(first) > 1 and (first[0], second[0]) == BATCHES and first[1:] == second[1:]
 
 
 def _names(module: fx.GraphModule) -> dict[fx.Node, tuple[list[str], bool]]:

@@ -1,47 +1,49 @@
 """From a module to a graph in which every value's shape and cost is known.
 
 torch.fx is tried first: it keeps the modules, so that names stay the user's own. Where its symbolic tracing fails, or
-the traced graph does not give the module's own outputs, torch.export takes over.
-
-The graph is run on two batch sizes. Comparing the runs tells which numbers in it (results of ``x.shape`` and arithmetic
-on them) follow the batch and which are fixed; only tensors then count as data flow.
+the traced graph does not give the module's own outputs, torch.export takes over. A program that was exported already
+(``.pt2``) is taken as it is.
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
-from dataclasses import dataclass, field
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
+from narrowcast.compiler.cuts.observe import BATCHES, Value, follows_batch, observe, outputs_equal
 from narrowcast.compiler.errors import TraceError
 
-BATCHES = (2, 3)
+__all__ = ["BATCHES", "Traced", "Value", "outputs_equal", "size_of_batch", "trace"]
 
-
-@dataclass
-class Value:
-    """What a node gives, seen on both batch sizes.
-
-    Attributes:
-        from_input: whether it depends on the network's input.
-        results: shape of a tensor, or the plain value, per batch size of ``BATCHES``; None for other objects.
-        is_data: it carries tensors that depend on the input.
-        is_tensor: it is exactly one tensor.
-        is_float: it is exactly one floating-point tensor.
-        macs: multiply-accumulates of the node itself, per image.
-    """
-
-    from_input: bool = False
-    is_data: bool = False
-    is_tensor: bool = False
-    is_float: bool = False
-    macs: int = 0
-    results: list[Any] = field(default_factory=list)
+LONGEST = 160  # characters of another library's message in one of ours
+_PART = (
+    "name a function that returns the part up to its tensors, such as a detector's backbone and heads without box "
+    "selection (docs/cuts.md)"
+)
+# What the tracers' errors mean, by a word in their type or text.
+_CAUSES = (
+    ("DataDependent", f"what runs depends on the pixels' values; {_PART}"),
+    ("data-dependent", f"what runs depends on the pixels' values; {_PART}"),
+    ("Dynamo failed to run FX node with fake tensors", "an operator has no shape rule (a custom or compiled kernel?)"),
+    ("fake impl", "an operator has no shape rule: register one with torch.library.register_fake"),
+    (
+        "Constraints violated (batch)",
+        "it works for one batch size only; let forward() take any (x.shape[0], not len(x))",
+    ),
+    (".numpy() is not supported", "it leaves torch in between (.numpy()); use torch's own operations"),
+    ("other outputs than", "its outputs change from run to run (random numbers in eval mode?)"),
+)
 
 
 @dataclass
@@ -68,24 +70,54 @@ def trace(network: nn.Module, input_size: tuple[int, int]) -> Traced:
         TraceError: neither tracer takes it; the message holds both reasons.
     """
     images = [_example(batch, input_size) for batch in BATCHES]
-    with torch.no_grad():
-        try:
-            wanted = [network(image) for image in images]
-        except Exception as error:
-            raise TraceError(
-                f"the network does not run on float32 [2, 3, {input_size[0]}, {input_size[1]}]: "
-                f"{_first_line(error)}; is [input] size the one it was trained with?"
-            ) from error
-        reasons = []
-        for method, tracer in (("torch.fx", _symbolic), ("torch.export", _export)):
+    with torch.no_grad(), _quiet():
+        wanted = _run(network, images, input_size)
+        reasons, failed = [], []
+        for method, tracer in _tracers(network):
             try:
-                module = tracer(network, images[0])
-                values = _observe(module, images, wanted)
+                module = tracer(network, images[0].clone())
+                values = observe(module, images, wanted)
             except Exception as error:  # noqa: BLE001  (tracers and user code raise anything; every reason is told)
-                reasons.append(f"{method}: {_first_line(error)}")
+                reasons.append(f"{method}: {_first_line(error)}{_place(error)}")
+                failed.append(error)
                 continue
             return Traced(module, method, values, input_size)
-    raise TraceError(f"the network cannot be traced ({'; '.join(reasons)})")
+    raise TraceError(f"the network cannot be traced: {_cause(failed[-1])} ({'; '.join(reasons)})")
+
+
+def _tracers(network: nn.Module) -> list[tuple[str, Callable[[nn.Module, Tensor], fx.GraphModule]]]:
+    if isinstance(network, fx.GraphModule):
+        exported = any("val" in node.meta for node in network.graph.nodes)
+        return [("torch.export" if exported else "torch.fx", _as_it_is)]
+    return [("torch.fx", _symbolic), ("torch.export", _export)]
+
+
+def _run(network: nn.Module, images: list[Tensor], size: tuple[int, int]) -> list[Any]:
+    """The network's own outputs for each batch."""
+    try:
+        return [network(image.clone()) for image in images]
+    except Exception as error:
+        taken = _exported_input(network)
+        if taken is not None and not taken[0].startswith("s"):
+            raise TraceError(
+                f"the program was exported for batches of {taken[0]} (float32 [{', '.join(taken)}]); export it with "
+                'dynamic_shapes=({0: torch.export.Dim("batch")},) and two example images'
+            ) from error
+        hint = "is [input] size the one it was trained with?"
+        if taken is not None:
+            hint = f"it was exported for [N, {', '.join(taken[1:])}]"
+        raise TraceError(
+            f"the network does not run on float32 [2, 3, {size[0]}, {size[1]}]: {_first_line(error)}; {hint}"
+        ) from error
+
+
+def _exported_input(network: nn.Module) -> list[str] | None:
+    """The input's shape that an exported program was made for (a name where it is free); None for other networks."""
+    if isinstance(network, fx.GraphModule):
+        for node in network.graph.nodes:
+            if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+                return [str(side) for side in node.meta["val"].shape]
+    return None
 
 
 def _example(batch: int, size: tuple[int, int]) -> Tensor:
@@ -93,71 +125,71 @@ def _example(batch: int, size: tuple[int, int]) -> Tensor:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line if len(line) <= LONGEST else line[:LONGEST] + '...'}"
+
+
+def _place(error: Exception) -> str:
+    """Where in the network's own code an error arose: the innermost line that is not torch's."""
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*libraries, "<"))]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def _cause(error: Exception) -> str:
+    seen = f"{type(error).__name__} {error}"
+    return next((cause for word, cause in _CAUSES if word in seen), f"neither tracer follows its forward(); {_PART}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracers print and warn about what they cannot follow, before they fail or manage after all.
+
+    torch's fused transformer layers are off meanwhile: no exporter knows them, their parts every exporter does.
+    """
+    logger = logging.getLogger("torch")
+    level, fused = logger.level, torch.backends.mha.get_fastpath_enabled()
+    logger.setLevel(logging.CRITICAL)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _as_it_is(network: nn.Module, _image: Tensor) -> fx.GraphModule:
+    assert isinstance(network, fx.GraphModule)
+    return network
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracing in which optional arguments of the network's ``forward`` keep their defaults.
+
+    Otherwise a ``mask=None`` would be a symbol, which is never None, and the wrong branches would be taken.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Modules of torch.nn are kept whole, but for those that hold a whole network's layers."""
+        layers = nn.Transformer | nn.TransformerEncoder | nn.TransformerDecoder
+        return not isinstance(m, layers) and super().is_leaf_module(m, module_qualified_name)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, *rest: Any, **named: Any) -> Any:
+        """See the class."""
+        if kind == "placeholder" and args:
+            return args[0]
+        return super().create_proxy(kind, target, args, *rest, **named)
 
 
 def _symbolic(network: nn.Module, _image: Tensor) -> fx.GraphModule:
-    return fx.symbolic_trace(network)
+    return fx.GraphModule(network, _Tracer().trace(network))
 
 
 def _export(network: nn.Module, image: Tensor) -> fx.GraphModule:
     batch = torch.export.Dim("batch", min=1, max=4096)
     return torch.export.export(network, (image,), dynamic_shapes=({0: batch},)).module()
-
-
-class _Observer(fx.Interpreter):
-    """Runs the graph and writes down what each node gives."""
-
-    def __init__(self, module: fx.GraphModule, values: dict[fx.Node, Value], count_macs: bool) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.values = values
-        self.count_macs = count_macs
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = self.values.setdefault(n, Value())
-        if self.count_macs and n.op in ("call_function", "call_method", "call_module"):
-            counter = FlopCounterMode(display=False)
-            with counter:
-                result = super().run_node(n)
-            value.macs = counter.get_total_flops() // 2 // BATCHES[0]
-        else:
-            result = super().run_node(n)
-        leaves = pytree.tree_leaves(result)
-        value.from_input = n.op == "placeholder" or any(self.values[a].from_input for a in n.all_input_nodes)
-        value.is_tensor = isinstance(result, Tensor)
-        value.is_float = isinstance(result, Tensor) and result.is_floating_point()
-        value.is_data = value.from_input and any(isinstance(leaf, Tensor) for leaf in leaves)
-        value.results.append(_plain(result))
-        return result
-
-
-def _plain(result: Any) -> Any:
-    if isinstance(result, Tensor):
-        return tuple(result.shape)
-    if isinstance(result, tuple | list) and all(isinstance(entry, int) for entry in result):
-        return tuple(result)
-    return result if isinstance(result, int | float | str | bool | torch.dtype | torch.device) else None
-
-
-def _observe(module: fx.GraphModule, images: list[Tensor], wanted: list[Any]) -> dict[fx.Node, Value]:
-    values: dict[fx.Node, Value] = {}
-    for k, image in enumerate(images):
-        got = _Observer(module, values, count_macs=k == 0).run(image)
-        if not outputs_equal(got, wanted[k]):
-            raise TraceError("the traced graph gives other outputs than the network")
-    return values
-
-
-def outputs_equal(first: Any, second: Any) -> bool:
-    """Whether two (nested) outputs hold the same tensors, bit for bit; NaN equals NaN."""
-    one, other = pytree.tree_leaves(first), pytree.tree_leaves(second)
-    return len(one) == len(other) and all(
-        torch.equal(a, b) or (a.shape == b.shape and bool(torch.isclose(a, b, 0, 0, equal_nan=True).all()))
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-        else a is b or bool(a == b)
-        for a, b in zip(one, other, strict=True)
-    )
 
 
 def size_of_batch(like: fx.Node, value: Any, other: Any) -> Any:
@@ -169,12 +201,12 @@ def size_of_batch(like: fx.Node, value: Any, other: Any) -> Any:
     Raises:
         TraceError: it is neither.
     """
-    if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
+    if not follows_batch(value, other):
+        raise TraceError(f"a value that is {value} for {BATCHES[0]} images is {other} for {BATCHES[1]}")
+    if isinstance(value, tuple):
         return tuple(size_of_batch(like, a, b) for a, b in zip(value, other, strict=True))
     if value == other:
         return value
-    if isinstance(value, int) and isinstance(other, int) and value * BATCHES[1] == other * BATCHES[0]:
-        batch = like.graph.call_method("size", (like, 0))
-        factor = value // BATCHES[0]
-        return batch if factor == 1 else like.graph.call_function(operator.mul, (batch, factor))
-    raise TraceError(f"a value that is {value} for {BATCHES[0]} images is {other} for {BATCHES[1]}")
+    batch = like.graph.call_method("size", (like, 0))
+    factor = value // BATCHES[0]
+    return batch if factor == 1 else like.graph.call_function(operator.mul, (batch, factor))

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.size) > 2 or min(args.size) < 1:
         raise ConfigError(f"--size takes one or two numbers above 0, not {' '.join(map(str, args.size))}")
     table = cuts(args.model, size=(args.size[0], args.size[-1]))
-    shown = table.cuts if args.all else table.useful
+    shown = table.cuts if args.all else table.useful if args.json else table.listed
     if args.json:
         found: dict[str, Any] = {
             "model": table.model,
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             "traced_by": table.method,
             "macs": table.macs,
             "params": table.params,
+            "remark": table.remark,
             "cuts": [cut.as_dict() for cut in shown],
         }
         print_json(found)
@@ -63,10 +64,12 @@ def run(args: argparse.Namespace) -> int:
     ]
     size = f"{table.input_size[0]}x{table.input_size[1]}"
     print_table(
-        f"{table.model} at {size}: {human_count(table.macs)} MACs, {human_count(table.params)} parameters",
+        f"{table.model} at {size}: {human_count(table.macs)} MACs, {human_count(table.params)} parameters, "
+        f"traced by {table.method}",
         ["cut", ">features", ">as float32", ">MACs before", ">", ">parameters before", ">MACs after"],
         rows,
         note=f"\n{len(shown)} of {len(table.cuts)} cuts shown{'' if args.all else ' (--all: every one)'}. "
-        'Use a name as [cut] at = "..." in a recipe. A learned encoder replaces or follows the layers before the cut.',
+        'Use a name as [cut] at = "..." in a recipe. A learned encoder replaces or follows the layers before the cut.'
+        f"{chr(10) + table.remark if table.remark else ''}",
     )
     return 0

@@ -8,7 +8,7 @@ from support import networks
 from torch import nn
 from torch.nn import functional as F
 
-from narrowcast.compiler.cuts import cuts, find_cut, find_cuts
+from narrowcast.compiler.cuts import CutTable, cuts, find_cut, find_cuts
 from narrowcast.compiler.cuts.split import prefix, suffix
 from narrowcast.compiler.cuts.trace import outputs_equal, trace
 from narrowcast.compiler.errors import CutError, TraceError
@@ -25,7 +25,7 @@ def assert_halves_are_the_whole(network: nn.Module, size: tuple[int, int], names
     image = torch.randn(5 if size[0] < 200 else 2, 3, *size)
     with torch.no_grad():
         expected = network(image)
-        for cut in found[:: 1 + len(found) // 40]:
+        for cut in found[:: 1 + len(found) // 12]:
             features = prefix(traced, cut.node)(image)
             assert features.shape[1:] == cut.shape
             kept = features.clone()
@@ -41,19 +41,20 @@ def assert_halves_are_the_whole(network: nn.Module, size: tuple[int, int], names
     [
         ("resnet18", SIZE, ["conv1", "layer1.0", "layer1", "layer2", "layer4", "global_pool"]),
         ("mobilenetv2_100", SIZE, ["blocks.0", "blocks.3", "blocks.6", "conv_head"]),
-        ("vit_tiny_patch16_224", (224, 224), ["patch_embed", "blocks.0", "blocks.3", "blocks.11", "norm"]),
-        ("swin_tiny_patch4_window7_224", (224, 224), ["patch_embed", "layers.1.blocks.0", "layers.2"]),
+        ("vit_tiny_patch16_224", SIZE, ["patch_embed", "blocks.0", "blocks.3", "blocks.11", "norm"]),
+        ("swin_tiny_patch4_window7_224", SIZE, ["patch_embed", "layers.1.blocks.0", "layers.2"]),
         ("convnext_atto", SIZE, ["stem", "stages.1"]),
     ],
 )
 def test_timm_networks(timm, name, size, names):
     torch.manual_seed(0)
-    assert_halves_are_the_whole(timm.create_model(name), size, names)
+    options = {"img_size": size} if name.endswith("_224") else {}
+    assert_halves_are_the_whole(timm.create_model(name, **options), size, names)
 
 
 def test_tokens_are_a_shape_of_two(timm):
-    traced = trace(timm.create_model("vit_tiny_patch16_224").eval(), (224, 224))
-    assert find_cut(traced, "blocks.3").shape == (197, 192)
+    traced = trace(timm.create_model("vit_tiny_patch16_224", img_size=SIZE).eval(), SIZE)
+    assert find_cut(traced, "blocks.3").shape == (17, 192)
 
 
 def test_a_small_network_with_in_place_layers():
@@ -157,8 +158,41 @@ def test_the_table_leaves_out_what_the_next_cut_betters(timm):
     assert len(names) < len(table.cuts)
 
 
+def test_many_blocks_of_one_shape_are_thinned_for_the_reader():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, 2, 1), *(nn.Conv2d(4, 4, 3, 1, 1) for _ in range(60)), nn.Conv2d(4, 4, 3, 2, 1)]
+    traced = trace(nn.Sequential(*layers, nn.Flatten()).eval(), (16, 16))
+    table = CutTable("m", (16, 16), "torch.fx", sum(v.macs for v in traced.values.values()), 0, find_cuts(traced))
+    names = [cut.name for cut in table.listed]
+    assert len(table.useful) > 60
+    assert len(names) <= 31
+    assert {"0", "60", "61"} <= set(names)
+    assert table.remark is None
+
+
+class WorkOnOneSide(nn.Module):
+    """A skip connection around nearly everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 2, 1), nn.Conv2d(4, 2, 1)
+        self.body = nn.Sequential(nn.Conv2d(2, 64, 3, 1, 1), nn.Conv2d(64, 2, 3, 1, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(torch.cat([x, self.body(x)], 1))
+
+
+def test_cuts_that_divide_nothing_are_remarked_upon():
+    traced = trace(WorkOnOneSide().eval(), (16, 16))
+    total = sum(value.macs for value in traced.values.values())
+    table = CutTable("m", (16, 16), "torch.fx", total, 0, find_cuts(traced))
+    assert [cut.name for cut in table.useful] == ["stem", "cat"]
+    assert "No useful cut: every one has less than 1 %" in (table.remark or "")
+
+
 def test_no_cut_says_why():
-    with pytest.raises(CutError, match="more than one tensor is still needed"):
+    with pytest.raises(CutError, match=r"the input \(until"):
         find_cuts(trace(networks.uncuttable(), (8, 8)))
 
 

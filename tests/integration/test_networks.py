@@ -1,0 +1,116 @@
+"""Networks that nobody here wrote: timm's families by the walk of bench/networks.py, torchvision's networks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from narrowcast.compiler.cuts import CutTable, find_cut, find_cuts
+from narrowcast.compiler.cuts.observe import outputs_equal
+from narrowcast.compiler.cuts.split import prefix, suffix
+from narrowcast.compiler.cuts.trace import trace
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = 60
+PASSING = 0.95
+
+
+def test_timm_families_are_cut_and_put_together_again(timm, tmp_path):
+    """Head and tail against the whole network, bit for bit. Prints the table, and why a network failed."""
+    rows_file = tmp_path / "rows.json"
+    command = [sys.executable, str(ROOT / "bench" / "networks.py"), "--quick", "--json", str(rows_file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    print(done.stdout)
+    assert rows_file.is_file(), done.stderr
+    rows = json.loads(rows_file.read_text())
+    accepted = [row for row in rows if row["verdict"] != "refused"]
+    passed = [row for row in accepted if row["verdict"] == "passed"]
+    failures = "\n".join(
+        f"{r['family']} ({r['model']}): {r['verdict']}: {r['reason']}" for r in rows if r not in passed
+    )
+    assert len(accepted) >= FAMILIES, failures
+    assert len(passed) >= PASSING * len(accepted), failures
+    assert {row["traced_by"] for row in passed} == {"fx", "export"}
+    assert all(row["cuts"] > 0 and row["tried"] for row in passed)
+    assert done.returncode == 0
+
+
+def test_the_walk_knows_every_family_of_timm(timm):
+    from narrowcast.transport.structs import parse_toml
+
+    table = parse_toml((ROOT / "bench" / "families.toml").read_text(), "families.toml")
+    assert len(table) >= FAMILIES
+    families = {family for family in timm.list_modules() if timm.list_models(module=family)}
+    assert not families - table.keys(), "families of timm that families.toml does not list"
+
+
+@pytest.fixture(scope="module")
+def torchvision(timm):
+    """torchvision, importable once timm is."""
+    import torchvision
+
+    return torchvision
+
+
+def halves_are_the_whole(network: nn.Module, size: int, names: set[str]) -> None:
+    torch.manual_seed(0)
+    network = network.eval().requires_grad_(False)
+    traced = trace(network, (size, size))
+    found = find_cuts(traced)
+    assert names <= {name for cut in found for name in (cut.name, *cut.aliases)}
+    macs = sum(value.macs for value in traced.values.values())
+    useful = CutTable("", (size, size), traced.method, macs, 0, found).useful
+    for cut in (useful[0], useful[len(useful) // 2], useful[-1]):
+        image = torch.randn(1, 3, size, size)
+        outputs = suffix(traced, cut.node)(prefix(traced, cut.node)(image))
+        assert outputs_equal(outputs, network(image)), cut.name
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "names"),
+    [
+        ("mobilenet_v3_small", 64, {"features.4"}),
+        ("shufflenet_v2_x0_5", 64, {"stage2"}),
+        ("deeplabv3_mobilenet_v3_large", 64, {"backbone"}),
+        ("lraspp_mobilenet_v3_large", 64, {"backbone.3"}),
+    ],
+)
+def test_torchvisions_classifiers_and_segmenters(torchvision, name, size, names):
+    options = {"weights_backbone": None} if name.endswith("_large") else {}
+    halves_are_the_whole(torchvision.models.get_model(name, weights=None, **options), size, names)
+
+
+class OneStage(nn.Module):
+    """What a user wraps around a one-stage detector: backbone and heads, without the choice of boxes."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, x):
+        return self.head(list(self.backbone(x).values()))
+
+
+def test_a_detectors_backbone_and_heads(torchvision):
+    detector = torchvision.models.get_model(
+        "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=5
+    )
+    halves_are_the_whole(OneStage(detector), 96, {"backbone.features.0.5"})
+
+
+def test_a_two_stage_detectors_backbone_gives_its_pyramid(torchvision):
+    detector = torchvision.models.get_model(
+        "fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None
+    )
+    halves_are_the_whole(detector.backbone, 96, {"body.4"})
+    traced = trace(detector.backbone.eval(), (96, 96))
+    features = torch.randn(1, *find_cut(traced, "body.4").shape)
+    assert set(suffix(traced, find_cut(traced, "body.4").node)(features)) == {"0", "1", "pool"}
