@@ -12,7 +12,7 @@ help: ## this list
 
 setup: $(STAMP) ## the environment in .venv, with everything for development
 
-$(STAMP): pyproject.toml setup.py constraints.txt transport/coder/rans.c
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard transport/coder/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

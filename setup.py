@@ -23,7 +23,10 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 PLATFORM = os.environ.get("NARROWCAST_WHEEL_PLATFORM")
-KERNEL = Extension("narrowcast.transport.coder._rans", ["transport/coder/rans.c"], optional=PLATFORM is None)
+SOURCES = ["transport/coder/rans.c", "transport/coder/context.c"]
+KERNEL = Extension(
+    "narrowcast.transport.coder._rans", SOURCES, depends=["transport/coder/rans.h"], optional=PLATFORM is None
+)
 
 
 class BuildKernel(build_ext):

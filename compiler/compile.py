@@ -7,10 +7,9 @@ recipe only does again what changed.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-import zstandard
 
 import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
+from narrowcast.compiler.codec import collect_symbols, fit_codec
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import Cut, find_cut
 from narrowcast.compiler.cuts.trace import trace
@@ -42,21 +41,17 @@ from narrowcast.compiler.modules import Head, Tail, Whole, flat, output_names
 from narrowcast.compiler.operators import check_operators
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
-from narrowcast.compiler.tables import fit_tables, lanes_for
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import train
-from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
+from narrowcast.compiler.verify import Verified, verify
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Bundle, Manifest, OutputSpec, Part, SecretKey, describe_part, write_bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.codec import Codec, CodecSpec, open_codec
 from narrowcast.transport.structs import to_json
-from narrowcast.transport.tables import Tables
 
 VERIFY_FRAMES = 8
-TABLE_FRAMES = 256
 FIGURE_FRAMES = 256
-DICTIONARY_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,9 @@ class _Job:
         self.held = held
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
-        self.teacher_digest = _digest(self.teacher.state_dict())
+        # What the teacher computes, not its weights alone: its code may change under the same weights.
+        described = f"{_digest(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
+        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
 
     def _find_cut(self) -> Cut:
@@ -200,7 +197,7 @@ class _Job:
         unsupported = check_operators(heads, tail_onnx, self.targets, self.progress)
         spec, data = self._fit_codec(list(heads.values()))
         if data:
-            kind = "tables" if spec.name == "rans" else "dictionary"
+            kind = "dictionary" if spec.name == "zstd" else "tables"
             add(kind, data, kind, ["device", "server"])
         codec = open_codec(spec, data)
         add("selfcheck.json", to_json(make_self_check(heads, codec, self.recipe.input.size)), "selfcheck", ["device"])
@@ -283,23 +280,11 @@ class _Job:
         One set of tables serves all precisions: fitted to all their symbols, it costs none of them more than a few
         thousandths of the bytes (``docs/precision.md``), and a board may change its precision without the server knowing.
         """
-        net, spec = self.bottleneck, self._spec()
-        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.data.indices)[:TABLE_FRAMES]
-        networks = [OnnxNetwork(head) for head in heads]
-        counts = np.zeros((net.levels, net.shape[0], net.alphabet), np.int64)
-        samples: list[bytes] = []
-        with self.progress.task("fitting the codec", len(rows), "images") as task:
-            for frame in self._frames(np.sort(rows)):
-                for network, level in itertools.product(networks, range(net.levels)):
-                    symbols = network(image=frame[None], level=np.array([level]))["symbols"][0]
-                    if spec.name == "zstd":
-                        samples.append(symbols.tobytes())
-                    else:
-                        _count(symbols, counts[level])
-                task.advance(1)
-        if spec.name == "zstd":
-            return spec, _train_dictionary(spec, samples)
-        return spec, _fit(net.density(), counts, len(rows) * len(heads)).to_bytes()
+        net, spec, coding = self.bottleneck, self._spec(), self.recipe.coding
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.data.indices)[: coding.images]
+        frames = self._frames(np.sort(rows))
+        symbols = np.concatenate([collect_symbols(head, frames, spec, self.progress) for head in heads], 1)
+        return fit_codec(spec, symbols, net.density() if spec.name == "rans" else None, coding)
 
     def _manifest(self, spec: CodecSpec, fingerprint: str, outputs: list[OutputSpec], parts: list[Part]) -> Manifest:
         recipe = msgspec.to_builtins(self.recipe)
@@ -359,30 +344,3 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _count(symbols: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> None:
-    for channel, row in enumerate(symbols.reshape(len(symbols), -1)):
-        counts[channel] += np.bincount(row, minlength=counts.shape[1])
-
-
-def _fit(density: npt.NDArray[np.float64] | None, counts: npt.NDArray[np.int64], frames: int) -> Tables:
-    """Tables for symbols counted on ``frames`` frames, with as many lanes as suit the mean payload."""
-    tables = fit_tables(density, counts)
-    mean_bytes = float((tables.bits() * counts).sum()) / 8 / frames / tables.levels
-    return replace(tables, lanes=lanes_for(mean_bytes))
-
-
-def _train_dictionary(spec: CodecSpec, samples: list[bytes]) -> bytes:
-    """A zstandard dictionary, or nothing where it does not make frames smaller that it was not trained on."""
-    seen, unseen = samples[: len(samples) * 3 // 4], samples[len(samples) * 3 // 4 :]
-    try:
-        dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, list(seen)).as_bytes()
-    except zstandard.ZstdError:  # too few samples, or nothing in common
-        return b""
-    sizes = []
-    for data in (b"", dictionary):
-        codec = open_codec(spec, data)
-        frames = (np.frombuffer(sample, np.uint8).reshape(spec.shape) for sample in unseen)
-        sizes.append(sum(len(codec.encode(frame, 0)) for frame in frames))
-    return dictionary if sizes[1] < sizes[0] else b""

@@ -258,7 +258,7 @@ def _labelled(folder: Path, table: Path | None, classes: int | None) -> tuple[li
 
 def _read_labels(table: Path, folder: Path, classes: int | None) -> dict[Path, int]:
     try:
-        with table.open(newline="", encoding="utf-8") as rows:
+        with table.open(newline="", encoding="utf-8-sig") as rows:
             truth = {folder / row["file"]: int(row["label"]) for row in csv.DictReader(rows)}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{table} is no table with columns file and label (whole numbers): {error!r}") from error

@@ -24,7 +24,12 @@ Probabilities = npt.NDArray[np.float64]
 
 
 def fit_tables(
-    density: Probabilities | None, counts: npt.NDArray[np.int64] | None, *, precision: int = PRECISION, lanes: int = 4
+    density: Probabilities | None,
+    counts: npt.NDArray[np.int64] | None,
+    *,
+    precision: int = PRECISION,
+    lanes: int = 4,
+    density_counts: float = DENSITY_COUNTS,
 ) -> Tables:
     """Tables for a density, for counts, or for both.
 
@@ -33,8 +38,9 @@ def fit_tables(
         counts: int64 of the same shape: how often the encoder gave each symbol; None where nothing was counted.
         precision: every table has ``2 ** precision`` slots.
         lanes: of the coder (see :class:`Tables`).
+        density_counts: what the density weighs, in counts.
     """
-    mixed = _mixed(density, counts)
+    mixed = _mixed(density, counts, density_counts)
     levels, channels, _ = mixed.shape
     frequencies = np.empty(mixed.shape, np.uint16)
     escapes = np.empty((levels, channels), np.uint16)
@@ -86,13 +92,13 @@ def _allot(share: Probabilities, total: int) -> npt.NDArray[np.int64]:
     return slots
 
 
-def _mixed(density: Probabilities | None, counts: npt.NDArray[np.int64] | None) -> Probabilities:
+def _mixed(density: Probabilities | None, counts: npt.NDArray[np.int64] | None, density_counts: float) -> Probabilities:
     if counts is None:
         if density is None:
             raise ValueError("fit_tables needs a density, counts, or both")
         return density
     if density is None:
         density = np.full(counts.shape, 1.0 / counts.shape[2])
-    weighted = counts + DENSITY_COUNTS * density
+    weighted = counts + density_counts * density
     result: Probabilities = weighted / weighted.sum(2, keepdims=True)
     return result

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,14 @@ def _load_file(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise TeacherError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses and pickling look a module up by its name
+    sys.path.insert(0, str(path.resolve().parent))  # as if the file were run: it may import its neighbours
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise TeacherError(f"{path} failed on import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     return module
 
 
@@ -135,6 +140,10 @@ def _load_weights(network: nn.Module, path: Path, model: str) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+        hint = f"; its {inner[0]!r} may be one: save that alone" if inner else ""
+        raise WeightsError(f"{path} holds a {type(state).__name__} that is no state_dict of tensors{hint}")
     expected = network.state_dict()
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]

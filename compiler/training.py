@@ -6,6 +6,7 @@ the uninterrupted one would have.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -127,8 +128,10 @@ class _Run:
             "bottleneck": self.bottleneck.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
         }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # to memory first: on a full disk it would give a RuntimeError about its own insides
         with replacing(self.checkpoint) as out:
-            torch.save(state, out)
+            out.write(buffer.getbuffer())
         self.saved_at = time.monotonic()
 
 

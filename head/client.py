@@ -7,9 +7,11 @@ frames in flight; results come in the order of the frames, each exactly once, ov
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,8 +25,9 @@ from narrowcast.head.link import Link, LinkCounters
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.timing import FrameTimes
-from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle import Bundle, OutputSpec
 from narrowcast.transport.contract import Image, Placement
+from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import Address, parse_address
@@ -87,6 +90,7 @@ class AsyncClient:
         self._link = Link(
             address, manifest.name, fingerprint, window=window, give_up_seconds=give_up_seconds, on_trouble=on_trouble
         )
+        self._outputs = manifest.outputs
         self._next_id = 0
 
     @property
@@ -118,11 +122,11 @@ class AsyncClient:
         frame_id, self._next_id = self._next_id, self._next_id + 1
         context = self._link.context
         packet = Packet(
-            self.session.codec.codec_id, encoded.level, frame_id, max(time.time_ns() // 1000, context.epoch_us),
-            encoded.payload, context.stream_id, context.fingerprint,
+            self.session.codec.codec_id, encoded.level, frame_id, self._link.now_us(), encoded.payload,
+            context.stream_id, context.fingerprint,
         )  # fmt: skip
         answer = await self._link.send(packet)
-        return asyncio.create_task(_finish(encoded, frame_id, answer, started))
+        return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._outputs))
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail."""
@@ -136,9 +140,20 @@ class AsyncClient:
 
 
 async def _finish(
-    encoded: Encoded, frame_id: int, answer: asyncio.Future[tuple[pb.Result, float]], started: float
+    encoded: Encoded,
+    frame_id: int,
+    answer: asyncio.Future[tuple[pb.Result, float]],
+    started: float,
+    expected: Sequence[OutputSpec],
 ) -> Result:
     result, waited_ms = await answer
+    outputs: dict[str, npt.NDArray[Any]] = {}
+    error = None if result.code == 0 else result.message or f"code {result.code}"
+    if error is None:
+        try:
+            outputs = from_tensors(result.outputs, expected)
+        except TransportError as trouble:
+            error = str(trouble)
     times, server = encoded.times, result.times
     if server.total_us:
         times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
@@ -146,8 +161,8 @@ async def _finish(
         times.wire_ms = max(0.0, waited_ms - server.total_us / 1000)
     return Result(
         frame_id=frame_id,
-        outputs=from_tensors(result.outputs),
-        error=None if result.code == 0 else result.message or f"code {result.code}",
+        outputs=outputs,
+        error=error,
         level=encoded.level,
         packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
         times=times,
@@ -186,14 +201,39 @@ class Client:
         return self._submit(frame, level).result()
 
     def stream(self, frames: Iterable[Image], level: int | None = None) -> Iterator[Result]:
-        """Results in the order of the frames, with up to ``window`` frames under way at once."""
-        under_way: deque[Future[Result]] = deque()
-        for frame in frames:
-            under_way.append(self._submit(frame, level))
-            while len(under_way) >= self.window or (under_way and under_way[0].done()):
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        """Results in the order of the frames, with up to ``window`` frames under way at once.
+
+        ``frames`` is read on a thread of its own, so that a result comes when it is there and not when the next frame is:
+        a camera may block. At most ``window`` frames are read ahead of the results that were taken.
+
+        Raises:
+            whatever ``frames`` raises, after the results of the frames before; and see :meth:`infer`.
+        """
+        under_way: queue.Queue[Future[Result] | BaseException | None] = queue.Queue(self.window)
+        stopped = threading.Event()
+
+        def read() -> None:
+            last: BaseException | None = None
+            try:
+                for frame in frames:
+                    if stopped.is_set():
+                        return
+                    under_way.put(self._submit(frame, level))
+            except BaseException as error:  # noqa: BLE001  (raised again where the results are taken)
+                last = error
+            under_way.put(last)
+
+        threading.Thread(target=read, name="narrowcast-frames", daemon=True).start()
+        try:
+            while isinstance(item := under_way.get(), Future):
+                yield item.result()
+            if item is not None:
+                raise item
+        finally:
+            stopped.set()
+            with contextlib.suppress(queue.Empty):  # a reader that waits for room finds it, and ends
+                while True:
+                    under_way.get_nowait()
 
     def _submit(self, frame: Image, level: int | None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 # A server that takes streams and answers nothing, again and again, is not one to wait for.
 MAX_FRUITLESS_STREAMS = 8
+_WATCH_SECONDS = 0.25
 
 
 @dataclass
@@ -51,11 +52,15 @@ class LinkCounters:
     results_unasked: int = 0
 
 
+class _SilenceError(Exception):
+    """The server takes packets and answers none."""
+
+
 @dataclass
 class _Waiting:
     """A packet without an answer."""
 
-    packet: Packet
+    data: bytes
     answer: asyncio.Future[tuple[pb.Result, float]]
     sent_at: float | None = None  # on the current stream
     times_sent: int = 0
@@ -87,6 +92,7 @@ class Link:
         self.counters = LinkCounters()
         self._model = model
         self._context = StreamContext(os.urandom(16), fingerprint, time.time_ns() // 1000)
+        self._began = time.monotonic_ns()
         self._window = max(1, window)
         self._give_up_seconds = give_up_seconds
         self._on_trouble = on_trouble or (lambda line: None)
@@ -104,6 +110,13 @@ class Link:
         """What packets for this link must carry."""
         return self._context
 
+    def now_us(self) -> int:
+        """The time for packets: microseconds since 1970 by the clock as it was when the link was made.
+
+        It goes on evenly where the system's clock jumps: boards without a battery for it boot in the past.
+        """
+        return self._context.epoch_us + (time.monotonic_ns() - self._began) // 1000
+
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on this link's sockets so far; None where the system does not tell."""
         return self._meter.read()
@@ -111,26 +124,35 @@ class Link:
     async def send(self, packet: Packet) -> asyncio.Future[tuple[pb.Result, float]]:
         """Queues a packet; waits while ``window`` packets are unanswered.
 
-        Frame ids must increase.
+        Frame ids must increase. A frame whose future is cancelled is not sent any more; one that is on its way keeps its
+        place in the window until it is answered or the stream ends.
 
         Returns:
             a future with the result and the milliseconds from sending to it.
 
         Raises:
+            PacketError: the packet cannot be sent on this link.
             LinkError: the link has failed for good or was closed.
         """
+        data = packet.to_stream_bytes(self._context)
         await self._room.acquire()
         if self._failure is not None:
             self._room.release()
             raise self._failure
+        if not self._waiting:
+            self._last_progress = time.monotonic()  # nobody was owed an answer until now
         if self._task is None:
-            self._last_progress = time.monotonic()
             self._task = asyncio.create_task(self._keep_up())
         answer: asyncio.Future[tuple[pb.Result, float]] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda _: self._room.release())
-        self._waiting[packet.frame_id] = _Waiting(packet, answer)
+        self._waiting[packet.frame_id] = waiting = _Waiting(data, answer)
+        answer.add_done_callback(lambda _: self._forget(packet.frame_id) if waiting.times_sent == 0 else None)
         self._changed.set()
         return answer
+
+    def _forget(self, frame_id: int) -> None:
+        """A frame is answered or given up: its place in the window is free."""
+        if self._waiting.pop(frame_id, None) is not None:
+            self._room.release()
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail with :class:`LinkClosedError`."""
@@ -142,11 +164,11 @@ class Link:
 
     def _fail(self, error: LinkError) -> None:
         self._failure = self._failure or error
-        for waiting in self._waiting.values():
+        for frame_id, waiting in list(self._waiting.items()):
             if not waiting.answer.done():
                 waiting.answer.set_exception(error)
                 waiting.answer.exception()  # whoever waits is told; nobody has to wait
-        self._waiting.clear()
+            self._forget(frame_id)
 
     async def _keep_up(self) -> None:
         """Opens streams until there is no point in another."""
@@ -163,6 +185,8 @@ class Link:
                     return
             except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
                 trouble = f"no answer to opening a stream within {OPEN_SECONDS:.0f} s"
+            except _SilenceError:
+                trouble = f"packets are taken and none is answered for {self._give_up_seconds:.0f} s"
             except LinkError as error:
                 self._fail(error)
                 return
@@ -183,8 +207,7 @@ class Link:
     def _is_hopeless(self) -> bool:
         if self._give_up_seconds is None:
             return False
-        silent = time.monotonic() - self._last_progress
-        return silent > self._give_up_seconds or self._fruitless >= MAX_FRUITLESS_STREAMS
+        return self._is_silent() or self._fruitless >= MAX_FRUITLESS_STREAMS
 
     async def _one_stream(self) -> None:
         """Opens a stream and serves it until it breaks."""
@@ -192,15 +215,12 @@ class Link:
             call = TailServiceStub(channel).Stream()
             try:
                 window = await asyncio.wait_for(self._open(call), OPEN_SECONDS)
-                for waiting in self._waiting.values():
+                for frame_id, waiting in list(self._waiting.items()):
                     waiting.sent_at = None
+                    if waiting.answer.done():  # cancelled while it was on its way: not to be sent again
+                        self._forget(frame_id)
                 self._changed.set()
-                sender = asyncio.create_task(self._send_all(call, window))
-                try:
-                    await self._receive_all(call)
-                finally:
-                    sender.cancel()
-                    await asyncio.gather(sender, return_exceptions=True)
+                await _first_of(self._receive_all(call), self._send_all(call, window), self._watch())
             finally:
                 self._meter.read()
                 call.cancel()
@@ -231,19 +251,20 @@ class Link:
             in_flight = sum(1 for waiting in self._waiting.values() if waiting.sent_at is not None)
             fresh = [waiting for waiting in self._waiting.values() if waiting.sent_at is None]
             for waiting in fresh[: max(0, window - in_flight)]:
-                data = waiting.packet.to_stream_bytes(self._context)
                 waiting.sent_at = time.perf_counter()
                 self.counters.packets_sent += 1
-                self.counters.packet_bytes_sent += len(data)
+                self.counters.packet_bytes_sent += len(waiting.data)
                 self.counters.packets_resent += waiting.times_sent > 0
                 waiting.times_sent += 1
-                await call.write(pb.StreamRequest(packet=data))
+                await call.write(pb.StreamRequest(packet=waiting.data))
             await self._changed.wait()
 
     async def _receive_all(self, call: Any) -> None:
         while (response := await call.read()) is not grpc.aio.EOF:
             received = time.perf_counter()
-            waiting = self._waiting.pop(response.result.frame_id, None)
+            if not response.HasField("result"):
+                raise RefusedError(f"{self.address} does not answer like a tail server of this protocol")
+            waiting = self._waiting.get(response.result.frame_id)
             if waiting is None or waiting.sent_at is None:
                 self.counters.results_unasked += 1
                 continue
@@ -251,4 +272,29 @@ class Link:
             self._last_progress = time.monotonic()
             if not waiting.answer.done():
                 waiting.answer.set_result((response.result, (received - waiting.sent_at) * 1000))
+            self._forget(response.result.frame_id)
             self._changed.set()
+
+    async def _watch(self) -> None:
+        """Ends a stream on which packets stay unanswered for too long: keepalive sees a live server then."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._waiting and self._is_silent():
+                raise _SilenceError
+
+    def _is_silent(self) -> bool:
+        limit = self._give_up_seconds
+        return limit is not None and time.monotonic() - self._last_progress > limit
+
+
+async def _first_of(*running: Coroutine[Any, Any, None]) -> None:
+    """Runs all until one of them ends, which ends the others; its error is raised."""
+    tasks = [asyncio.create_task(one) for one in running]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

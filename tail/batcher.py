@@ -18,6 +18,7 @@ import numpy as np
 
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.store import Model
+from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.tensors import to_tensor
@@ -46,9 +47,16 @@ class Batcher:
         max_batch: frames per batch, at most.
         max_delay_ms: how long a batch may wait for more frames.
         max_queue: frames that may wait; one more is refused.
+
+    Raises:
+        ConfigError: a limit that cannot be.
     """
 
     def __init__(self, model: Model, *, max_batch: int = 16, max_delay_ms: float = 0.0, max_queue: int = 1024) -> None:
+        if max_batch < 1 or max_queue < 1 or not max_delay_ms >= 0:
+            raise ConfigError(
+                f"batches of {max_batch} frames, {max_queue} that wait, a delay of {max_delay_ms} ms: at least 1, 1 and 0"
+            )
         self.model = model
         self._max_batch = max_batch
         self._max_delay = max_delay_ms / 1000

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import zstandard
 
 from narrowcast.transport.coder import Coder
+from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.errors import PayloadError, SymbolsError, TablesError
 from narrowcast.transport.packet import MAX_PAYLOAD_BYTES, CodecId
 from narrowcast.transport.structs import Settings, to_json
@@ -30,14 +31,15 @@ class CodecSpec(Settings, frozen=True):
     """What both ends share about a model's symbols.
 
     Attributes:
-        name: ``rans`` (coding tables) or ``zstd`` (perhaps with a dictionary).
+        name: ``rans`` (a coding table per channel), ``rans-context`` (a table per symbol, chosen by context) or ``zstd``
+            (perhaps with a dictionary).
         shape: of a frame's symbols, ``[C, H, W]``.
         alphabet: symbols are ``0 .. alphabet - 1``.
         levels: how many rate points.
         quantizer: SHA-256 in hex of everything that decides which symbols an image gets.
     """
 
-    name: Literal["rans", "zstd"]
+    name: Literal["rans", "rans-context", "zstd"]
     shape: tuple[Side, Side, Side]
     alphabet: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALPHABET)]
     levels: Annotated[int, msgspec.Meta(ge=1, le=MAX_LEVELS)]
@@ -92,18 +94,18 @@ def open_codec(spec: CodecSpec, data: bytes) -> Codec:
     Raises:
         TablesError: the data are no tables, or of another shape than the spec.
     """
-    return RansCodec(spec, data) if spec.name == "rans" else ZstdCodec(spec, data)
+    return ZstdCodec(spec, data) if spec.name == "zstd" else RansCodec(spec, data)
 
 
 class RansCodec:
-    """Learned tables and the range coder."""
-
-    codec_id = CodecId.RANS
+    """Learned tables and the range coder, with a table per channel or with contexts."""
 
     def __init__(self, spec: CodecSpec, data: bytes) -> None:
         self.spec = spec
         self.fingerprint = spec.fingerprint(data)
-        tables = Tables.from_bytes(data)
+        contexts = spec.name == "rans-context"
+        self.codec_id = CodecId.RANS_CONTEXT if contexts else CodecId.RANS
+        tables = ContextTables.from_bytes(data) if contexts else Tables.from_bytes(data)
         seen, wanted = (tables.levels, tables.channels, tables.alphabet), (spec.levels, spec.shape[0], spec.alphabet)
         if seen != wanted:
             raise TablesError(f"tables for (levels, channels, alphabet) {seen}; the codec has {wanted}")

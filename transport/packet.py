@@ -43,6 +43,7 @@ class CodecId(IntEnum):
 
     RANS = 1
     ZSTD = 2
+    RANS_CONTEXT = 3
 
 
 class StreamContext(NamedTuple):

@@ -29,6 +29,9 @@ MAX_ALPHABET = 256
 MAX_LEVELS = 256
 MAX_CHANNELS = 65_536
 LANES = (1, 2, 4)
+# Slots of all tables together. A coder's memory is a few bytes for each, and tables pack so well that a bundle of a few
+# bytes could ask for all memory there is.
+MAX_SLOTS = 1 << 25
 _HEADER = struct.Struct("<4sBBBBHHI")
 
 
@@ -62,6 +65,10 @@ class Tables:
         levels, channels, alphabet = frequencies.shape
         if levels > MAX_LEVELS or channels > MAX_CHANNELS or alphabet > MAX_ALPHABET:
             raise TablesError(f"tables for {levels} levels, {channels} channels and {alphabet} symbols are too large")
+        if levels * channels << self.precision > MAX_SLOTS:
+            raise TablesError(
+                f"{levels} x {channels} tables of 2^{self.precision} slots are too large; at most {MAX_SLOTS} slots in all"
+            )
         totals = frequencies.sum(2, dtype=np.int64) + escapes
         if not (totals == 1 << self.precision).all():
             level, channel = (int(k[0]) for k in np.nonzero(totals != 1 << self.precision))

@@ -134,6 +134,17 @@ class Bottleneck(nn.Module, ABC):
     def decode(self, symbols: Tensor, level: Tensor) -> Tensor:
         """Symbols as float32 ``[N, C, H, W]`` and levels int64 ``[N]`` to features ``[N, *cut.shape]``."""
 
+    def teacher_parts(self) -> Sequence[nn.Module]:
+        """What in it belongs to the teacher: never trained, nor in training mode, which would change its statistics."""
+        return ()
+
+    def train(self, mode: bool = True) -> Bottleneck:
+        """As any module's; what belongs to the teacher stays as it is."""
+        super().train(mode)
+        for module in self.teacher_parts():
+            module.eval()
+        return self
+
     @abstractmethod
     def encoder_state(self) -> dict[str, Tensor]:
         """All that decides which symbols an image gets; its hash goes into the codec fingerprint."""

@@ -11,7 +11,7 @@ second the features further on and the network's outputs through the frozen tail
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -108,6 +108,10 @@ class ShallowResidual(Bottleneck):
         self.prior = LogisticMixturePrior(settings.levels, latent[0])
         self.log_gain = nn.Parameter(torch.zeros(settings.levels, latent[0]))
         self.log_restore = nn.Parameter(torch.zeros(settings.levels, latent[0]))
+
+    def teacher_parts(self) -> Sequence[nn.Module]:
+        """See :class:`Bottleneck`."""
+        return () if self.trunk is None else (self.trunk,)
 
     def latent(self, source: Tensor) -> Tensor:
         """The encoder: normalised images (new trunk) or features at the cut (teacher's trunk) to float ``[N, *shape]``."""

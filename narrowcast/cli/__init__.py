@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 failed, 2 usage, 3 verification failed, 4 peer unreachable, 5 rolled back, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if "--debug" not in words:
+    if not _debugging(words):
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its core would print is in our own messages
     try:
         return _run(words)
@@ -90,30 +90,47 @@ def _overview() -> str:
         "Run the first layers of a network on the device, send a few hundred bytes instead of an image,\n"
         "finish on a server.\n\n"
         f"{verbs}\n\n"
-        "narrowcast VERB --help shows a verb's options and examples. Options can also be set as NARROWCAST_OPTION."
+        "narrowcast VERB --help shows a verb's options and examples. Options can also be set as\n"
+        "NARROWCAST_OPTION, for instance NARROWCAST_TRUST=release.pub."
     )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("everywhere")
-    group.add_argument("--quiet", action="store_true", help="no progress")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for one in _with_actions(parser):
+        # Where an action's parser sets no default, a word before the action counts as well as one behind it.
+        default = False if one is parser else argparse.SUPPRESS
+        group = one.add_argument_group("everywhere")
+        group.add_argument("--quiet", action="store_true", default=default, help="no progress")
+        group.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def _defaults_from_environment(parser: argparse.ArgumentParser) -> None:
-    """Options that take a value: flag, then ``NARROWCAST_*``, then default."""
-    for action in _actions(parser):
-        value = os.environ.get(f"NARROWCAST_{action.dest.upper()}") if action.option_strings else None
-        if value and action.nargs is None and not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            action.default, action.required = value, False  # argparse converts a string default by `type`
+    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default."""
+    for one in _with_actions(parser):
+        for option in one._actions:  # noqa: SLF001  (argparse has no public way to list them)
+            value = os.environ.get(f"NARROWCAST_{option.dest.upper()}") if option.option_strings else None
+            if value and option.nargs is None:
+                option.default, option.required = value, False  # argparse converts a string default by `type`
+            elif value and isinstance(option.const, bool):
+                option.default = _is_on(value)
 
 
-def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    return list(parser._actions)  # noqa: SLF001  (argparse has no public way to list them)
+def _is_on(value: str) -> bool:
+    return value.lower() not in {"", "0", "false", "no", "off"}
+
+
+def _debugging(words: list[str]) -> bool:
+    return "--debug" in words or _is_on(os.environ.get("NARROWCAST_DEBUG", ""))
+
+
+def _with_actions(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The verb's parser, and those of its actions (``keys new``)."""
+    nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]  # noqa: SLF001
+    return [parser, *(one for action in nested for one in action.choices.values())]
 
 
 def _failed(message: str, code: int, words: list[str]) -> int:
-    if "--debug" in words and code != INTERRUPTED:
+    if _debugging(words) and code != INTERRUPTED:
         traceback.print_exc()
     print(f"narrowcast: {' '.join(message.split())}", file=sys.stderr)
     return code

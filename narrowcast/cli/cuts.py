@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from narrowcast.cli.options import at_least
 from narrowcast.cli.show import print_json, print_table
 from narrowcast.text import human_bytes, human_count
 from narrowcast.transport.errors import ConfigError
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("model", metavar="MODEL", help="the network")
     parser.add_argument(
-        "--size", nargs="+", type=int, default=[224], metavar="N", help="input: one side, or height and width"
+        "--size", nargs="+", type=at_least(1), default=[224], metavar="N", help="input: one side, or height and width"
     )
     parser.add_argument("--all", action="store_true", help="every cut, not only where a module of the network ends")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")

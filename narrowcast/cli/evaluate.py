@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from narrowcast.cli.options import PRECISIONS, add_trust, open_bundle
+from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle
 from narrowcast.cli.show import TerminalProgress, print_json, print_table
 from narrowcast.text import human_bytes, percent
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder of images")
     parser.add_argument("--labels", type=Path, metavar="FILE.csv", help="columns file and label")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N images, drawn at random")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N images, drawn at random")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the head (default: fp32)")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     add_trust(parser)

@@ -47,10 +47,13 @@ def _new(args: argparse.Namespace) -> None:
     if not args.name.replace("-", "").replace("_", "").isalnum():
         raise KeyFileError(f"a key's name is made of letters, digits, '-' and '_'; {args.name!r} is not")
     key, folder = SecretKey.new(args.name), keys_folder()
-    key.write(folder / f"{args.name}.key")
-    key.public.write(folder / "trusted" / f"{args.name}.pub")
-    print(f"secret  {folder / args.name}.key    (keep it safe; it signs bundles)")
-    print(f"public  {folder / 'trusted' / args.name}.pub    (give it to servers and boards)")
+    secret, public = folder / f"{args.name}.key", folder / "trusted" / f"{args.name}.pub"
+    if public.exists() and not secret.exists():
+        raise KeyFileError(f"a key called {args.name!r} is trusted here already; choose another name")
+    key.write(secret)
+    key.public.write(public)
+    print(f"secret  {secret}    (keep it safe; it signs bundles)")
+    print(f"public  {public}    (give it to servers and boards)")
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -30,3 +31,24 @@ def trusted(args: argparse.Namespace) -> list[PublicKey]:
 def open_bundle(args: argparse.Namespace, role: OpenRole) -> Bundle:
     """``args.bundle``, verified for a role."""
     return Bundle.open(args.bundle, role, trusted=trusted(args), allow_unsigned=args.allow_unsigned)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number, ``least`` or more."""
+
+    def convert(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        return number
+
+    convert.__name__ = "whole number"  # argparse says: invalid whole number value
+    return convert
+
+
+def seconds(text: str) -> float:
+    """For argparse: a finite number, 0 or more."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return number

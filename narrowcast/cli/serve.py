@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from narrowcast.cli.options import add_trust, trusted
+from narrowcast.cli.options import add_trust, at_least, seconds, trusted
 from narrowcast.cli.show import stderr
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
@@ -31,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT", help="default: %(default)s"
     )
     parser.add_argument("--insecure", action="store_true", help="listen beyond this machine without encryption")
-    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="frames per batch (default: 16)")
+    parser.add_argument("--max-batch", type=at_least(1), default=16, metavar="N", help="frames per batch (default: 16)")
     parser.add_argument(
-        "--max-delay-ms", type=float, default=0.0, metavar="MS", help="wait so long to fill a batch (default: 0)"
+        "--max-delay-ms", type=seconds, default=0.0, metavar="MS", help="wait so long to fill a batch (default: 0)"
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="for each model (default: the library's choice)"
+        "--threads", type=at_least(0), default=0, metavar="N", help="for each model (default: the library's choice)"
     )
-    parser.add_argument("--drain-timeout", type=float, default=10.0, metavar="S", help="for ending (default: 10)")
+    parser.add_argument("--drain-timeout", type=seconds, default=10.0, metavar="S", help="for ending (default: 10)")
     parser.add_argument("--json", action="store_true", help="tell as a JSON line on stdout when it listens")
     add_trust(parser)
 

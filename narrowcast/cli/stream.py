@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from narrowcast.cli.options import PRECISIONS, add_trust, open_bundle
+from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
@@ -37,11 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="an image file or a folder of them")
     parser.add_argument("--to", required=True, metavar="HOST:PORT", help="the tail server")
     parser.add_argument(
-        "--level", type=int, metavar="N", help="rate point; 0 takes the fewest bytes (default: the highest)"
+        "--level", type=at_least(0), metavar="N", help="rate point; 0 takes the fewest bytes (default: the highest)"
     )
-    parser.add_argument("--window", type=int, default=8, metavar="N", help="frames under way at once (default: 8)")
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="for the head (default: the library's choice)"
+        "--window", type=at_least(1), default=8, metavar="N", help="frames under way at once (default: 8)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(0), default=0, metavar="N", help="for the head (default: the library's choice)"
     )
     parser.add_argument(
         "--precision",
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the head (default: auto, the fastest here; measured once, or at every start with NARROWCAST_CACHE=off)",
     )
-    parser.add_argument("--give-up", type=float, default=30.0, metavar="S", help="without any answer (default: 30)")
+    parser.add_argument("--give-up", type=seconds, default=30.0, metavar="S", help="without any answer (default: 30)")
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_trust(parser)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packet import CodecId, Packet, StreamContext
 from narrowcast.transport.tables import Tables
 
@@ -41,6 +42,29 @@ def tables(lanes: int) -> Tables:
     return Tables(precision, lanes, frequencies, escapes)
 
 
+def context_tables(lanes: int) -> ContextTables:
+    """Three classes; weights like those of real latents, and at level 2 large ones."""
+    places, bank = (3, SHAPE[0]), tables(lanes)
+    size = np.array([300, 1500, 20_000])[:, None, None]
+    drawn = numbers(3 * SHAPE[0] * 11, seed=9).astype(np.int64).reshape(*places, 11) >> 16
+    weights = (drawn - (1 << 15)) * size >> 15
+    spread = numbers(3 * SHAPE[0] * 2, seed=10).astype(np.int64).reshape(*places, 2) >> 14
+    return ContextTables(
+        zero=17,
+        mean_weights=weights[..., :4].astype(np.int16),
+        mean_bias=(spread[..., 0] - (1 << 17)).astype(np.int32),
+        scale_weights=weights[..., 4:].astype(np.int16),
+        scale_bias=spread[..., 1].astype(np.int32),
+        thresholds=np.array([200, 900], np.uint16),
+        bank=Tables(
+            bank.precision,
+            lanes,
+            bank.frequencies[:, :4].reshape(1, 12, -1),
+            bank.escapes[:, :4].reshape(1, 12),
+        ),
+    )
+
+
 def symbols(level: int) -> np.ndarray:
     """uint8 [6, 11, 7]: mostly what the level's tables expect, and every symbol of the alphabet at least once."""
     count = int(np.prod(SHAPE))
@@ -72,6 +96,10 @@ def files() -> dict[str, bytes]:
         made[f"tables-{lanes}.bin"] = tables(lanes).to_bytes()
         for level in range(3):
             made[f"payload-{lanes}-{level}.bin"] = coder.encode(symbols(level), level)
+        contexts = Coder(context_tables(lanes), "python")
+        made[f"contexts-{lanes}.bin"] = context_tables(lanes).to_bytes()
+        for level in range(3):
+            made[f"context-payload-{lanes}-{level}.bin"] = contexts.encode(symbols(level), level)
     made["symbols.bin"] = b"".join(symbols(level).tobytes() for level in range(3))
     made["fingerprint.txt"] = (spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
     return {**made, **packets(made["payload-4-1.bin"])}

@@ -10,6 +10,7 @@ import pytest
 
 from narrowcast.transport.coder import Coder
 from narrowcast.transport.coder.native import load
+from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.tables import Tables
 
@@ -36,6 +37,17 @@ def test_payloads(kernel, lanes, level):
     coder = Coder(Tables.from_bytes(FILES[f"tables-{lanes}.bin"]), kernel)
     symbols = np.frombuffer(FILES["symbols.bin"], np.uint8).reshape(3, *cases.SHAPE)[level]
     payload = FILES[f"payload-{lanes}-{level}.bin"]
+    assert coder.encode(symbols, level) == payload
+    assert np.array_equal(coder.decode(payload, level, cases.SHAPE), symbols)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_context_payloads(kernel, lanes, level):
+    coder = Coder(ContextTables.from_bytes(FILES[f"contexts-{lanes}.bin"]), kernel)
+    symbols = np.frombuffer(FILES["symbols.bin"], np.uint8).reshape(3, *cases.SHAPE)[level]
+    payload = FILES[f"context-payload-{lanes}-{level}.bin"]
     assert coder.encode(symbols, level) == payload
     assert np.array_equal(coder.decode(payload, level, cases.SHAPE), symbols)
 

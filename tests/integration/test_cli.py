@@ -244,3 +244,63 @@ def test_targets_and_probe():
     assert names == ["arm64", "jetson-orin-nano", "rpi5", "x86-64"]
     assert "jetson-orin-nano" in narrowcast("probe", "--targets").stdout
     assert "cpu" in narrowcast("probe").stdout
+
+
+def test_a_disk_that_fills_up_in_training_names_the_file(photo_folder, tmp_path):
+    """A limit on the size of files stands for it: caches fit, the checkpoint does not."""
+    networks = Path(__file__).parents[1] / "support" / "networks.py"
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'[teacher]\nmodel = "{networks}:tiny"\n[data]\ntrain = "{photo_folder}"\n[cut]\nat = "stem"\n'
+        '[input]\nsize = [16, 16]\n[bottleneck]\nencoder_macs = "4M"\nstride = 4\n[train]\nimages = 16\nbatch = 8\n'
+    )
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+        "from narrowcast.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["compile", str(recipe), "-o", str(tmp_path / "x.ncb"), "--work", str(tmp_path / "work"), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *words], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert_one_line(done, 1, "checkpoint.pt")
+    assert "File too large" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "--bundles", ".", "--max-batch", "0"),
+        ("serve", "--bundles", ".", "--max-delay-ms", "-1"),
+        ("stream", "x.ncb", ".", "--to", "a:1", "--window", "0"),
+        ("evaluate", "x.ncb", "--data", ".", "--limit", "-3"),
+    ],
+)
+def test_numbers_that_cannot_be_are_usage(words):
+    done = narrowcast(*words)
+    assert done.returncode == 2
+    assert "is not 0 or more" in done.stderr or "is less than" in done.stderr
+
+
+def test_options_of_every_verb_and_the_environment_reach_actions_too(tiny_folder):
+    bundle = tiny_folder / "tiny.ncb"
+    assert narrowcast("keys", "verify", bundle, NARROWCAST_TRUST=str(tiny_folder / "test.pub")).returncode == 0
+    done = narrowcast("keys", "verify", bundle, "--debug")
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+    assert "Traceback" in narrowcast("keys", "verify", bundle, NARROWCAST_DEBUG="1").stderr
+
+
+def test_a_new_key_does_not_take_the_place_of_a_trusted_one(keys_folder, tmp_path):
+    bundles.trusted_key().write(tmp_path / "bob.pub")
+    assert narrowcast("keys", "trust", tmp_path / "bob.pub").returncode == 0
+    assert_one_line(narrowcast("keys", "new", "bob"), 1, "a key called 'bob' is trusted here already")
+    assert not (keys_folder / "bob.key").exists()
+
+
+def test_signing_a_damaged_bundle_is_one_line(tiny_folder, tmp_path):
+    data = bytearray((tiny_folder / "tiny.ncb").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "bent.ncb").write_bytes(data)
+    assert narrowcast("keys", "new").returncode == 0
+    assert_one_line(narrowcast("keys", "sign", tmp_path / "bent.ncb"), 3, "bent.ncb")
+    assert (tmp_path / "bent.ncb").read_bytes() == bytes(data)

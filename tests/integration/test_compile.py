@@ -21,7 +21,6 @@ from narrowcast.compiler.evaluate import Evaluation, Score, evaluate, evaluate_f
 from narrowcast.compiler.normalize import Normalize
 from narrowcast.compiler.progress import SILENT
 from narrowcast.compiler.verify import OnnxNetwork, verify
-from narrowcast.devices.errors import TargetError
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.frames import read_image
@@ -273,11 +272,6 @@ class TestPrecisions:
         assert figures["unsupported"] == {}  # nothing is checked where no board has TensorRT
         check = read_self_check(Bundle.open(result.bundle, allow_unsigned=True))
         assert set(check.bounds) == {"fp32"}
-
-    def test_an_unknown_target_is_said_before_anything_is_trained(self, recipe_for, tmp_path):
-        with pytest.raises(TargetError, match="did you mean 'rpi5'"):
-            compile_recipe(recipe_for(export={"targets": ["rpi6"]}), tmp_path / "m.ncb", work=tmp_path / "work")
-        assert not (tmp_path / "work").exists()
 
 
 class _Notes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -300,7 +299,7 @@ class TestProtocol:
         assert "levels 0..1" in results[0].message
         assert "payload" in results[1].message
         assert "has RANS" in results[2].message
-        assert from_tensors(results[3].outputs)["output"].shape == (3,)
+        assert from_tensors(results[3].outputs, bundles.OUTPUTS)["output"].shape == (3,)
 
     async def test_damaged_packets_end_the_stream(self, stub, session, context):
         good = self.packet(session, context).to_stream_bytes(context)
@@ -359,7 +358,7 @@ class TestProtocol:
         packet = self.packet(session, context)
         response = await stub.Infer(pb.InferRequest(model="tiny", packet=packet.to_bytes()))
         expected = bundles.expected_output(bundles.random_frames(1)[0], 1)
-        assert np.allclose(from_tensors(response.result.outputs)["output"], expected, atol=1e-4)
+        assert np.allclose(from_tensors(response.result.outputs, bundles.OUTPUTS)["output"], expected, atol=1e-4)
         for request, code in (
             (pb.InferRequest(model="tiny", packet=b"x"), grpc.StatusCode.DATA_LOSS),
             (pb.InferRequest(model="x", packet=packet.to_bytes()), grpc.StatusCode.FAILED_PRECONDITION),
@@ -423,4 +422,3 @@ def test_a_taken_port_is_one_line(server, tiny_folder):
 
 def test_serve_tells_where_it_listens(server):
     assert server.started == {"event": "listening", "address": str(server.address), "models": {"tiny": 1}}
-    assert json.dumps(server.started)

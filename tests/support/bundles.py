@@ -33,6 +33,7 @@ SIDE = 8
 SHAPE = (3, SIDE, SIDE)
 ALPHABET = 16
 LEVELS = 2
+OUTPUTS = [OutputSpec(name="output", dtype="float32", shape=[3])]
 KEY = SecretKey(b"narrowcast test key, not a secret"[:32], "test")
 
 
@@ -144,7 +145,7 @@ def make(name: str = "tiny", release: int = 1, figures: dict | None = None) -> M
         input=InputContract(size=(SIDE, SIDE)),
         codec=codec,
         fingerprint=codec.fingerprint(data).hex(),
-        outputs=[OutputSpec(name="output", dtype="float32", shape=[3])],
+        outputs=OUTPUTS,
         parts=parts,
         figures=figures or {},
     )

@@ -28,6 +28,25 @@ def tiny(classes: int = 4) -> TinyNet:
     return TinyNet(classes)
 
 
+class Normalised(nn.Module):
+    """With batch statistics that training mode would change: [N, 3, 32, 32] -> [N, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.classifier = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.body(self.stem(x)).mean((2, 3)))
+
+
+def normalised() -> Normalised:
+    """Random weights, the same every time."""
+    torch.manual_seed(0)
+    return Normalised()
+
+
 class TwoOutputs(nn.Module):
     """A dictionary of outputs, as detectors and multi-task networks have."""
 

@@ -46,7 +46,7 @@ MANIFEST, SIGNATURE, PARTS = "manifest.json", "manifest.sig", "parts/"
 MAX_SIGNATURE_BYTES = 4096
 _CHUNK = 1 << 20
 # What zipfile raises on archives that are damaged or made to mislead.
-_ZIP_ERRORS = (KeyError, OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile)
+ZIP_ERRORS = (KeyError, OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile)
 
 OpenRole = Literal["device", "server", "any"]
 
@@ -107,7 +107,7 @@ class Bundle:
             for part in manifest.parts:
                 if part.name in present:
                     bundle._read(archive, part)
-        if manifest.find("tables") is None and manifest.codec.name == "rans":
+        if manifest.find("tables") is None and manifest.codec.name != "zstd":
             raise ManifestError(f"{path.name}: its codec is rans, and it lists no tables")
         return bundle
 
@@ -136,7 +136,7 @@ class Bundle:
         Raises:
             BundleError: tables that do not fit, or another fingerprint than the manifest's.
         """
-        kind: PartKind = "tables" if self.manifest.codec.name == "rans" else "dictionary"
+        kind: PartKind = "dictionary" if self.manifest.codec.name == "zstd" else "tables"
         data = self.read(kind) if self.manifest.find(kind) is not None else b""
         try:
             codec = open_codec(self.manifest.codec, data)
@@ -163,7 +163,7 @@ class Bundle:
         try:
             with archive.open(PARTS + part.name) as packed:
                 data = _unpack(packed, part, self.path.name)
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise NotABundleError(f"{self.path.name}: its part {part.name} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise PartHashError(f"{self.path.name}: {part.name} is not the part that was signed (its SHA-256 differs)")
@@ -184,7 +184,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise NotABundleError(f"no bundle {path}") from error
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise NotABundleError(f"{path} is no bundle, or is truncated: {error}") from error
 
 
@@ -215,7 +215,7 @@ def _read_stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, what: s
         raise OversizedPartError(f"{name}: its {what} has {info.file_size} bytes; the limit is {limit}")
     try:
         return archive.read(info)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise NotABundleError(f"{name}: its {what} cannot be read: {error}") from error
 
 

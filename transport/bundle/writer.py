@@ -17,6 +17,7 @@ from narrowcast.transport.bundle.reader import (
     MANIFEST,
     PARTS,
     SIGNATURE,
+    ZIP_ERRORS,
     Bundle,
     SignatureFile,
     check_entries,
@@ -79,7 +80,7 @@ def sign_bundle(path: Path, key: SecretKey) -> None:
         BundleError: it is no sound bundle; who signed it before does not matter.
     """
     with open_zip(path) as archive:
-        entries = {name: archive.read(info) for name, info in check_entries(archive, path.name).items()}
+        entries = {name: _entry(archive, info, path) for name, info in check_entries(archive, path.name).items()}
     entries.pop(SIGNATURE, None)
     if MANIFEST not in entries:
         raise NotABundleError(f"{path.name} is no bundle: it has no {MANIFEST}")
@@ -109,7 +110,14 @@ def write_subset(bundle: Bundle, role: Role, path: Path, *, optional: bool = Fal
     with open_zip(bundle.path) as archive:
         names = [info.filename for info in archive.infolist()]
         kept = [name for name in names if not name.startswith(PARTS) or name in wanted]
-        _write(path, {name: archive.read(name) for name in kept})
+        _write(path, {name: _entry(archive, archive.getinfo(name), bundle.path) for name in kept})
+
+
+def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
+    try:
+        return archive.read(info)
+    except ZIP_ERRORS as error:
+        raise NotABundleError(f"{path.name} is damaged: {error}") from error
 
 
 def _signature(manifest: bytes, key: SecretKey) -> bytes:

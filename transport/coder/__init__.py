@@ -13,14 +13,15 @@ may be decoded: in bounded time and memory they give the frame's symbols or a :c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.transport.coder.native import NativeCoder, load
+from narrowcast.transport.coder.contexts import ContextReferenceCoder
+from narrowcast.transport.coder.native import NativeCoder, NativeContextCoder, load
 from narrowcast.transport.coder.reference import ReferenceCoder
+from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.errors import PayloadError, SymbolsError
 from narrowcast.transport.tables import Tables
 
@@ -34,23 +35,26 @@ class Coder:
     """Codes frames with one model's tables.
 
     Args:
-        tables: the model's.
+        tables: the model's: a table per channel, or one per symbol, chosen by context (frames are ``[C, H, W]`` then).
         kernel: ``c`` or ``python``; the C kernel where it was built, if None.
 
     Attributes:
         kernel: which one is in use.
     """
 
-    def __init__(self, tables: Tables, kernel: Kernel | None = None) -> None:
+    def __init__(self, tables: Tables | ContextTables, kernel: Kernel | None = None) -> None:
         library = load() if kernel in (None, "c") else None
         if kernel == "c" and library is None:
             raise RuntimeError("the C kernel was not built for this machine; reinstall with a C compiler at hand")
         self.tables = tables
         self._levels_there = tables.levels
         self.kernel: Kernel = "c" if library is not None else "python"
-        self._coder: NativeCoder | ReferenceCoder = (
-            NativeCoder(tables, library) if library is not None else ReferenceCoder(tables)
-        )
+        self._coder: NativeCoder | NativeContextCoder | ReferenceCoder | ContextReferenceCoder
+        if isinstance(tables, ContextTables):
+            self._coder = ContextReferenceCoder(tables) if library is None else NativeContextCoder(tables, library)
+        else:
+            self._coder = ReferenceCoder(tables) if library is None else NativeCoder(tables, library)
+        self._least_sides = 3 if isinstance(tables, ContextTables) else 2
 
     def encode(self, symbols: Symbols, level: int) -> bytes:
         """One frame.
@@ -68,14 +72,13 @@ class Coder:
         """N frames, uint8 ``[N, C, ...]``, each with its level; see :meth:`encode`."""
         if not isinstance(symbols, np.ndarray) or symbols.dtype != np.uint8:
             raise SymbolsError(f"symbols are uint8; these are {getattr(symbols, 'dtype', type(symbols).__name__)}")
-        if symbols.ndim < 3 or symbols.shape[1] != self.tables.channels or len(symbols) != len(levels):
+        if symbols.ndim <= self._least_sides or symbols.shape[1] != self.tables.channels or len(symbols) != len(levels):
             raise SymbolsError(
                 f"symbols of shape {list(symbols.shape)} for {len(levels)} levels and {self.tables.channels} channels"
             )
         if not len(symbols):
             return []
-        flat = np.ascontiguousarray(symbols).reshape(len(symbols), self.tables.channels, -1)
-        return self._coder.encode(flat, self._levels(levels))
+        return self._coder.encode(np.ascontiguousarray(symbols), self._levels(levels))
 
     def decode(self, payload: bytes, level: int, shape: Sequence[int]) -> Symbols:
         """One frame of ``shape`` ``(C, H, W)``.
@@ -101,16 +104,14 @@ class Coder:
         Raises:
             SymbolsError: no such level, or a shape of other channels than the tables'.
         """
-        if len(shape) < 2 or shape[0] != self.tables.channels or len(payloads) != len(levels):
+        if len(shape) < self._least_sides or shape[0] != self.tables.channels or len(payloads) != len(levels):
             raise SymbolsError(
                 f"{len(payloads)} payloads of shape {list(shape)} for {len(levels)} levels and "
                 f"{self.tables.channels} channels"
             )
         if not payloads:
             return np.empty((0, *shape), np.uint8), []
-        per_channel = prod(shape[1:])
-        symbols, errors = self._coder.decode(list(map(bytes, payloads)), self._levels(levels), per_channel)
-        return symbols.reshape(len(payloads), *shape), errors
+        return self._coder.decode(list(map(bytes, payloads)), self._levels(levels), tuple(shape))
 
     def _levels(self, levels: Sequence[int]) -> list[int]:
         for level in levels:

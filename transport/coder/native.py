@@ -6,19 +6,22 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.errors import PayloadError, SymbolsError, TablesError
 from narrowcast.transport.tables import Tables
 
-ABI = 1
+ABI = 2
 LIBRARY = Path(__file__).with_name("_rans.so")
 
 _SYMBOL_OUTSIDE_ALPHABET = -1
+_OUT_OF_MEMORY = -7
 _PROBLEMS = {
     -2: "the payload of {size} bytes is truncated",
     -3: "the payload of {size} bytes has bytes too many",
@@ -42,6 +45,13 @@ def load(path: Path = LIBRARY) -> ctypes.CDLL | None:
     library.narrowcast_rans_free.restype = None
     library.narrowcast_rans_encode.argtypes = [pointer, u32, pointer, u32, u32, u32, pointer, pointer, u64, pointer]
     library.narrowcast_rans_decode.argtypes = [pointer, u32, pointer, u32, u32, u32, pointer, pointer, pointer, pointer]
+    library.narrowcast_context_new.argtypes = [u32, u32, u32, u32, *[pointer] * 5]
+    library.narrowcast_context_new.restype = pointer
+    library.narrowcast_context_free.argtypes = [pointer]
+    library.narrowcast_context_free.restype = None
+    sides: list[Any] = [pointer, pointer, u32, pointer, u32, u32, u32]
+    library.narrowcast_context_encode.argtypes = [*sides, pointer, pointer, u64, pointer]
+    library.narrowcast_context_decode.argtypes = [*sides, pointer, pointer, pointer, pointer]
     return library
 
 
@@ -49,6 +59,9 @@ class NativeCoder:
     """See :class:`narrowcast.transport.coder.Coder` for the interface.
 
     The kernel keeps no state between calls, so one coder serves any number of threads.
+
+    Attributes:
+        handle: the kernel's tables.
     """
 
     def __init__(self, tables: Tables, library: ctypes.CDLL) -> None:
@@ -57,42 +70,37 @@ class NativeCoder:
         frequencies = np.ascontiguousarray(tables.frequencies)
         escapes = np.ascontiguousarray(tables.escapes)
         count = tables.levels * tables.channels
-        self._handle = library.narrowcast_rans_new(
+        self.handle = library.narrowcast_rans_new(
             tables.precision, tables.alphabet, count, frequencies.ctypes.data, escapes.ctypes.data
         )
-        if not self._handle:
+        if not self.handle:
             raise TablesError("the coder refuses these tables, or memory is short")
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.narrowcast_rans_free(self._handle)
+        if getattr(self, "handle", None):
+            self._library.narrowcast_rans_free(self.handle)
 
     def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
-        """uint8 ``[N, C, M]`` and N levels to N payloads."""
-        frames, per_channel = len(symbols), symbols.shape[2]
-        stride = 4 * self._lanes + 4 * self._channels * per_channel
-        out = np.empty((frames, stride), np.uint8)
-        sizes = (ctypes.c_uint64 * frames)()
+        """uint8 ``[N, C, ...]`` and N levels to N payloads."""
+        frames, per_channel = len(symbols), prod(symbols.shape[2:])
+        out, sizes = _room(frames, self._lanes, self._channels * per_channel)
         status = self._library.narrowcast_rans_encode(
-            self._handle, frames, self._first(levels), self._channels, per_channel, self._lanes,
-            symbols.ctypes.data, out.ctypes.data, stride, sizes,
+            self.handle, frames, self._first(levels), self._channels, per_channel, self._lanes,
+            symbols.ctypes.data, out.ctypes.data, out.shape[1], sizes,
         )  # fmt: skip
-        if status == _SYMBOL_OUTSIDE_ALPHABET:
-            raise SymbolsError(f"symbol {int(symbols.max())} is outside the alphabet 0..{self._alphabet - 1}")
-        _check(status)
+        _check_encoded(status, symbols, self._alphabet)
         return [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
 
     def decode(
-        self, payloads: list[bytes], levels: Sequence[int], per_channel: int
+        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
     ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
-        """N payloads to uint8 ``[N, C, M]`` and, per payload, its error or None."""
+        """N payloads to uint8 ``[N, *shape]`` and, per payload, its error or None."""
         frames = len(payloads)
-        offsets = (ctypes.c_uint64 * (frames + 1))(0, *accumulate(map(len, payloads)))
-        symbols = np.empty((frames, self._channels, per_channel), np.uint8)
+        joined, offsets = _join(payloads)
+        symbols = np.empty((frames, *shape), np.uint8)
         statuses = (ctypes.c_int32 * frames)()
-        joined = payloads[0] if frames == 1 else b"".join(payloads)
         status = self._library.narrowcast_rans_decode(
-            self._handle, frames, self._first(levels), self._channels, per_channel, self._lanes,
+            self.handle, frames, self._first(levels), self._channels, prod(shape[1:]), self._lanes,
             joined, offsets, symbols.ctypes.data, statuses,
         )  # fmt: skip
         _check(status)
@@ -103,10 +111,75 @@ class NativeCoder:
         return (ctypes.c_uint32 * len(levels))(*(level * self._channels for level in levels))
 
 
+class NativeContextCoder:
+    """The same for context tables; frames are ``[C, H, W]``."""
+
+    def __init__(self, tables: ContextTables, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._lanes, self._alphabet = tables.lanes, tables.alphabet
+        self._bank = NativeCoder(tables.bank, library)
+        arrays = (tables.mean_weights, tables.mean_bias, tables.scale_weights, tables.scale_bias, tables.class_of())
+        kept = [np.ascontiguousarray(array) for array in arrays]  # until the kernel has its copies
+        self._handle = library.narrowcast_context_new(
+            tables.levels, tables.channels, tables.zero, tables.alphabet, *(array.ctypes.data for array in kept)
+        )
+        if not self._handle:
+            raise TablesError("the coder refuses these context tables, or memory is short")
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.narrowcast_context_free(self._handle)
+
+    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
+        """uint8 ``[N, C, H, W]`` and N levels to N payloads."""
+        frames, channels, height, width = symbols.shape
+        out, sizes = _room(frames, self._lanes, channels * height * width)
+        status = self._library.narrowcast_context_encode(
+            self._handle, self._bank.handle, frames, (ctypes.c_uint32 * frames)(*levels), height, width, self._lanes,
+            symbols.ctypes.data, out.ctypes.data, out.shape[1], sizes,
+        )  # fmt: skip
+        _check_encoded(status, symbols, self._alphabet)
+        return [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
+
+    def decode(
+        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
+    ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
+        """N payloads to uint8 ``[N, C, H, W]`` and, per payload, its error or None."""
+        frames, (_, height, width) = len(payloads), shape
+        joined, offsets = _join(payloads)
+        symbols = np.empty((frames, *shape), np.uint8)
+        statuses = (ctypes.c_int32 * frames)()
+        status = self._library.narrowcast_context_decode(
+            self._handle, self._bank.handle, frames, (ctypes.c_uint32 * frames)(*levels), height, width, self._lanes,
+            joined, offsets, symbols.ctypes.data, statuses,
+        )  # fmt: skip
+        _check(status)
+        return symbols, [_problem(s, p) for s, p in zip(statuses, payloads, strict=True)]
+
+
+def _room(frames: int, lanes: int, symbols: int) -> tuple[npt.NDArray[np.uint8], ctypes.Array[ctypes.c_uint64]]:
+    """Where payloads go, as much as any frame may take, and their sizes."""
+    return np.empty((frames, 4 * lanes + 4 * symbols), np.uint8), (ctypes.c_uint64 * frames)()
+
+
+def _join(payloads: list[bytes]) -> tuple[bytes, ctypes.Array[ctypes.c_uint64]]:
+    """The payloads in one piece, and where each begins."""
+    offsets = (ctypes.c_uint64 * (len(payloads) + 1))(0, *accumulate(map(len, payloads)))
+    return payloads[0] if len(payloads) == 1 else b"".join(payloads), offsets
+
+
+def _check_encoded(status: Any, symbols: npt.NDArray[np.uint8], alphabet: int) -> None:
+    if status == _SYMBOL_OUTSIDE_ALPHABET:
+        raise SymbolsError(f"symbol {int(symbols.max())} is outside the alphabet 0..{alphabet - 1}")
+    _check(status)
+
+
 def _problem(status: int, payload: bytes) -> PayloadError | None:
     return None if status == 0 else PayloadError(_PROBLEMS[status].format(size=len(payload)))
 
 
 def _check(status: Any) -> None:
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError("the coder's work space")
     if status != 0:
         raise RuntimeError(f"the coder was called with arguments that it refuses (status {status})")

@@ -14,69 +14,7 @@
  * decoder reads no byte outside its payload and writes exactly the symbols that it was asked for, whatever the bytes are.
  * No global state, no I/O: any number of threads may use the same tables at once.
  */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#if defined(__GNUC__) || defined(__clang__)
-#define LIKELY(x) __builtin_expect(!!(x), 1)
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define INLINE static inline __attribute__((always_inline))
-#define EXPORT __attribute__((visibility("default")))
-#else
-#define LIKELY(x) (x)
-#define UNLIKELY(x) (x)
-#define INLINE static inline
-#define EXPORT
-#endif
-
-/* Raised whenever a function's arguments or meaning change; native.py refuses a library of another number. */
-#define ABI_VERSION 1
-
-#define LOWEST_STATE 65536u
-#define MAX_LANES 4
-#define MIN_PRECISION 8
-#define MAX_PRECISION 12
-#define MAX_ALPHABET 256
-
-enum status {
-    OK = 0,
-    SYMBOL_OUTSIDE_ALPHABET = -1,
-    PAYLOAD_TRUNCATED = -2,
-    PAYLOAD_TRAILING = -3,
-    PAYLOAD_INVALID = -4,
-    OUTPUT_FULL = -5,
-    BAD_ARGUMENT = -6
-};
-
-/* x -> (x / f) * 2^precision + x % f + start, as x + bias + (x / f) * complement, x / f by multiplication. */
-typedef struct {
-    uint64_t reciprocal;
-    uint32_t limit; /* the largest state that takes the symbol without giving up a word; 0: the symbol is escaped */
-    uint16_t bias;
-    uint16_t complement;
-} encode_entry;
-
-/* What decoding a slot does to the state; its symbol lies in an array beside, so that both stay in the first cache. The
- * escape's slots are the last ones of a table; there the symbol means nothing. */
-typedef struct {
-    uint16_t frequency;
-    uint16_t offset; /* slot - start */
-} decode_entry;
-
-typedef struct {
-    uint32_t precision;
-    uint32_t alphabet;
-    uint32_t count;
-    encode_entry *encode;    /* [count][alphabet + 1]; the last is the escape */
-    uint8_t *rank;           /* [count][alphabet]: an escaped symbol's rank */
-    decode_entry *decode;    /* [count][2^precision] */
-    uint8_t *symbol;         /* [count][2^precision] */
-    uint8_t *escaped;        /* [count][256]: rank -> symbol */
-    uint16_t *escape_start;  /* [count]: the escape's first slot; 2^precision where there is none */
-    uint16_t *escaped_count; /* [count] */
-    uint8_t *rank_bits;      /* [count] */
-} tables;
+#include "rans.h"
 
 EXPORT int32_t narrowcast_rans_abi(void) { return ABI_VERSION; }
 
@@ -86,6 +24,9 @@ EXPORT void narrowcast_rans_free(tables *t) {
     free(t->rank);
     free(t->decode);
     free(t->symbol);
+    free(t->starts);
+    free(t->owner);
+    free(t->bucket);
     free(t->escaped);
     free(t->escape_start);
     free(t->escaped_count);
@@ -112,7 +53,10 @@ static int build_table(tables *t, uint32_t i, const uint16_t *frequencies, uint3
     const uint32_t total = 1u << t->precision;
     encode_entry *encode = t->encode + (size_t)i * (t->alphabet + 1);
     const size_t slots = (size_t)i << t->precision;
-    uint32_t start = 0, escaped = 0, bits = 0;
+    uint16_t *starts = t->starts + (size_t)i * (t->alphabet + 2);
+    uint8_t *owner = t->owner + (size_t)i * (t->alphabet + 1), *bucket = t->bucket + (size_t)i * BUCKETS;
+    const uint32_t width = t->precision - BUCKET_BITS;
+    uint32_t start = 0, escaped = 0, bits = 0, entries = 0;
     for (uint32_t s = 0; s <= t->alphabet; s++) {
         const uint32_t f = s < t->alphabet ? frequencies[s] : escape;
         if (s == t->alphabet) t->escape_start[i] = (uint16_t)start;
@@ -127,8 +71,13 @@ static int build_table(tables *t, uint32_t i, const uint16_t *frequencies, uint3
         fill_encode_entry(&encode[s], f, start, t->precision);
         for (uint32_t k = 0; k < f; k++) t->decode[slots + start + k] = (decode_entry){(uint16_t)f, (uint16_t)k};
         memset(t->symbol + slots + start, (int)(s & 255), f);
+        /* At most 256 entries have slots: where there is an escape, some symbol has none. */
+        for (uint32_t b = (start + (1u << width) - 1) >> width; b << width < start + f; b++) bucket[b] = (uint8_t)entries;
+        starts[entries] = (uint16_t)start;
+        owner[entries++] = (uint8_t)s;
         start += f;
     }
+    starts[entries] = (uint16_t)start;
     while ((1u << bits) < escaped) bits++;
     t->rank_bits[i] = (uint8_t)bits;
     t->escaped_count[i] = (uint16_t)escaped;
@@ -150,70 +99,20 @@ EXPORT tables *narrowcast_rans_new(uint32_t precision, uint32_t alphabet, uint32
     t->rank = calloc(count, alphabet);
     t->decode = calloc(count, sizeof(decode_entry) << precision);
     t->symbol = calloc(count, (size_t)1 << precision);
+    t->starts = calloc(count, sizeof(uint16_t) * (alphabet + 2));
+    t->owner = calloc(count, alphabet + 1);
+    t->bucket = calloc(count, BUCKETS);
     t->escaped = calloc(count, 256);
     t->escape_start = calloc(count, sizeof(uint16_t));
     t->escaped_count = calloc(count, sizeof(uint16_t));
     t->rank_bits = calloc(count, 1);
-    int good = t->encode && t->rank && t->decode && t->symbol && t->escaped && t->escape_start && t->escaped_count &&
-               t->rank_bits;
+    int good = t->encode && t->rank && t->decode && t->symbol && t->starts && t->owner && t->bucket && t->escaped &&
+               t->escape_start && t->escaped_count && t->rank_bits;
     for (uint32_t i = 0; good && i < count; i++)
         good = build_table(t, i, frequencies + (size_t)i * alphabet, escapes[i]);
     if (good) return t;
     narrowcast_rans_free(t);
     return NULL;
-}
-
-INLINE void store_word(uint8_t *to, uint32_t x) {
-    to[0] = (uint8_t)x;
-    to[1] = (uint8_t)(x >> 8);
-}
-
-INLINE uint32_t load_word(const uint8_t *from) { return (uint32_t)from[0] | (uint32_t)from[1] << 8; }
-
-INLINE uint64_t load_four_words(const uint8_t *from) {
-    return (uint64_t)(load_word(from) | load_word(from + 2) << 16) | (uint64_t)(load_word(from + 4) | load_word(from + 6) << 16) << 32;
-}
-
-INLINE uint32_t high_product(uint32_t x, uint64_t y) {
-#ifdef __SIZEOF_INT128__
-    return (uint32_t)(((unsigned __int128)x * y) >> 64);
-#else
-    return (uint32_t)(((uint64_t)x * (y >> 32) + (((uint64_t)x * (uint32_t)y) >> 32)) >> 32);
-#endif
-}
-
-/* One step of the encoder, which runs backwards: words are written downwards from *out. */
-INLINE uint32_t put(uint32_t x, const encode_entry *e, uint8_t **out) {
-    const uint32_t full = x > e->limit;
-    store_word(*out - 2, x);
-    *out -= 2 * full;
-    x >>= 16 * full;
-    return x + e->bias + high_product(x, e->reciprocal) * e->complement;
-}
-
-/* `bits` raw bits: a symbol of frequency 2^(precision - bits). */
-INLINE uint32_t put_raw(uint32_t x, uint32_t value, uint32_t bits, uint8_t **out) {
-    if (x >> (32 - bits)) {
-        *out -= 2;
-        store_word(*out, x);
-        x >>= 16;
-    }
-    return x << bits | value;
-}
-
-typedef struct {
-    const encode_entry *entries;
-    const uint8_t *rank;
-    uint32_t alphabet, rank_bits;
-} encode_table;
-
-INLINE uint32_t put_symbol(uint32_t x, uint32_t symbol, const encode_table *t, uint8_t **out) {
-    const encode_entry *e = &t->entries[symbol];
-    if (UNLIKELY(e->limit == 0)) {
-        if (t->rank_bits) x = put_raw(x, t->rank[symbol], t->rank_bits, out);
-        e = &t->entries[t->alphabet];
-    }
-    return put(x, e, out);
 }
 
 /* A channel's whole groups of `lanes` symbols, last group first. States live in `local`, indexed by constants only once
@@ -247,55 +146,7 @@ INLINE uint8_t *encode_frame(const tables *t, uint32_t first, uint32_t channels,
         for (uint32_t j = per_channel; j-- > whole;) x[j - whole] = put_symbol(x[j - whole], s[j], &table, &out);
         out = encode_groups(x, s, whole, lanes, &table, out);
     }
-    for (uint32_t lane = lanes; lane-- > 0;) {
-        out -= 4;
-        store_word(out, x[lane]);
-        store_word(out + 2, x[lane] >> 16);
-    }
-    return out;
-}
-
-typedef struct {
-    const decode_entry *entries;
-    const uint8_t *symbols, *escaped;
-    uint32_t escape_start, rank_bits, escaped_count;
-} decode_table;
-
-/* Where a frame's decoding is. */
-typedef struct {
-    uint32_t x[MAX_LANES];
-    const uint8_t *in, *end;
-    int invalid, truncated;
-} decoder;
-
-INLINE uint32_t step(uint32_t x, const decode_entry *e, uint32_t precision) {
-    return e->frequency * (x >> precision) + e->offset;
-}
-
-/* Takes a word where a state is low; zeros behind the payload's end, which is noted. */
-INLINE uint32_t refill(uint32_t x, decoder *d) {
-    if (x >= LOWEST_STATE) return x;
-    if (d->end - d->in < 2) {
-        d->truncated = 1;
-        return x << 16;
-    }
-    d->in += 2;
-    return x << 16 | load_word(d->in - 2);
-}
-
-/* One symbol, whatever it is and wherever the payload ends. */
-static uint8_t get_symbol(decoder *d, uint32_t lane, const decode_table *t, uint32_t precision) {
-    const uint32_t slot = d->x[lane] & ((1u << precision) - 1);
-    uint32_t x = refill(step(d->x[lane], &t->entries[slot], precision), d);
-    uint8_t symbol = t->symbols[slot];
-    if (slot >= t->escape_start) {
-        const uint32_t rank = x & ((1u << t->rank_bits) - 1);
-        d->invalid |= rank >= t->escaped_count;
-        symbol = t->escaped[rank];
-        if (t->rank_bits) x = refill(x >> t->rank_bits, d);
-    }
-    d->x[lane] = x;
-    return symbol;
+    return put_states(x, lanes, out);
 }
 
 /* As many whole groups of `lanes` symbols of a channel as lie well inside the payload; returns how many symbols.
@@ -342,12 +193,9 @@ INLINE uint32_t decode_groups(decoder *d, uint8_t *s, uint32_t per_channel, cons
 
 INLINE int decode_frame(const tables *t, uint32_t first, uint32_t channels, uint32_t per_channel, const uint32_t lanes,
                         const uint32_t precision, const uint8_t *payload, size_t size, uint8_t *symbols) {
-    decoder d = {{LOWEST_STATE, LOWEST_STATE, LOWEST_STATE, LOWEST_STATE}, payload, payload + size, 0, 0};
-    if (size < 4 * lanes) return PAYLOAD_TRUNCATED;
-    for (uint32_t lane = 0; lane < lanes; lane++, d.in += 4) {
-        d.x[lane] = load_word(d.in) | load_word(d.in + 2) << 16;
-        if (d.x[lane] < LOWEST_STATE) return PAYLOAD_INVALID;
-    }
+    decoder d;
+    const int status = begin_decoding(&d, payload, size, lanes);
+    if (status) return status;
     for (uint32_t c = 0; c < channels; c++) {
         uint8_t *s = symbols + (size_t)c * per_channel;
         const size_t index = first + c;
@@ -359,10 +207,7 @@ INLINE int decode_frame(const tables *t, uint32_t first, uint32_t channels, uint
         if (d.truncated) return PAYLOAD_TRUNCATED;
         if (d.invalid) return PAYLOAD_INVALID;
     }
-    if (d.in != d.end) return PAYLOAD_TRAILING;
-    for (uint32_t lane = 0; lane < lanes; lane++)
-        if (d.x[lane] != LOWEST_STATE) return PAYLOAD_INVALID;
-    return OK;
+    return end_decoding(&d, lanes);
 }
 
 static int in_range(const tables *t, uint32_t first, uint32_t channels, uint32_t lanes) {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,8 @@ from narrowcast.transport.tables import Tables
 LOWEST_STATE = 1 << 16
 
 
-class _Table:
-    """One level's and channel's table, laid out for coding."""
+class Table:
+    """One table, laid out for coding."""
 
     def __init__(self, frequencies: list[int], escape: int) -> None:
         self.escaped = [symbol for symbol, frequency in enumerate(frequencies) if frequency == 0]
@@ -42,18 +43,20 @@ class ReferenceCoder:
         self._precision = tables.precision
         self._lanes = tables.lanes
         self._tables = [
-            [_Table(row.tolist(), int(escape)) for row, escape in zip(rows, escapes, strict=True)]
+            [Table(row.tolist(), int(escape)) for row, escape in zip(rows, escapes, strict=True)]
             for rows, escapes in zip(tables.frequencies, tables.escapes, strict=True)
         ]
 
     def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
-        """uint8 ``[N, C, M]`` and N levels to N payloads."""
-        return [self._encode(frame.tolist(), self._tables[level]) for frame, level in zip(symbols, levels, strict=True)]
+        """uint8 ``[N, C, ...]`` and N levels to N payloads."""
+        flat = symbols.reshape(*symbols.shape[:2], -1)
+        return [self._encode(frame.tolist(), self._tables[level]) for frame, level in zip(flat, levels, strict=True)]
 
     def decode(
-        self, payloads: list[bytes], levels: Sequence[int], per_channel: int
+        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
     ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
-        """N payloads to uint8 ``[N, C, M]`` and, per payload, its error or None."""
+        """N payloads to uint8 ``[N, *shape]`` and, per payload, its error or None."""
+        per_channel = prod(shape[1:])
         frames: list[list[list[int]]] = []
         errors: list[PayloadError | None] = []
         for payload, level in zip(payloads, levels, strict=True):
@@ -63,9 +66,9 @@ class ReferenceCoder:
             except PayloadError as error:
                 frames.append([[0] * per_channel for _ in self._tables[level]])
                 errors.append(error)
-        return np.array(frames, np.uint8).reshape(len(payloads), len(self._tables[0]), per_channel), errors
+        return np.array(frames, np.uint8).reshape(len(payloads), *shape), errors
 
-    def _encode(self, channels: list[list[int]], tables: list[_Table]) -> bytes:
+    def _encode(self, channels: list[list[int]], tables: list[Table]) -> bytes:
         states = [LOWEST_STATE] * self._lanes
         words: list[int] = []  # the decoder reads them backwards
         for symbols, table in zip(reversed(channels), reversed(tables), strict=True):
@@ -73,13 +76,16 @@ class ReferenceCoder:
                 lane, symbol = j % self._lanes, symbols[j]
                 if symbol >= table.escape:
                     raise SymbolsError(f"symbol {symbol} is outside the alphabet 0..{table.escape - 1}")
-                if table.frequencies[symbol] == 0:
-                    rank, total = table.escaped.index(symbol), 1 << table.rank_bits
-                    states[lane] = self._put(states[lane], rank, 1, total.bit_length() - 1, words)
-                    symbol = table.escape
-                start, frequency = table.starts[symbol], table.frequencies[symbol]
-                states[lane] = self._put(states[lane], start, frequency, self._precision, words)
-        return struct.pack(f"<{self._lanes}I", *states) + struct.pack(f"<{len(words)}H", *reversed(words))
+                states[lane] = self.put_symbol(states[lane], symbol, table, self._precision, words)
+        return pack_states(states, words)
+
+    @classmethod
+    def put_symbol(cls, state: int, symbol: int, table: Table, precision: int, words: list[int]) -> int:
+        """A lane's state with the symbol; a word that it gives up goes to ``words``."""
+        if table.frequencies[symbol] == 0:
+            state = cls._put(state, table.escaped.index(symbol), 1, table.rank_bits, words)
+            symbol = table.escape
+        return cls._put(state, table.starts[symbol], table.frequencies[symbol], precision, words)
 
     @staticmethod
     def _put(state: int, start: int, frequency: int, precision: int, words: list[int]) -> int:
@@ -88,29 +94,27 @@ class ReferenceCoder:
             state >>= 16
         return (state // frequency << precision) + start + state % frequency
 
-    def _decode(self, payload: bytes, tables: list[_Table], per_channel: int) -> list[list[int]]:
-        header = 4 * self._lanes
-        if len(payload) < header:
-            raise PayloadError(f"the payload of {len(payload)} bytes is truncated")
-        states = list(struct.unpack_from(f"<{self._lanes}I", payload))
-        if min(states) < LOWEST_STATE:
-            raise PayloadError("the payload is no output of the coder")
-        reader = _Words(payload, header)
+    def _decode(self, payload: bytes, tables: list[Table], per_channel: int) -> list[list[int]]:
+        states, reader = unpack_states(payload, self._lanes)
         channels = [
-            [self._symbol(states, j % self._lanes, table, reader) for j in range(per_channel)] for table in tables
+            [self.get_symbol(states, j % self._lanes, table, self._precision, reader) for j in range(per_channel)]
+            for table in tables
         ]
-        if reader.at != len(payload):
-            raise PayloadError(f"the payload has {len(payload) - reader.at} bytes too many")
-        if any(state != LOWEST_STATE for state in states):
-            raise PayloadError("the payload is no output of the coder")
+        reader.end(states)
         return channels
 
-    def _symbol(self, states: list[int], lane: int, table: _Table, reader: _Words) -> int:
+    @staticmethod
+    def get_symbol(states: list[int], lane: int, table: Table, precision: int, reader: Words) -> int:
+        """The next symbol; changes its lane's state.
+
+        Raises:
+            PayloadError: the words are over, or are no output of the coder.
+        """
         state = states[lane]
-        slot = state & ((1 << self._precision) - 1)
+        slot = state & ((1 << precision) - 1)
         entry = table.slots[slot]
         frequency = table.frequencies[entry]
-        state = reader.refill(frequency * (state >> self._precision) + slot - table.starts[entry])
+        state = reader.refill(frequency * (state >> precision) + slot - table.starts[entry])
         if entry == table.escape:
             rank = state & ((1 << table.rank_bits) - 1)
             if rank >= len(table.escaped):
@@ -121,7 +125,26 @@ class ReferenceCoder:
         return entry
 
 
-class _Words:
+def pack_states(states: list[int], words: list[int]) -> bytes:
+    """The payload: final states, then the words, last one first."""
+    return struct.pack(f"<{len(states)}I", *states) + struct.pack(f"<{len(words)}H", *reversed(words))
+
+
+def unpack_states(payload: bytes, lanes: int) -> tuple[list[int], Words]:
+    """The states that a decoder starts with, and the words behind them.
+
+    Raises:
+        PayloadError: the payload is truncated, or no output of the coder.
+    """
+    if len(payload) < 4 * lanes:
+        raise PayloadError(f"the payload of {len(payload)} bytes is truncated")
+    states = list(struct.unpack_from(f"<{lanes}I", payload))
+    if min(states) < LOWEST_STATE:
+        raise PayloadError("the payload is no output of the coder")
+    return states, Words(payload, 4 * lanes)
+
+
+class Words:
     """The payload's 16-bit words, one after the other."""
 
     def __init__(self, payload: bytes, at: int) -> None:
@@ -129,6 +152,11 @@ class _Words:
         self.at = at
 
     def refill(self, state: int) -> int:
+        """The state, with the next word where it is low.
+
+        Raises:
+            PayloadError: the words are over.
+        """
         if state >= LOWEST_STATE:
             return state
         if self.at + 2 > len(self.payload):
@@ -136,3 +164,14 @@ class _Words:
         word = self.payload[self.at] | self.payload[self.at + 1] << 8
         self.at += 2
         return state << 16 | word
+
+    def end(self, states: list[int]) -> None:
+        """Checks that everything was read and that every lane is where its encoder began.
+
+        Raises:
+            PayloadError: it is not so.
+        """
+        if self.at != len(self.payload):
+            raise PayloadError(f"the payload has {len(self.payload) - self.at} bytes too many")
+        if any(state != LOWEST_STATE for state in states):
+            raise PayloadError("the payload is no output of the coder")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from narrowcast.transport.bundle.manifest import OutputSpec
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.rpc import tail_pb2 as pb
 
@@ -59,7 +60,9 @@ def from_tensor(tensor: pb.Tensor) -> Array:
         raise TransportError(f"output {tensor.name!r} has the unknown data type {tensor.data_type}")
     size = prod(tensor.shape) * dtype.itemsize
     if size > MAX_TENSOR_BYTES:
-        raise TransportError(f"output {tensor.name!r} has {size} bytes; the limit is {MAX_TENSOR_BYTES}")
+        raise TransportError(
+            f"output {tensor.name!r} of shape {list(tensor.shape)[:8]} has {size} bytes; the limit is {MAX_TENSOR_BYTES}"
+        )
     if tensor.packing == pb.PACKING_ZSTD:
         data = _unpack(tensor, size)
     elif tensor.packing == pb.PACKING_RAW:
@@ -71,9 +74,27 @@ def from_tensor(tensor: pb.Tensor) -> Array:
     return np.frombuffer(data, dtype).reshape(tuple(tensor.shape))
 
 
-def from_tensors(tensors: Iterable[pb.Tensor]) -> dict[str, Array]:
-    """Arrays by name; see :func:`from_tensor`."""
+def from_tensors(tensors: Sequence[pb.Tensor], expected: Sequence[OutputSpec]) -> dict[str, Array]:
+    """Arrays by name.
+
+    Args:
+        tensors: a result's.
+        expected: what the bundle says. Nothing else is unpacked, so that a server cannot fill a board's memory.
+
+    Raises:
+        TransportError: other outputs than expected, or see :func:`from_tensor`.
+    """
+    found = {tensor.name: (_TYPES.get(tensor.data_type), list(tensor.shape)) for tensor in tensors}
+    wanted = {spec.name: (np.dtype(spec.dtype).newbyteorder("<"), spec.shape) for spec in expected}
+    if found != wanted or len(tensors) != len(wanted):
+        raise TransportError(
+            f"the server answers with {_listed(found) or 'no outputs'}; the bundle says {_listed(wanted)}"
+        )
     return {tensor.name: from_tensor(tensor) for tensor in tensors}
+
+
+def _listed(outputs: Mapping[str, tuple[object, Sequence[int]]]) -> str:
+    return ", ".join(f"{name!r}: {dtype} {list(shape)}" for name, (dtype, shape) in list(outputs.items())[:8])
 
 
 def _unpack(tensor: pb.Tensor, size: int) -> bytes:

@@ -96,3 +96,9 @@ def test_level_0_weighs_bits_most():
     settings = ShallowResidualSettings(levels=3, rate_weights=(0.1, 10.0))
     assert rate_weights(settings) == pytest.approx([10.0, 1.0, 0.1])
     assert rate_weights(ShallowResidualSettings(levels=1, rate_weights=(0.1, 10.0))) == pytest.approx([1.0])
+
+
+def test_an_unknown_target_is_an_error_not_a_word(recipe_for):
+    with pytest.raises(ConfigError, match="no target 'rpi6'; did you mean 'rpi5'"):
+        recipe_for(export={"targets": ["rpi6"]})
+    assert recipe_for(export={"targets": ["rpi5"]}).export.targets == ["rpi5"]

@@ -82,6 +82,32 @@ def test_a_file_that_fails_on_import(tmp_path):
         load_teacher("bad.py:f", folder=tmp_path)
 
 
+def test_a_file_is_like_any_python_file(tmp_path):
+    """It may have dataclasses under postponed annotations, and import its neighbours."""
+    (tmp_path / "parts_of_it.py").write_text("from torch import nn\n\ndef block():\n    return nn.ReLU()\n")
+    (tmp_path / "net.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom parts_of_it import block\n\n"
+        "@dataclass\nclass Size:\n    width: int = 3\n\ndef load():\n    return block()\n"
+    )
+    before = list(sys.path)
+    assert isinstance(load_teacher("net.py:load", folder=tmp_path), torch.nn.ReLU)
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ([1, 2], "a list that is no state_dict"),
+        ({"epoch": 3, "state_dict": {}}, "its 'state_dict' may be one"),
+        ({"epoch": 3}, "a dict that is no state_dict"),
+    ],
+)
+def test_weights_that_are_no_state(tmp_path, saved, said):
+    torch.save(saved, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=said):
+        load_teacher("support.networks:tiny", weights=str(tmp_path / "w.pt"))
+
+
 def test_a_program_that_is_none(tmp_path):
     (tmp_path / "x.pt2").write_bytes(b"not a program")
     with pytest.raises(TeacherError, match="no program saved by torch.export"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.waiting import until
 
-from narrowcast.compiler import training
+from narrowcast.compiler import compile, training
 from narrowcast.compiler.bottlenecks import PRESETS, Loss, Problem, Stage
 from narrowcast.compiler.cuts import find_cut
 from narrowcast.compiler.cuts.trace import trace
@@ -215,3 +215,33 @@ def test_every_image_is_either_trained_on_or_held_out():
         assert sorted([*seen, *held]) == list(range(count))
         assert len(seen) >= 1
         assert len(held) >= 1
+
+
+@pytest.mark.parametrize("cache_gigabytes", [0.0, 1.0])
+def test_the_teacher_is_never_modified(recipe_for, tmp_path, cache_gigabytes):
+    """Its own layers are the trunk, and its batch statistics stay what they are, whether or not features are cached."""
+    networks = Path(__file__).parents[2] / "support" / "networks.py"
+    recipe = recipe_for(
+        teacher={"model": f"{networks}:normalised"},
+        bottleneck={"trunk": "teacher"},
+        train={"images": 48, "cache_gigabytes": cache_gigabytes},
+    )
+    job = compile._Job(recipe, tmp_path, SILENT)
+    before = {name: value.clone() for name, value in job.teacher.state_dict().items()}
+    job.train()
+    after = job.teacher.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(module.training for module in job.teacher.modules())
+
+
+def test_another_network_under_the_same_weights_is_another_run(recipe_for, tmp_path):
+    source = (
+        "import torch\nfrom torch import nn\n\ndef load():\n    torch.manual_seed(0)\n    return nn.Sequential("
+        "nn.Conv2d(3, 8, 3, 2, 1), nn.{}(), nn.Conv2d(8, 8, 3, 2, 1), nn.Flatten(), nn.Linear(512, 4))\n"
+    )
+    folders = set()
+    for activation in ("ReLU", "Tanh", "ReLU"):
+        (tmp_path / "net.py").write_text(source.format(activation))
+        recipe = recipe_for(teacher={"model": f"{tmp_path}/net.py:load"}, cut={"at": "1"})
+        folders.add(compile._Job(recipe, tmp_path / "work", SILENT).folder)
+    assert len(folders) == 2

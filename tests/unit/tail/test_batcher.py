@@ -14,6 +14,7 @@ from narrowcast.head.session import HeadSession
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.store import Model, load_model
+from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc.tensors import from_tensors
 
@@ -46,6 +47,14 @@ def packet(tiny, frame: np.ndarray, level: int = 1, number: int = 0) -> Packet:
     return Packet(CodecId.RANS, level, number, 0, payload, bytes(16), bytes(16))
 
 
+@pytest.mark.parametrize(
+    "limits", [{"max_batch": 0}, {"max_queue": 0}, {"max_delay_ms": -1.0}, {"max_delay_ms": float("nan")}]
+)
+async def test_limits_that_cannot_be(model, limits):
+    with pytest.raises(ConfigError, match="at least 1, 1 and 0"):
+        Batcher(model, **limits)
+
+
 async def test_frames_gather_while_a_batch_runs_and_levels_mix(tiny, model):
     frames = bundles.random_frames(7)
     batcher = Batcher(model, max_batch=4)
@@ -54,7 +63,11 @@ async def test_frames_gather_while_a_batch_runs_and_levels_mix(tiny, model):
         await asyncio.sleep(0.001)
     model.backend.go.set()
     for k, answer in enumerate(await asyncio.gather(*answers)):
-        assert np.allclose(from_tensors(answer.outputs)["output"], bundles.expected_output(frames[k], k % 2), atol=1e-4)
+        assert np.allclose(
+            from_tensors(answer.outputs, bundles.OUTPUTS)["output"],
+            bundles.expected_output(frames[k], k % 2),
+            atol=1e-4,
+        )
         assert answer.times.batch in model.backend.batches
     assert sum(model.backend.batches) == 7
     assert max(model.backend.batches) == 4
@@ -88,7 +101,9 @@ async def test_a_bad_payload_fails_alone(tiny, model):
     assert isinstance(results[1], FrameRefusedError)
     assert results[1].code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     for result in (results[0], results[2]):
-        assert np.allclose(from_tensors(result.outputs)["output"], bundles.expected_output(frame, 1), atol=1e-4)
+        assert np.allclose(
+            from_tensors(result.outputs, bundles.OUTPUTS)["output"], bundles.expected_output(frame, 1), atol=1e-4
+        )
     await batcher.close()
 
 

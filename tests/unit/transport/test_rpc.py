@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from narrowcast.transport.bundle import OutputSpec
 from narrowcast.transport.errors import AddressError, TransportError
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import Address, parse_address
@@ -37,7 +38,8 @@ def test_large_arrays_are_packed_where_that_helps():
     assert len(to_tensor("mask", mask).data) < 100
     assert to_tensor("noise", noise).packing == pb.PACKING_RAW
     assert to_tensor("small", mask[:3]).packing == pb.PACKING_RAW
-    assert np.array_equal(from_tensors([to_tensor("mask", mask)])["mask"], mask)
+    wanted = OutputSpec(name="mask", dtype="uint8", shape=[100, 100])
+    assert np.array_equal(from_tensors([to_tensor("mask", mask)], [wanted])["mask"], mask)
 
 
 def test_big_endian_arrays_are_turned():

@@ -71,6 +71,13 @@ def test_precision_and_lanes_have_limits(precision, lanes):
         Tables(precision, lanes, np.array([[[1 << 8]]], np.uint16), np.array([[0]], np.uint16))
 
 
+def test_a_few_bytes_do_not_ask_for_all_memory():
+    """16 x 4,096 tables of one symbol pack into next to nothing."""
+    frequencies = np.full((16, 4096, 1), 1 << 12, np.uint16)
+    with pytest.raises(TablesError, match="slots are too large"):
+        Tables(12, 1, frequencies, np.zeros((16, 4096), np.uint16))
+
+
 def test_other_types_are_refused():
     with pytest.raises(TablesError, match="uint16"):
         Tables(8, 1, np.array([[[256]]]), np.array([[0]]))

@@ -1,0 +1,89 @@
+"""The codec of a model, fitted to the symbols that its exported head really gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from narrowcast.compiler.contexts import context_bits, fit_contexts
+from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.recipe import CodingSettings
+from narrowcast.compiler.tables import fit_tables, lanes_for
+from narrowcast.compiler.verify import OnnxNetwork
+from narrowcast.transport.codec import CodecSpec, open_codec
+from narrowcast.transport.contexts import ContextTables
+from narrowcast.transport.tables import Tables
+
+Symbols = npt.NDArray[np.uint8]
+
+DICTIONARY_BYTES = 16 * 1024
+
+
+def collect_symbols(
+    head_onnx: bytes, frames: npt.NDArray[np.uint8], spec: CodecSpec, progress: Progress = SILENT
+) -> Symbols:
+    """What a head gives for frames uint8 ``[N, H, W, 3]``: uint8 ``[levels, N, C, h, w]``."""
+    network = OnnxNetwork(head_onnx)
+    symbols = np.empty((spec.levels, len(frames), *spec.shape), np.uint8)
+    with progress.task("fitting the codec", len(frames), "images") as task:
+        for k, frame in enumerate(frames):
+            for level in range(spec.levels):
+                symbols[level, k] = network(image=frame[None], level=np.array([level]))["symbols"][0]
+            task.advance(1)
+    return symbols
+
+
+def fit_codec(
+    spec: CodecSpec, symbols: Symbols, density: npt.NDArray[np.float64] | None, coding: CodingSettings
+) -> tuple[CodecSpec, bytes]:
+    """The codec and its data: coding tables, or a zstandard dictionary (perhaps none).
+
+    Args:
+        spec: the codec that the preset wants: ``rans`` becomes ``rans-context`` where the recipe says so.
+        symbols: uint8 ``[levels, N, C, h, w]`` of training images.
+        density: the learned density ``[levels, C, alphabet]``, which fills in for symbols that were not seen.
+        coding: the recipe's.
+    """
+    if spec.name == "zstd":
+        return spec, _train_dictionary(spec, [frame.tobytes() for frame in symbols.reshape(-1, *spec.shape)])
+    if coding.tables == "context":
+        return msgspec.structs.replace(spec, name="rans-context"), _fit_contexts(spec, symbols).to_bytes()
+    return spec, _fit_channels(spec, symbols, density).to_bytes()
+
+
+def _fit_channels(spec: CodecSpec, symbols: Symbols, density: npt.NDArray[np.float64] | None) -> Tables:
+    counts = np.zeros((spec.levels, spec.shape[0], spec.alphabet), np.int64)
+    for level, channel in np.ndindex(counts.shape[:2]):
+        counts[level, channel] = np.bincount(symbols[level, :, channel].ravel(), minlength=spec.alphabet)
+    tables = fit_tables(density, counts)
+    return replace(tables, lanes=_lanes(float((tables.bits() * counts).sum()), symbols))
+
+
+def _fit_contexts(spec: CodecSpec, symbols: Symbols) -> ContextTables:
+    tables = fit_contexts(symbols, spec.alphabet)
+    bits = sum(context_bits(symbols[level], tables, level) for level in range(spec.levels))
+    return replace(tables, bank=replace(tables.bank, lanes=_lanes(bits, symbols)))
+
+
+def _lanes(bits: float, symbols: Symbols) -> int:
+    """As many lanes as suit the mean payload."""
+    return lanes_for(bits / 8 / (symbols.shape[0] * symbols.shape[1]))
+
+
+def _train_dictionary(spec: CodecSpec, samples: list[bytes]) -> bytes:
+    """A zstandard dictionary, or nothing where it does not make frames smaller that it was not trained on."""
+    seen, unseen = samples[: len(samples) * 3 // 4], samples[len(samples) * 3 // 4 :]
+    try:
+        dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, list(seen)).as_bytes()
+    except zstandard.ZstdError:  # too few samples, or nothing in common
+        return b""
+    sizes = []
+    for data in (b"", dictionary):
+        codec = open_codec(spec, data)
+        frames = (np.frombuffer(sample, np.uint8).reshape(spec.shape) for sample in unseen)
+        sizes.append(sum(len(codec.encode(frame, 0)) for frame in frames))
+    return dictionary if sizes[1] < sizes[0] else b""
