@@ -256,7 +256,10 @@ class Link:
                 self.counters.packet_bytes_sent += len(waiting.data)
                 self.counters.packets_resent += waiting.times_sent > 0
                 waiting.times_sent += 1
-                await call.write(pb.StreamRequest(packet=waiting.data))
+                try:
+                    await call.write(pb.StreamRequest(packet=waiting.data))
+                except asyncio.InvalidStateError:  # the call is over; whoever reads it is told why
+                    await asyncio.Event().wait()
             await self._changed.wait()
 
     async def _receive_all(self, call: Any) -> None:
