@@ -7,7 +7,6 @@ frames in flight; results come in the order of the frames, each exactly once, ov
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 import time
@@ -209,16 +208,19 @@ class Client:
         Raises:
             whatever ``frames`` raises, after the results of the frames before; and see :meth:`infer`.
         """
-        under_way: queue.Queue[Future[Result] | BaseException | None] = queue.Queue(self.window)
-        stopped = threading.Event()
+        under_way: queue.SimpleQueue[Future[Result] | BaseException | None] = queue.SimpleQueue()
+        room, stopped = threading.Semaphore(self.window), threading.Event()
 
         def read() -> None:
             last: BaseException | None = None
             try:
-                for frame in frames:
-                    if stopped.is_set():
-                        return
-                    under_way.put(self._submit(frame, level))
+                source = iter(frames)
+                while not stopped.is_set():
+                    room.acquire()
+                    if not stopped.is_set():
+                        under_way.put(self._submit(next(source), level))
+            except StopIteration:
+                pass
             except BaseException as error:  # noqa: BLE001  (raised again where the results are taken)
                 last = error
             under_way.put(last)
@@ -226,14 +228,14 @@ class Client:
         threading.Thread(target=read, name="narrowcast-frames", daemon=True).start()
         try:
             while isinstance(item := under_way.get(), Future):
-                yield item.result()
+                result = item.result()
+                room.release()
+                yield result
             if item is not None:
                 raise item
         finally:
             stopped.set()
-            with contextlib.suppress(queue.Empty):  # a reader that waits for room finds it, and ends
-                while True:
-                    under_way.get_nowait()
+            room.release()  # a reader that waits for room ends
 
     def _submit(self, frame: Image, level: int | None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""
