@@ -29,6 +29,7 @@ from narrowcast.head.client import Client, Result
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle, SecretKey
 from narrowcast.transport.errors import NarrowcastError
+from narrowcast.transport.files import replacing
 
 TRAIN_FRAMES = 8_000
 TEST_FRAMES = 300
@@ -159,7 +160,7 @@ def run_demo(folder: Path, progress: Progress, watch: Callable[[int], Watcher]) 
 
 def _prepare(folder: Path, progress: Progress) -> Rendered:
     """Renders the frames, trains the teacher, writes the recipe; returns the test frames."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_safetensors
 
     from narrowcast.demo import teacher
 
@@ -172,7 +173,8 @@ def _prepare(folder: Path, progress: Progress) -> Rendered:
     save(test, folder / "test")
     with progress.task("training the teacher", sum(TEACHER_EPOCHS) * TRAIN_FRAMES, "images") as task:
         net = teacher.train(*training, epochs=TEACHER_EPOCHS, seed=0, advance=task.advance)
-    save_file(net.state_dict(), folder / "teacher.safetensors")
+    with replacing(folder / "teacher.safetensors") as out:
+        out.write(to_safetensors(net.state_dict()))
     shutil.copyfile(teacher.__file__, folder / "teacher.py")
     (folder / f"{MODEL}.toml").write_text(RECIPE)
     return test

@@ -179,6 +179,8 @@ def test_a_table_of_labels(bundle, photo_folder, tmp_path):
     names = [str(path.relative_to(photo_folder)) for path in sorted(photo_folder.rglob("*.png"))[:6]]
     table.write_text("file,label\n" + "".join(f"{name},{k % 4}\n" for k, name in enumerate(names)))
     assert evaluate(bundle, photo_folder, labels=table, codecs=()).images == 6
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())  # as spreadsheets save it
+    assert evaluate(bundle, photo_folder, labels=table, codecs=()).images == 6
     for text, said in (
         ("file,label\n", "lists no images"),
         ("name,label\nx,1\n", "columns file and label"),
