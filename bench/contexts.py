@@ -31,7 +31,7 @@ def symbols_of(bundle: Bundle, folder: Path, count: int) -> np.ndarray:
     """What the head gives for photographs: uint8 [levels, N, C, H, W]."""
     contract = bundle.manifest.input
     frames = [contract.prepare(read_image(path)).image for path in choose(find_images(folder), count, seed=0)]
-    return collect_symbols(bundle.read("head"), np.stack(frames), bundle.manifest.codec)
+    return collect_symbols({"fp32": bundle.read("head")}, np.stack(frames), bundle.manifest.codec)
 
 
 def nanoseconds(codec: Codec, symbols: np.ndarray, level: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -10,10 +11,12 @@ import numpy.typing as npt
 import zstandard
 
 from narrowcast.compiler.contexts import context_bits, fit_contexts
+from narrowcast.compiler.errors import VerificationError
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import CodingSettings
 from narrowcast.compiler.tables import fit_tables, lanes_for
 from narrowcast.compiler.verify import OnnxNetwork
+from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.codec import CodecSpec, open_codec
 from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.tables import Tables
@@ -23,18 +26,45 @@ Symbols = npt.NDArray[np.uint8]
 DICTIONARY_BYTES = 16 * 1024
 
 
-def collect_symbols(
-    head_onnx: bytes, frames: npt.NDArray[np.uint8], spec: CodecSpec, progress: Progress = SILENT
+def symbols_of(
+    network: OnnxNetwork, name: Precision, spec: CodecSpec, frames: npt.NDArray[np.uint8], level: int
 ) -> Symbols:
-    """What a head gives for frames uint8 ``[N, H, W, 3]``: uint8 ``[levels, N, C, h, w]``."""
-    network = OnnxNetwork(head_onnx)
-    symbols = np.empty((spec.levels, len(frames), *spec.shape), np.uint8)
-    with progress.task("fitting the codec", len(frames), "images") as task:
-        for k, frame in enumerate(frames):
-            for level in range(spec.levels):
-                symbols[level, k] = network(image=frame[None], level=np.array([level]))["symbols"][0]
-            task.advance(1)
-    return symbols
+    """The symbols uint8 ``[N, C, h, w]`` that a head gives.
+
+    Raises:
+        VerificationError: they are not of the spec.
+    """
+    found = []
+    for frame in frames:
+        try:
+            symbols = network(image=frame[None], level=np.array([level]))["symbols"][0]
+        except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
+            raise VerificationError(f"the {name} head does not run: {str(error).splitlines()[0]}") from error
+        if symbols.dtype != np.uint8 or symbols.shape != spec.shape or int(symbols.max()) >= spec.alphabet:
+            raise VerificationError(
+                f"the {name} head gives {symbols.dtype} {list(symbols.shape)} up to {symbols.max()}; symbols are uint8 "
+                f"{list(spec.shape)} below {spec.alphabet}"
+            )
+        found.append(symbols)
+    return np.stack(found)
+
+
+def collect_symbols(
+    heads: Mapping[Precision, bytes], frames: npt.NDArray[np.uint8], spec: CodecSpec, progress: Progress = SILENT
+) -> Symbols:
+    """What heads give for frames uint8 ``[N, H, W, 3]``, one head's behind the other's: ``[levels, heads * N, C, h, w]``.
+
+    Raises:
+        VerificationError: see :func:`symbols_of`.
+    """
+    levels: list[list[Symbols]] = [[] for _ in range(spec.levels)]
+    with progress.task("fitting the codec", len(heads) * spec.levels, "levels") as task:
+        for name, model in heads.items():
+            network = OnnxNetwork(model)
+            for level, found in enumerate(levels):
+                found.append(symbols_of(network, name, spec, frames, level))
+                task.advance(1)
+    return np.stack([np.concatenate(found) for found in levels])
 
 
 def fit_codec(

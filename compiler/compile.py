@@ -197,7 +197,7 @@ class _Job:
         for precision, model in heads.items():
             add(f"head.{precision}.onnx", model, "head", ["device"], precision=precision)
         unsupported = check_operators(heads, tail_onnx, self.targets, self.progress)
-        spec, data = self._fit_codec(list(heads.values()))
+        spec, data = self._fit_codec(heads)
         if data:
             kind = "dictionary" if spec.name == "zstd" else "tables"
             add(kind, data, kind, ["device", "server"])
@@ -276,7 +276,7 @@ class _Job:
         rows = {name: {"head_ms": times[name], "levels": trials[name].figures(codec)} for name in heads}
         return {"precisions": rows, "head_ms_with": backend}
 
-    def _fit_codec(self, heads: list[bytes]) -> tuple[CodecSpec, bytes]:
+    def _fit_codec(self, heads: dict[Precision, bytes]) -> tuple[CodecSpec, bytes]:
         """The codec for the symbols that the bundle's heads give on training images, and its data.
 
         One set of tables serves all precisions: fitted to all their symbols, it costs none of them more than a few
@@ -285,7 +285,7 @@ class _Job:
         net, spec, coding = self.bottleneck, self._spec(), self.recipe.coding
         rows = np.random.default_rng(self.recipe.train.seed).permutation(self.data.indices)[: coding.images]
         frames = self._frames(np.sort(rows))
-        symbols = np.concatenate([collect_symbols(head, frames, spec, self.progress) for head in heads], axis=1)
+        symbols = collect_symbols(heads, frames, spec, self.progress)
         return fit_codec(spec, symbols, net.density() if spec.name == "rans" else None, coding)
 
     def _manifest(self, spec: CodecSpec, fingerprint: str, outputs: list[OutputSpec], parts: list[Part]) -> Manifest:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.compiler.errors import ExportError, VerificationError
+from narrowcast.compiler.codec import symbols_of
+from narrowcast.compiler.errors import ExportError
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.precision import to_fp16, to_int8
 from narrowcast.compiler.progress import Progress
@@ -133,29 +134,6 @@ def try_heads(
                 task.advance(1)
             trials[name] = trial
     return trials
-
-
-def symbols_of(
-    network: OnnxNetwork, name: Precision, spec: CodecSpec, frames: npt.NDArray[np.uint8], level: int
-) -> Symbols:
-    """The symbols uint8 ``[N, C, h, w]`` that a head gives.
-
-    Raises:
-        VerificationError: they are not of the spec.
-    """
-    found = []
-    for frame in frames:
-        try:
-            symbols = network(image=frame[None], level=np.array([level]))["symbols"][0]
-        except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
-            raise VerificationError(f"the {name} head does not run: {str(error).splitlines()[0]}") from error
-        if symbols.dtype != np.uint8 or symbols.shape != spec.shape or int(symbols.max()) >= spec.alphabet:
-            raise VerificationError(
-                f"the {name} head gives {symbols.dtype} {list(symbols.shape)} up to {symbols.max()}; symbols are uint8 "
-                f"{list(spec.shape)} below {spec.alphabet}"
-            )
-        found.append(symbols)
-    return np.stack(found)
 
 
 def too_lossy(trials: Mapping[Precision, Trial], settings: ExportSettings) -> dict[Precision, str]:

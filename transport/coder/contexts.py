@@ -112,7 +112,7 @@ def choose(symbols: npt.NDArray[np.uint8], level: int, tables: ContextTables) ->
 
 
 class ContextReferenceCoder:
-    """See :class:`narrowcast.transport.coder.ContextCoder` for the interface."""
+    """See :class:`narrowcast.transport.coder.Coder` for the interface."""
 
     def __init__(self, tables: ContextTables) -> None:
         self._tables = tables

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -55,7 +56,45 @@ def load(path: Path = LIBRARY) -> ctypes.CDLL | None:
     return library
 
 
-class NativeCoder:
+class _Kernel(ABC):
+    """Frames to payloads and back by a pair of the library's functions."""
+
+    _encode: Callable[..., int]
+    _decode: Callable[..., int]
+    _lanes: int
+    _alphabet: int
+
+    @abstractmethod
+    def _arguments(self, levels: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
+        """What both functions take first: tables, frames, and how frames of ``shape`` lie in memory."""
+
+    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
+        """uint8 ``[N, C, ...]`` and N levels to N payloads."""
+        frames, shape = len(symbols), symbols.shape[1:]
+        out = np.empty((frames, 4 * self._lanes + 4 * prod(shape)), np.uint8)  # no payload takes more
+        sizes = (ctypes.c_uint64 * frames)()
+        arguments = self._arguments(levels, shape)
+        status = self._encode(*arguments, symbols.ctypes.data, out.ctypes.data, out.shape[1], sizes)
+        if status == _SYMBOL_OUTSIDE_ALPHABET:
+            raise SymbolsError(f"symbol {int(symbols.max())} is outside the alphabet 0..{self._alphabet - 1}")
+        _check(status)
+        return [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
+
+    def decode(
+        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
+    ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
+        """N payloads to uint8 ``[N, *shape]`` and, per payload, its error or None."""
+        frames = len(payloads)
+        offsets = (ctypes.c_uint64 * (frames + 1))(0, *accumulate(map(len, payloads)))
+        joined = payloads[0] if frames == 1 else b"".join(payloads)
+        symbols = np.empty((frames, *shape), np.uint8)
+        statuses = (ctypes.c_int32 * frames)()
+        status = self._decode(*self._arguments(levels, shape), joined, offsets, symbols.ctypes.data, statuses)
+        _check(status)
+        return symbols, [_problem(s, p) for s, p in zip(statuses, payloads, strict=True)]
+
+
+class NativeCoder(_Kernel):
     """See :class:`narrowcast.transport.coder.Coder` for the interface.
 
     The kernel keeps no state between calls, so one coder serves any number of threads.
@@ -66,6 +105,7 @@ class NativeCoder:
 
     def __init__(self, tables: Tables, library: ctypes.CDLL) -> None:
         self._library = library
+        self._encode, self._decode = library.narrowcast_rans_encode, library.narrowcast_rans_decode
         self._channels, self._lanes, self._alphabet = tables.channels, tables.lanes, tables.alphabet
         frequencies = np.ascontiguousarray(tables.frequencies)
         escapes = np.ascontiguousarray(tables.escapes)
@@ -80,42 +120,17 @@ class NativeCoder:
         if getattr(self, "handle", None):
             self._library.narrowcast_rans_free(self.handle)
 
-    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
-        """uint8 ``[N, C, ...]`` and N levels to N payloads."""
-        frames, per_channel = len(symbols), prod(symbols.shape[2:])
-        out, sizes = _room(frames, self._lanes, self._channels * per_channel)
-        status = self._library.narrowcast_rans_encode(
-            self.handle, frames, self._first(levels), self._channels, per_channel, self._lanes,
-            symbols.ctypes.data, out.ctypes.data, out.shape[1], sizes,
-        )  # fmt: skip
-        _check_encoded(status, symbols, self._alphabet)
-        return [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
-
-    def decode(
-        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
-    ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
-        """N payloads to uint8 ``[N, *shape]`` and, per payload, its error or None."""
-        frames = len(payloads)
-        joined, offsets = _join(payloads)
-        symbols = np.empty((frames, *shape), np.uint8)
-        statuses = (ctypes.c_int32 * frames)()
-        status = self._library.narrowcast_rans_decode(
-            self.handle, frames, self._first(levels), self._channels, prod(shape[1:]), self._lanes,
-            joined, offsets, symbols.ctypes.data, statuses,
-        )  # fmt: skip
-        _check(status)
-        return symbols, [_problem(s, p) for s, p in zip(statuses, payloads, strict=True)]
-
-    def _first(self, levels: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
-        """The number of each frame's first table."""
-        return (ctypes.c_uint32 * len(levels))(*(level * self._channels for level in levels))
+    def _arguments(self, levels: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
+        first = (ctypes.c_uint32 * len(levels))(*(level * self._channels for level in levels))
+        return self.handle, len(levels), first, self._channels, prod(shape[1:]), self._lanes
 
 
-class NativeContextCoder:
+class NativeContextCoder(_Kernel):
     """The same for context tables; frames are ``[C, H, W]``."""
 
     def __init__(self, tables: ContextTables, library: ctypes.CDLL) -> None:
         self._library = library
+        self._encode, self._decode = library.narrowcast_context_encode, library.narrowcast_context_decode
         self._lanes, self._alphabet = tables.lanes, tables.alphabet
         self._bank = NativeCoder(tables.bank, library)
         arrays = (tables.mean_weights, tables.mean_bias, tables.scale_weights, tables.scale_bias, tables.class_of())
@@ -130,48 +145,9 @@ class NativeContextCoder:
         if getattr(self, "_handle", None):
             self._library.narrowcast_context_free(self._handle)
 
-    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
-        """uint8 ``[N, C, H, W]`` and N levels to N payloads."""
-        frames, channels, height, width = symbols.shape
-        out, sizes = _room(frames, self._lanes, channels * height * width)
-        status = self._library.narrowcast_context_encode(
-            self._handle, self._bank.handle, frames, (ctypes.c_uint32 * frames)(*levels), height, width, self._lanes,
-            symbols.ctypes.data, out.ctypes.data, out.shape[1], sizes,
-        )  # fmt: skip
-        _check_encoded(status, symbols, self._alphabet)
-        return [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
-
-    def decode(
-        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
-    ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
-        """N payloads to uint8 ``[N, C, H, W]`` and, per payload, its error or None."""
-        frames, (_, height, width) = len(payloads), shape
-        joined, offsets = _join(payloads)
-        symbols = np.empty((frames, *shape), np.uint8)
-        statuses = (ctypes.c_int32 * frames)()
-        status = self._library.narrowcast_context_decode(
-            self._handle, self._bank.handle, frames, (ctypes.c_uint32 * frames)(*levels), height, width, self._lanes,
-            joined, offsets, symbols.ctypes.data, statuses,
-        )  # fmt: skip
-        _check(status)
-        return symbols, [_problem(s, p) for s, p in zip(statuses, payloads, strict=True)]
-
-
-def _room(frames: int, lanes: int, symbols: int) -> tuple[npt.NDArray[np.uint8], ctypes.Array[ctypes.c_uint64]]:
-    """Where payloads go, as much as any frame may take, and their sizes."""
-    return np.empty((frames, 4 * lanes + 4 * symbols), np.uint8), (ctypes.c_uint64 * frames)()
-
-
-def _join(payloads: list[bytes]) -> tuple[bytes, ctypes.Array[ctypes.c_uint64]]:
-    """The payloads in one piece, and where each begins."""
-    offsets = (ctypes.c_uint64 * (len(payloads) + 1))(0, *accumulate(map(len, payloads)))
-    return payloads[0] if len(payloads) == 1 else b"".join(payloads), offsets
-
-
-def _check_encoded(status: Any, symbols: npt.NDArray[np.uint8], alphabet: int) -> None:
-    if status == _SYMBOL_OUTSIDE_ALPHABET:
-        raise SymbolsError(f"symbol {int(symbols.max())} is outside the alphabet 0..{alphabet - 1}")
-    _check(status)
+    def _arguments(self, levels: Sequence[int], shape: Sequence[int]) -> tuple[Any, ...]:
+        count = len(levels)
+        return self._handle, self._bank.handle, count, (ctypes.c_uint32 * count)(*levels), *shape[1:], self._lanes
 
 
 def _problem(status: int, payload: bytes) -> PayloadError | None:
