@@ -147,12 +147,12 @@ def test_a_cut_that_is_none_says_the_nearest(recipe_for, tmp_path):
 
 def test_verification_finds_a_head_that_is_not_the_trained_one(compiled, recipe_for, photo_folder, tmp_path):
     """The bundle's head against a bottleneck that was trained a little longer."""
-    from narrowcast.compiler.compile import _Job
+    from narrowcast.compiler.job import Job
     from narrowcast.compiler.modules import Head, Tail
     from narrowcast.compiler.progress import SILENT
 
     result, folder = compiled
-    job = _Job(recipe_for(), folder / "work", SILENT)
+    job = Job(recipe_for(), folder / "work", SILENT)
     job.train()
     bundle = Bundle.open(result.bundle, trusted=TRUSTED)
     head, tail = Head(job.problem.normalize, job.bottleneck).eval(), Tail(job.bottleneck, job.problem.after).eval()
@@ -258,7 +258,7 @@ class TestPrecisions:
 
     def test_what_is_left_out_is_said(self, recipe_for, compiled, tmp_path, monkeypatch):
         """One convolution leaves nothing to quantize; that fp16 loses too much is made up."""
-        monkeypatch.setattr("narrowcast.compiler.compile.too_lossy", lambda trials, settings: {"fp16": "a bad day"})
+        monkeypatch.setattr("narrowcast.compiler.assemble.too_lossy", lambda trials, settings: {"fp16": "a bad day"})
         notes = []
         recipe = recipe_for(export={"precisions": ["fp32", "fp16", "int8"], "targets": ["rpi5"]})
         recipe = msgspec.structs.replace(recipe, bottleneck=PlainSettings(bits=6))

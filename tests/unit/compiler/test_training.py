@@ -14,7 +14,8 @@ import pytest
 import torch
 from support.waiting import until
 
-from narrowcast.compiler import compile, training
+from narrowcast.compiler import job as jobs
+from narrowcast.compiler import training
 from narrowcast.compiler.bottlenecks import PRESETS, Group, Loss, Optimizer, Problem, Stage
 from narrowcast.compiler.cuts import find_cut
 from narrowcast.compiler.cuts.trace import trace
@@ -293,7 +294,7 @@ def test_the_teacher_is_never_modified(recipe_for, tmp_path, cache_gigabytes):
         bottleneck={"trunk": "teacher"},
         train={"images": 48, "cache_gigabytes": cache_gigabytes},
     )
-    job = compile._Job(recipe, tmp_path, SILENT)
+    job = jobs.Job(recipe, tmp_path, SILENT)
     before = {name: value.clone() for name, value in job.teacher.state_dict().items()}
     job.train()
     after = job.teacher.state_dict()
@@ -310,5 +311,5 @@ def test_another_network_under_the_same_weights_is_another_run(recipe_for, tmp_p
     for activation in ("ReLU", "Tanh", "ReLU"):
         (tmp_path / "net.py").write_text(source.format(activation))
         recipe = recipe_for(teacher={"model": f"{tmp_path}/net.py:load"}, cut={"at": "1"})
-        folders.add(compile._Job(recipe, tmp_path / "work", SILENT).folder)
+        folders.add(jobs.Job(recipe, tmp_path / "work", SILENT).folder)
     assert len(folders) == 2

@@ -1,0 +1,214 @@
+"""From a trained bottleneck to a signed bundle: export, verify, fit tables, measure, sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+import narrowcast
+from narrowcast.compiler.codec import collect_symbols, fit_codec
+from narrowcast.compiler.cost import count_macs
+from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
+from narrowcast.compiler.export import export_head, export_tail, export_whole
+from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
+from narrowcast.compiler.job import Job
+from narrowcast.compiler.modules import Head, Tail, Whole
+from narrowcast.compiler.operators import check_operators
+from narrowcast.compiler.verify import Verified, verify
+from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, describe_part, write_bundle
+from narrowcast.transport.bundle.manifest import PartKind, Precision, Role
+from narrowcast.transport.codec import Codec, CodecSpec, open_codec
+from narrowcast.transport.structs import to_json
+
+VERIFY_FRAMES = 8
+FIGURE_FRAMES = 256
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation gave.
+
+    Attributes:
+        bundle: the file.
+        manifest: what is in it.
+        work: the folder with caches and checkpoints; may be deleted.
+        verified: how close the exported networks are to the trained ones.
+        skipped: images that could not be read.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    work: Path
+    verified: Verified
+    skipped: Sequence[str]
+
+
+class Parts:
+    """The parts of a bundle as they are made."""
+
+    def __init__(self) -> None:
+        self.described: list[Part] = []
+        self.contents: dict[str, bytes] = {}
+
+    def add(self, name: str, data: bytes, kind: PartKind, roles: list[Role], **more: Any) -> None:
+        """See :func:`narrowcast.transport.bundle.describe_part`."""
+        self.described.append(describe_part(name, data, kind, roles, **more))
+        self.contents[name] = data
+
+
+class Assembly:
+    """Makes the bundle of one finished job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.recipe = job.recipe
+        self.progress = job.progress
+        job.settle()
+        self.specs = job.outputs()
+        self.names = [spec.name for spec in self.specs]
+        self.parts = Parts()
+        tuned = job.bottleneck.tuned_tail()
+        self.head = Head(job.problem.normalize, job.bottleneck).eval()
+        self.tail = Tail(job.bottleneck, job.problem.after if tuned is None else tuned).eval()
+
+    def write(self, output: Path, key: SecretKey | None) -> Compiled:
+        """Exports, verifies, measures and writes the bundle."""
+        job, parts = self.job, self.parts
+        head_onnx, tail_onnx = self._networks()
+        frames = job.frames(job.held[:VERIFY_FRAMES])
+        verified = verify(self.head, self.tail, head_onnx, tail_onnx, frames, job.bottleneck.levels)
+        heads, trials, left_out = self._heads(head_onnx, tail_onnx)
+        for precision, model in heads.items():
+            parts.add(f"head.{precision}.onnx", model, "head", ["device"], precision=precision)
+        unsupported = check_operators(heads, tail_onnx, job.targets, self.progress)
+        spec, codec = self._codec(heads)
+        check = make_self_check(heads, codec, self.recipe.input.size)
+        parts.add("selfcheck.json", to_json(check), "selfcheck", ["device"])
+        manifest = self._manifest(spec, codec.fingerprint.hex())
+        draft = job.folder / "draft.ncb"
+        write_bundle(draft, manifest, parts.contents, None)
+        figures = {
+            **self._costs(),
+            **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
+            **self._precision_figures(heads, trials, codec),
+            "left_out": left_out,
+            "unsupported": unsupported,
+        }
+        manifest = msgspec.structs.replace(manifest, figures=figures)
+        write_bundle(output, manifest, parts.contents, key)
+        draft.unlink()
+        return Compiled(output, manifest, job.folder, verified, job.prepared.skipped)
+
+    def _networks(self) -> tuple[bytes, bytes]:
+        """Exports the networks; gives the head's and the tail's ONNX."""
+        job, size = self.job, self.recipe.input.size
+        with self.progress.task("exporting", 3, "networks") as task:
+            head = export_head(self.head, size, job.bottleneck.levels)
+            task.advance(1)
+            tail = export_tail(self.tail, job.bottleneck.shape, self.names)
+            self.parts.add("tail.fp32.onnx", tail, "tail", ["server"], precision="fp32")
+            task.advance(1)
+            if self.recipe.export.whole:
+                whole = export_whole(Whole(job.problem.normalize, job.teacher), size, self.names)
+                self.parts.add("whole.fp32.onnx", whole, "whole", ["device", "server"], optional=True, precision="fp32")
+            task.advance(1)
+        return head, tail
+
+    def _costs(self) -> dict[str, Any]:
+        job = self.job
+        frame, level = torch.from_numpy(job.frames(job.held[:1])), torch.zeros(1, dtype=torch.int64)
+        return {
+            "teacher_macs": job.cut.macs_before + job.cut.macs_after,
+            "head_macs": count_macs(self.head, frame, level),
+        }
+
+    def _heads(
+        self, fp32: bytes, tail: bytes
+    ) -> tuple[dict[Precision, bytes], dict[Precision, Trial], dict[Precision, str]]:
+        """The heads that go into the bundle, how they did on held-out frames, and why others are left out."""
+        settings = self.recipe.export
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.job.data.indices)
+        frames = self.job.frames(np.sort(rows[: settings.calibration_images]))
+        # TensorRT reads one form of INT8 only, and ONNX Runtime is slow on that: it is made for boards that prefer TensorRT.
+        symmetric = bool(self.job.targets) and all(target.backends[0] == "tensorrt" for target in self.job.targets)
+        heads, left_out = make_heads(fp32, settings, frames, symmetric=symmetric, progress=self.progress)
+        trials: dict[Precision, Trial] = {}
+        if len(heads) > 1:
+            frames = self.job.frames(self.job.held[:FIGURE_FRAMES])
+            wanted = self.job.teacher_outputs(frames, self.names)
+            trials = try_heads(heads, tail, self.job.spec(), frames, wanted, self.progress)
+            left_out.update(too_lossy(trials, settings))
+        for precision, reason in left_out.items():
+            self.progress.note(f"no {precision} head: {reason}")
+        return {name: model for name, model in heads.items() if name not in left_out}, trials, left_out
+
+    def _precision_figures(
+        self, heads: dict[Precision, bytes], trials: dict[Precision, Trial], codec: Codec
+    ) -> dict[str, Any]:
+        """Time of every head here, side by side, and what each costs in bytes and accuracy; nothing for fp32 alone."""
+        if len(heads) == 1:
+            return {}
+        times, backend = head_times(heads, self.recipe.input.size, self.job.bottleneck.levels)
+        rows = {name: {"head_ms": times[name], "levels": trials[name].figures(codec)} for name in heads}
+        return {"precisions": rows, "head_ms_with": backend}
+
+    def _codec(self, heads: dict[Precision, bytes]) -> tuple[CodecSpec, Codec]:
+        """The codec for the symbols that the bundle's heads give on training images; its data become a part.
+
+        One set of tables serves all precisions: fitted to all their symbols, it costs none of them more than a few
+        thousandths of the bytes (``docs/precision.md``), and a board may change its precision without the server knowing.
+        """
+        job, coding = self.job, self.recipe.coding
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(job.data.indices)[: coding.images]
+        symbols = collect_symbols(heads, job.frames(np.sort(rows)), job.spec(), self.progress)
+        spec = job.spec()
+        spec, data = fit_codec(spec, symbols, job.bottleneck.density() if spec.name == "rans" else None, coding)
+        if data:
+            kind: PartKind = "dictionary" if spec.name == "zstd" else "tables"
+            self.parts.add(kind, data, kind, ["device", "server"])
+        return spec, open_codec(spec, data)
+
+    def _manifest(self, spec: CodecSpec, fingerprint: str) -> Manifest:
+        recipe = msgspec.to_builtins(self.recipe)
+        del recipe["folder"]
+        return Manifest(
+            schema=1,
+            name=self.recipe.name,
+            release=self.recipe.release,
+            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            tool=f"narrowcast {narrowcast.__version__}",
+            input=self.recipe.input,
+            codec=spec,
+            fingerprint=fingerprint,
+            outputs=self.specs,
+            parts=self.parts.described,
+            targets=self.recipe.export.targets,
+            recipe=recipe,
+        )
+
+    def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
+        """What is measured on held-out images: no labels needed, only the teacher."""
+        frames = self.job.frames(self.job.held[:FIGURE_FRAMES])
+        result: Evaluation = evaluate_frames(draft, frames, None, codecs=(), progress=self.progress)
+        levels = [
+            {
+                "level": score.setting,
+                "mean_packet_bytes": round(score.mean_bytes or 0, 1),
+                "agreement": score.agreement,
+                "output_error": score.output_error,
+            }
+            for score in result.of("split")
+        ]
+        return {
+            "images": len(frames),
+            "levels": levels,
+            "moved_symbols": verified.moved_symbols,
+            "output_difference": verified.output_difference,
+        }

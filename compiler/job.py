@@ -1,0 +1,172 @@
+"""One compilation: the loaded teacher, its cut, the images and the trained bottleneck, for whatever is made of them.
+
+Everything slow is kept in a work folder: a run that was killed goes on where it was, and a second run with the same
+recipe only does again what changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import narrowcast
+from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
+from narrowcast.compiler.cuts import Cut, find_cut
+from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.data import (
+    PreparedImages,
+    TrainingData,
+    choose,
+    find_images,
+    prepare_images,
+    split_holdout,
+)
+from narrowcast.compiler.errors import CompilerError
+from narrowcast.compiler.evaluate import CHUNK
+from narrowcast.compiler.modules import flat, output_names
+from narrowcast.compiler.progress import Progress
+from narrowcast.compiler.recipe import Recipe
+from narrowcast.compiler.teacher import load_teacher
+from narrowcast.compiler.training import train
+from narrowcast.devices.targets import load_target
+from narrowcast.transport.bundle import OutputSpec
+from narrowcast.transport.codec import CodecSpec
+
+
+class Job:
+    """One compilation; the steps share the loaded teacher and the data.
+
+    Attributes:
+        recipe: what to do.
+        cache: where images and features are kept, for all runs.
+        folder: of this run: checkpoints and drafts.
+        teacher, cut, problem: the user's network, where it is cut, and what a bottleneck must be built for.
+        prepared, data, held: all images, those to learn from, and the numbers of those that are held out.
+        bottleneck: made by ``preset``; trained after :meth:`train`.
+    """
+
+    def __init__(self, recipe: Recipe, work: Path, progress: Progress) -> None:
+        self.recipe = recipe
+        self.progress = progress
+        self.cache = work / "cache"
+        folder = Path(recipe.folder)
+        self.targets = [load_target(name) for name in recipe.export.targets]
+        torch.manual_seed(recipe.train.seed)
+        self.teacher = load_teacher(
+            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
+        )
+        self.cut = self._find_cut()
+        files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
+        self.prepared: PreparedImages = prepare_images(files, recipe.input, self.cache, progress)
+        if self.prepared.skipped:
+            count, first = len(self.prepared.skipped), self.prepared.skipped[0]
+            progress.note(f"{count} images skipped; the first: {first}")
+        seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
+        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed)
+        self.held = held
+        self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
+        self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
+        # What the teacher computes, not its weights alone: its code may change under the same weights.
+        described = f"{_digest(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
+        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
+        self.folder = work / f"{recipe.name}-{self._run_digest()}"
+
+    def _find_cut(self) -> Cut:
+        recipe = self.recipe
+        self.progress.note(f"tracing {recipe.teacher.model}")
+        traced = trace(self.teacher, recipe.input.size)
+        cut = find_cut(traced, recipe.cut.at)
+        self.problem = Problem(traced, cut, recipe.input, _device(recipe.train.device))
+        return cut
+
+    def _run_digest(self) -> str:
+        """Names what the trained bottleneck depends on."""
+        parts = {
+            "tool": narrowcast.__version__,
+            "teacher": self.teacher_digest,
+            "images": self.prepared.digest,
+            "holdout": self.recipe.data.holdout,
+            "cut": self.cut.name,
+            "input": msgspec.to_builtins(self.recipe.input),
+            "bottleneck": msgspec.to_builtins(self.recipe.bottleneck),
+            "train": {k: v for k, v in msgspec.to_builtins(self.recipe.train).items() if k != "cache_gigabytes"},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def train(self) -> None:
+        """Trains the bottleneck, or takes it from a finished run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        schedule = self.recipe.train
+        if self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck):
+            limit = schedule.cache_gigabytes * 1e9
+            self.data.cache_features(self.cache, self.teacher_digest, limit, self.progress)
+        train(
+            self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, schedule,
+            self.folder / "checkpoint.pt", self.progress,
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Ends training: everything to the CPU, and what only training needs folded away."""
+        self.bottleneck.cpu()
+        self.problem.after.cpu()
+        self.problem.normalize.cpu()
+        self.teacher.cpu()
+        self.bottleneck.fold()
+
+    def frames(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The images numbered ``rows``, uint8 ``[N, H, W, 3]``."""
+        return np.ascontiguousarray(self.prepared.images[rows])
+
+    @torch.no_grad()
+    def outputs(self) -> list[OutputSpec]:
+        """What the teacher gives for one image."""
+        image = torch.from_numpy(self.frames(self.held[:1]))
+        result = self.teacher(self.problem.normalize(image))
+        return [
+            OutputSpec(name=name, dtype=str(tensor.numpy().dtype), shape=list(tensor.shape[1:]))
+            for name, tensor in zip(output_names(result), flat(result), strict=True)
+        ]
+
+    def spec(self) -> CodecSpec:
+        """How the bottleneck's symbols are to be coded; its tables are not fitted yet."""
+        net = self.bottleneck
+        return CodecSpec(
+            name=net.codec, shape=net.shape, alphabet=net.alphabet, levels=net.levels,
+            quantizer=_digest(net.encoder_state()),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def teacher_outputs(self, frames: npt.NDArray[np.uint8], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """The teacher's outputs by name."""
+        chunks = [torch.from_numpy(frames[start : start + CHUNK]) for start in range(0, len(frames), CHUNK)]
+        found = [flat(self.teacher(self.problem.normalize(chunk))) for chunk in chunks]
+        return {name: torch.cat(parts).numpy() for name, parts in zip(names, zip(*found, strict=True), strict=True)}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CompilerError(f"[train] device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 in hex of named tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name].detach().cpu().numpy())
+        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
