@@ -29,8 +29,8 @@ from narrowcast.compiler.data import (
     prepare_images,
     split_holdout,
 )
-from narrowcast.compiler.errors import CompilerError
 from narrowcast.compiler.evaluate import CHUNK
+from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.modules import flat, output_names
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
@@ -39,6 +39,9 @@ from narrowcast.compiler.training import train
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import OutputSpec
 from narrowcast.transport.codec import CodecSpec
+
+# Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
+ELSEWHERE = {"cache_gigabytes", "precision"}
 
 
 class Job:
@@ -84,7 +87,7 @@ class Job:
         self.progress.note(f"tracing {recipe.teacher.model}")
         traced = trace(self.teacher, recipe.input.size)
         cut = find_cut(traced, recipe.cut.at)
-        self.problem = Problem(traced, cut, recipe.input, _device(recipe.train.device))
+        self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device))
         return cut
 
     def _run_digest(self) -> str:
@@ -97,8 +100,11 @@ class Job:
             "cut": self.cut.name,
             "input": msgspec.to_builtins(self.recipe.input),
             "bottleneck": msgspec.to_builtins(self.recipe.bottleneck),
-            "train": {k: v for k, v in msgspec.to_builtins(self.recipe.train).items() if k != "cache_gigabytes"},
+            "train": {k: v for k, v in msgspec.to_builtins(self.recipe.train).items() if k not in ELSEWHERE},
         }
+        precision = resolve_precision(self.recipe.train.precision, self.problem.device)
+        if precision != "fp32":
+            parts["precision"] = precision
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def train(self) -> None:
@@ -149,17 +155,6 @@ class Job:
         chunks = [torch.from_numpy(frames[start : start + CHUNK]) for start in range(0, len(frames), CHUNK)]
         found = [flat(self.teacher(self.problem.normalize(chunk))) for chunk in chunks]
         return {name: torch.cat(parts).numpy() for name, parts in zip(names, zip(*found, strict=True), strict=True)}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CompilerError(f"[train] device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:

@@ -62,6 +62,9 @@ class TrainSettings(Settings, frozen=True):
         learning_rate: at the start.
         seed: of everything random.
         device: ``auto`` takes a GPU where there is one.
+        precision: ``bf16`` computes convolutions and matrix products in bfloat16 while training, where that is faster (GPUs
+            since 2020, CPUs with AMX or AVX512-BF16); weights stay float32, and so does the bundle. ``auto`` is bf16 on
+            GPUs that have it, fp32 elsewhere.
         cache_gigabytes: teacher features at the cut are computed once and kept on disk where they fit in this.
     """
 
@@ -70,6 +73,7 @@ class TrainSettings(Settings, frozen=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
     seed: int = 0
     device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     cache_gigabytes: Annotated[float, msgspec.Meta(ge=0)] = 8.0
 
 

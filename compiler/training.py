@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 
 from narrowcast.compiler.bottlenecks import Batch, Bottleneck, Optimizer, Preset, Problem, Stage
 from narrowcast.compiler.data import TrainingData
 from narrowcast.compiler.errors import TrainingError
+from narrowcast.compiler.fabric import has_bf16, open_fabric, resolve_precision
 from narrowcast.compiler.progress import SILENT, Progress, Task
 from narrowcast.compiler.recipe import TrainSettings
 from narrowcast.transport.files import replacing
@@ -56,6 +58,10 @@ def train(
         TrainingError: the loss is no number, or the checkpoint belongs to another run.
     """
     bottleneck.to(problem.device)
+    precision = resolve_precision(schedule.precision, problem.device)
+    if precision == "bf16" and not has_bf16(problem.device):
+        progress.note(f"{problem.device} has no bfloat16 instructions: bf16 will be slower than fp32")
+    fabric = open_fabric(problem.device, precision)
     where = Position()
     saved = _load(checkpoint, problem.device) if checkpoint.exists() else None
     if saved is None:
@@ -66,7 +72,7 @@ def train(
         progress.note(f"resuming at step {where.step} from {checkpoint}")
     stages = preset.stages(bottleneck, problem, settings)
     steps = [max(1, round(stage.share * schedule.images / schedule.batch)) for stage in stages]
-    run = _Run(bottleneck, data, schedule, checkpoint, sum(steps))
+    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps))
     for number in range(where.stage, len(stages)):
         where.stage = number
         prepare = stages[number].prepare
@@ -82,8 +88,15 @@ def train(
 
 class _Run:
     def __init__(
-        self, bottleneck: Bottleneck, data: TrainingData, schedule: TrainSettings, checkpoint: Path, steps: int
+        self,
+        fabric: Fabric,
+        bottleneck: Bottleneck,
+        data: TrainingData,
+        schedule: TrainSettings,
+        checkpoint: Path,
+        steps: int,
     ) -> None:
+        self.fabric = fabric
         self.bottleneck = bottleneck
         self.data = data
         self.schedule = schedule
@@ -114,7 +127,8 @@ class _Run:
         for tuned, group in zip(optimizer.param_groups, stage.groups, strict=True):
             tuned["lr"] = group.speed * self.schedule.learning_rate * rate
         self.bottleneck.train()
-        loss = stage.loss(batch)
+        with self.fabric.autocast():
+            loss = stage.loss(batch)
         if not torch.isfinite(loss.total):
             kept = f"; the last good state is in {self.checkpoint}" if self.checkpoint.exists() else ""
             raise TrainingError(
@@ -122,7 +136,7 @@ class _Run:
                 "try a smaller [train] learning_rate, and check [input] range, mean and std"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        self.fabric.backward(loss.total)
         if stage.optimizer.max_gradient_norm is not None:
             trained = [p for group in stage.groups for p in group.parameters]
             torch.nn.utils.clip_grad_norm_(trained, stage.optimizer.max_gradient_norm)

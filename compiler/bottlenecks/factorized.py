@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from narrowcast.compiler.bottlenecks.exact import in_fp32
 from narrowcast.compiler.bottlenecks.quantize import FLOOR
 
 UNITS = (1, 3, 3, 3, 1)
@@ -43,6 +44,7 @@ class FactorizedPrior(nn.Module):
             if out != 1:
                 self.factors.append(nn.Parameter(torch.zeros(channels, out, 1)))
 
+    @in_fp32
     def bits(self, values: Tensor) -> Tensor:
         """The cost of values ``[N, C, H, W]`` (whole or noisy), in bits, of the same shape."""
         by_channel = values.transpose(0, 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from narrowcast.compiler.bottlenecks.base import Batch, Problem
+from narrowcast.compiler.bottlenecks.exact import in_fp32
 from narrowcast.compiler.cuts import find_cuts
 from narrowcast.compiler.cuts.split import suffix
 from narrowcast.compiler.layout import layout_of
@@ -39,12 +40,15 @@ class FeatureErrors:
         with torch.no_grad():
             wanted = [batch.features, *self._behind(batch.features)[0]]
         got = [restored, *self._behind(restored)[0]]
-        errors = [(one - other).square().sum() for one, other in zip(got, wanted, strict=True)]
-        figures = {
-            name: (error / (other.var() * other.numel()).clamp_min(1e-12)).item()
-            for name, error, other in zip(self.names, errors, wanted, strict=True)
-        }
-        return torch.stack(errors).sum(), figures
+        errors, parts = zip(*(_squared_error(one, other) for one, other in zip(got, wanted, strict=True)), strict=True)
+        return torch.stack(errors).sum(), dict(zip(self.names, (part.item() for part in parts), strict=True))
+
+
+@in_fp32
+def _squared_error(got: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed over everything, and as a part of the wanted tensor's variance."""
+    error = (got - wanted).square().sum()
+    return error, error.detach() / (wanted.var() * wanted.numel()).clamp_min(1e-12)
 
 
 def stage_ends(problem: Problem) -> list[tuple[str, fx.Node]]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Loss, Problem
+from narrowcast.compiler.bottlenecks.exact import in_fp32
 from narrowcast.compiler.cuts import find_cuts
 from narrowcast.compiler.cuts.split import suffix
 
@@ -77,11 +78,13 @@ class Objective:
         return Loss((importance * cost).mean(), {"bytes": coded.bits.mean().item() / 8, **figures})
 
 
+@in_fp32
 def _relative_errors(got: Tensor, wanted: Tensor) -> Tensor:
     """Squared error per image, as a part of the wanted tensor's variance over the batch."""
     return (got - wanted).square().flatten(1).mean(1) / wanted.var().clamp_min(1e-12)
 
 
+@in_fp32
 def _output_errors(got: Any, wanted: Any) -> Tensor:
     """Per image: Kullback-Leibler divergence for class scores ``[N, K]``, relative squared error for other float tensors."""
     errors = []

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from narrowcast.compiler.bottlenecks.exact import in_fp32
+
 # Below this probability a symbol's cost no longer grows; the tables never go lower either (an escape costs about this).
 FLOOR = 2.0**-24
 # Of a density at the start; a channel that always rounds to the same symbol still needs a gradient.
@@ -42,6 +44,7 @@ class LogisticMixturePrior(nn.Module):
         self.log_scale.copy_(scale + spread)
         self.mean.mul_(deviation.clamp(LEAST_DEVIATION, 1.0)[..., None] * 0.1)
 
+    @in_fp32
     def bits(self, values: Tensor, level: Tensor) -> Tensor:
         """The cost of values ``[N, C, H, W]`` (whole or noisy) at levels ``[N]``, in bits, of the same shape."""
         mean, log_scale, weight = (

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Loss, Optimizer, Problem, Stage
+from narrowcast.compiler.bottlenecks.exact import in_fp32, without_autocast
 
 
 class TunedTail(nn.Module):
@@ -74,7 +75,8 @@ def tuning_stage(
             module.train()
         level = batch.levels(bottleneck.levels)
         with torch.no_grad():
-            symbols = bottleneck.encode(problem.normalize(batch.images), level)
+            with without_autocast(level.device):  # the symbols that a board will send, not those of another precision
+                symbols = bottleneck.encode(problem.normalize(batch.images), level)
             wanted = problem.after(batch.features)
         error = distillation(answer(bottleneck.decode(symbols, level)), wanted, temperature)
         return Loss(error, {"outputs": error.item()})
@@ -83,6 +85,7 @@ def tuning_stage(
     return Stage(name, share, [Group(parameters, speed)], imitate, optimizer)
 
 
+@in_fp32
 def distillation(got: Any, wanted: Any, temperature: float) -> Tensor:
     """How far a network's outputs are from the teacher's, the mean over the batch; a scalar.
 
