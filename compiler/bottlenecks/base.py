@@ -63,11 +63,13 @@ class Batch:
         images: uint8 ``[N, H, W, 3]`` RGB, after the input contract.
         features: float32 ``[N, *cut.shape]``, the teacher's own at the cut.
         generator: the step's source of randomness (on the CPU): a step draws the same whether or not a run was resumed.
+        labels: int64 ``[N]``, classes of the teacher's; None where the recipe asks for none.
     """
 
     images: Tensor
     features: Tensor
     generator: torch.Generator
+    labels: Tensor | None = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """Noise in ``[-0.5, 0.5)`` of ``like``'s shape, on its device."""
@@ -127,6 +129,7 @@ class Stage:
         optimizer: how.
         prepare: called once before the stage's first step, with batches without end: sets what is measured on the result of
             the stages before it. It must come to the same result when it is called again in the same state.
+        server_only: it trains nothing that decides a symbol or its code: it can be done again for a finished bundle.
     """
 
     name: str
@@ -135,6 +138,7 @@ class Stage:
     loss: Callable[[Batch], Loss]
     optimizer: Optimizer = Optimizer()
     prepare: Callable[[Iterator[Batch]], None] | None = None
+    server_only: bool = False
 
 
 class Bottleneck(nn.Module, ABC):

@@ -142,11 +142,11 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*layers)
         self.last = _zero(nn.Conv2d(width, target[0], 3, 1, 1))
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """float32 ``[N, C, h, w]`` to ``[N, *target]``."""
+    def forward(self, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """float32 ``[N, C, h, w]`` to ``[N, *target]``; of a part of an image, to the rows and columns in ``size``."""
         linear = self.linear(latent)
         grid: Tensor = (F.pixel_shuffle(linear, self.up) if self.up > 1 else linear) + self.last(self.blocks(latent))
-        return fit_size(grid, self.size)
+        return fit_size(grid, size or self.size)
 
 
 class GridFit(nn.Module):

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Loss, Problem
+from narrowcast.compiler.bottlenecks.crops import WHOLE, Cropper
 from narrowcast.compiler.bottlenecks.exact import in_fp32
+from narrowcast.compiler.bottlenecks.saliency import saliency_weights
 from narrowcast.compiler.cuts import find_cuts
 from narrowcast.compiler.cuts.split import suffix
 
@@ -36,6 +38,20 @@ class Coded(NamedTuple):
     level: Tensor
 
 
+class Terms(NamedTuple):
+    """Which parts the distortion has, beside the features at the cut.
+
+    Attributes:
+        deep: the features further on.
+        outputs: the network's outputs.
+        saliency: cells at the cut count by what they mean for the outputs (see ``saliency.py``).
+    """
+
+    deep: bool = True
+    outputs: bool = True
+    saliency: bool = False
+
+
 class Objective:
     """Distortion plus weighted bits, at levels drawn at random.
 
@@ -43,39 +59,95 @@ class Objective:
         code: puts a batch through the bottleneck.
         problem: what the bottleneck is for.
         weights: what a bit per input pixel weighs, per level.
+        terms: of the distortion; None has those that :class:`Terms` has by itself.
+        crop: what the first stage sees of a batch; None shows it whole.
     """
 
-    def __init__(self, code: Callable[[Batch], Coded], problem: Problem, weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        code: Callable[[Batch], Coded],
+        problem: Problem,
+        weights: Sequence[float],
+        terms: Terms | None = None,
+        crop: Cropper | None = None,
+    ) -> None:
         self._code = code
+        self._layout = problem.layout
+        self._terms = terms = terms or Terms()
+        self._crop = crop
         self._pixels = problem.contract.size[0] * problem.contract.size[1]
         self._weights = torch.tensor(weights, device=problem.device)
-        self._deep = suffix(problem.traced, problem.cut.node, _deep_taps(problem)).to(problem.device)
+        taps = _deep_taps(problem) if terms.deep else []
+        self._deep = suffix(problem.traced, problem.cut.node, taps).to(problem.device)
 
     def match_features(self, batch: Batch) -> Loss:
-        """The features at the cut alone: cheap, since the tail does not run."""
-        coded = self._code(batch)
-        error = _relative_errors(coded.features, batch.features)
-        return self._loss(coded, {"features": error}, FIRST_STAGE_RATE)
+        """The features at the cut alone: cheap, since the tail does not run (but for the sake of saliency)."""
+        saliency = self._teacher(batch).saliency if self._terms.saliency else None
+        if self._crop is None:
+            coded = self._code(batch)
+            error = self._errors_at_cut(coded.features, batch.features, saliency)
+            return self._loss(coded, {"features": error}, FIRST_STAGE_RATE, self._pixels)
+        crop = self._crop(batch)
+        coded = self._code(crop.batch)
+        error = self._errors_at_cut(coded.features, crop.batch.features, crop.of(saliency), crop.inside)
+        return self._loss(coded, {"features": error}, FIRST_STAGE_RATE, self._pixels * crop.part)
 
     def match_outputs(self, batch: Batch) -> Loss:
         """The features at the cut and behind it, and the outputs."""
         coded = self._code(batch)
-        with torch.no_grad():
-            wanted_deep, wanted = self._deep(batch.features)
+        if not (self._terms.deep or self._terms.outputs):
+            saliency = self._teacher(batch).saliency if self._terms.saliency else None
+            error = self._errors_at_cut(coded.features, batch.features, saliency)
+            return self._loss(coded, {"features": error}, FIRST_STAGE_RATE, self._pixels)
+        wanted = self._teacher(batch)
         deep, outputs = self._deep(coded.features)
-        behind = torch.zeros_like(coded.bits)
-        for one, other in zip(deep, wanted_deep, strict=True):
-            behind = behind + _relative_errors(one, other) / len(deep)
-        error = _relative_errors(coded.features, batch.features)
-        return self._loss(coded, {"features": error, "deep": behind, "outputs": _output_errors(outputs, wanted)}, 1.0)
+        errors = {"features": self._errors_at_cut(coded.features, batch.features, wanted.saliency)}
+        if deep:
+            each = [_relative_errors(one, other) for one, other in zip(deep, wanted.deep, strict=True)]
+            errors["deep"] = torch.stack(each).mean(0)
+        if self._terms.outputs:
+            errors["outputs"] = _output_errors(outputs, wanted.outputs)
+        return self._loss(coded, errors, 1.0, self._pixels)
 
-    def _loss(self, coded: Coded, errors: dict[str, Tensor], rate: float) -> Loss:
+    def _teacher(self, batch: Batch) -> _Wanted:
+        """What the teacher makes of a batch behind the cut."""
+        if not self._terms.saliency:
+            with torch.no_grad():
+                deep, outputs = self._deep(batch.features)
+            return _Wanted(deep, outputs, None)
+        with torch.enable_grad():
+            features = batch.features.detach().clone().requires_grad_()
+            deep, outputs = self._deep(features)
+            saliency = saliency_weights(features, outputs, self._layout)
+        return _Wanted([one.detach() for one in deep], pytree.tree_map(_detached, outputs), saliency)
+
+    def _errors_at_cut(
+        self, got: Tensor, wanted: Tensor, saliency: Tensor | None, inside: tuple[slice, slice] = WHOLE
+    ) -> Tensor:
+        """Squared error per image ``[N]``, as a part of the wanted features' variance over the batch."""
+        rows, columns = inside
+        squared = self._layout.to_map(got - wanted).square()[:, :, rows, columns]
+        if saliency is not None:
+            squared = squared * saliency[:, :, rows, columns]
+        return squared.flatten(1).mean(1) / wanted.var().clamp_min(1e-12)
+
+    def _loss(self, coded: Coded, errors: dict[str, Tensor], rate: float, pixels: float) -> Loss:
         weight = self._weights[coded.level]
-        cost = torch.stack(list(errors.values())).sum(0) + rate * weight * coded.bits / self._pixels
+        cost = torch.stack(list(errors.values())).sum(0) + rate * weight * coded.bits / pixels
         # Without this the levels with few bytes, whose loss is mostly rate, would drown the others.
         importance = weight.rsqrt() * self._weights.sqrt().mean()
         figures = {name: error.mean().item() for name, error in errors.items()}
         return Loss((importance * cost).mean(), {"bytes": coded.bits.mean().item() / 8, **figures})
+
+
+class _Wanted(NamedTuple):
+    deep: Sequence[Tensor]
+    outputs: Any
+    saliency: Tensor | None
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 @in_fp32

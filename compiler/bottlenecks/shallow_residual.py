@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Optimizer, Preset, Problem, Stage
 from narrowcast.compiler.bottlenecks.blocks import Decoder, FeatureGrid, Neck, residual_stack
-from narrowcast.compiler.bottlenecks.objective import Coded, Objective
+from narrowcast.compiler.bottlenecks.crops import Cropper
+from narrowcast.compiler.bottlenecks.objective import Coded, Objective, Terms
 from narrowcast.compiler.bottlenecks.quantize import LogisticMixturePrior, round_through
-from narrowcast.compiler.bottlenecks.tail import TunedTail, tuning_stage
+from narrowcast.compiler.bottlenecks.tail import Answers, LabelWeight, TunedTail, tuning_stage
 from narrowcast.compiler.bottlenecks.transform import principal_components
 from narrowcast.compiler.cost import macs_of_layers
 from narrowcast.compiler.errors import BottleneckError
@@ -41,7 +42,6 @@ MOST_WIDTH = 192
 RATE_SPEED = 5.0
 # The linear paths start where they are best; fast steps would only undo that.
 LINEAR_SPEED = 0.1
-FIRST_STAGE_SHARE = 0.25
 TUNING_SHARE = 0.2
 CALIBRATION_IMAGES = 256
 # Squared error that training starts from, as a part of the features' variance: networks bear so much at low rates.
@@ -61,8 +61,19 @@ class ShallowResidualSettings(Settings, frozen=True, tag_field="preset", tag="sh
         rate_weights: what a bit per input pixel weighs against the distortion, at the highest and at the lowest rate;
             a single level takes their geometric mean.
         decoder_width: channels of the decoder, which runs on the server.
+        linear_start: with the teacher's trunk, start from the best linear code of its features, not from random layers.
+        first_stage: the part of the images that match the features at the cut alone, before those behind it count too.
+        first_crop: side of the crops that the first stage sees, as a part of the image's; 1 shows it whole images.
+        deep_features: match features behind the cut as well.
+        distillation: match the network's outputs as well.
+        saliency: errors at the cut count by what their place means for the outputs, from half to whole.
         tune_tail: give the last fifth of the images to decoder and tail alone (a copy of the teacher's layers behind the
             cut), by distillation; encoder and tables are not changed by it.
+        temperature: of that distillation.
+        label_weight: part of that stage's loss that is cross-entropy with labels (class folders, or ``labels.csv``), the
+            rest is distillation; 0 needs no labels.
+
+    What each of these does to bytes and time is measured in ``docs/bottlenecks.md``.
     """
 
     levels: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
@@ -72,9 +83,23 @@ class ShallowResidualSettings(Settings, frozen=True, tag_field="preset", tag="sh
     stride: Annotated[int, msgspec.Meta(ge=2, le=64)] = 16
     rate_weights: tuple[float, float] = (0.5, 16.0)
     decoder_width: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 96
+    linear_start: bool = True
+    first_stage: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.25
+    first_crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    deep_features: bool = True
+    distillation: bool = True
+    saliency: bool = False
     tune_tail: bool = False
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    label_weight: LabelWeight = 0.0
 
     def __post_init__(self) -> None:
+        if self.label_weight and not self.tune_tail:
+            raise ValueError(
+                f"label_weight is {self.label_weight}; only tuning the tail uses labels: set tune_tail = true"
+            )
+        if self.first_crop < 1 and not self.first_stage:
+            raise ValueError(f"first_crop is {self.first_crop}, and first_stage is 0: there is nothing to crop")
         if self.stride & (self.stride - 1):
             raise ValueError(f"stride is {self.stride}; it is a power of two")
         if not 0 < self.rate_weights[0] <= self.rate_weights[1]:
@@ -128,28 +153,35 @@ class ShallowResidual(Bottleneck):
         """The latent in units of its level's quantization step."""
         return latent * _rows(torch.exp(self.log_gain), level)
 
-    def code(self, source: Tensor, level: Tensor, noise: Callable[[Tensor], Tensor]) -> Coded:
+    def code(
+        self,
+        source: Tensor,
+        level: Tensor,
+        noise: Callable[[Tensor], Tensor],
+        size: tuple[int, int] | None = None,
+    ) -> Coded:
         """:meth:`encode` and :meth:`decode` as they are trained: bits of the noisy latent, features of the rounded one.
 
         Args:
             source: what :meth:`latent` takes.
             level: int64 ``[N]``.
             noise: gives uniform noise in ``[-0.5, 0.5)`` of a tensor's shape.
+            size: rows and columns of the features on their grid; None is a whole image's.
         """
         scaled = self.scaled(self.latent(source), level)
         bits = self.prior.bits(scaled + noise(scaled), level).sum((1, 2, 3))
         limited = scaled.clamp(-ZERO, ALPHABET - 1 - ZERO)
-        return Coded(self.restore(round_through(limited), level), bits, level)
+        return Coded(self.restore(round_through(limited), level, size), bits, level)
 
     def encode(self, images: Tensor, level: Tensor) -> Tensor:
         """See :class:`Bottleneck`."""
         latent = self.latent(images if self.trunk is None else self.trunk(images))
         return torch.clamp(torch.round(self.scaled(latent, level)) + ZERO, 0, ALPHABET - 1)
 
-    def restore(self, values: Tensor, level: Tensor) -> Tensor:
-        """Quantized values (0 is 0) ``[N, *shape]`` to features ``[N, *cut.shape]``."""
+    def restore(self, values: Tensor, level: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Quantized values (0 is 0) ``[N, *shape]`` to features ``[N, *cut.shape]``; for ``size`` see :meth:`code`."""
         latent = values * _rows(torch.exp(self.log_restore), level)
-        return self.grid.from_grid(self.decoder(latent))
+        return self.grid.from_grid(self.decoder(latent, size))
 
     def decode(self, symbols: Tensor, level: Tensor) -> Tensor:
         """See :class:`Bottleneck`."""
@@ -224,13 +256,14 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
             taken.append(next(batches))
         steps = torch.tensor(rate_weights(settings), device=problem.device).sqrt()
         steps = steps / steps.log().mean().exp()
-        if isinstance(bottleneck.encoder, Neck):
+        linear = settings.linear_start and isinstance(bottleneck.encoder, Neck)
+        if linear:
             grids = [bottleneck.grid.to_grid(batch.features).cpu() for batch in taken]
             steps = steps * _start_linear(bottleneck, grids)
         sources = [b.features if bottleneck.trunk is not None else problem.normalize(b.images) for b in taken]
         deviation = torch.cat([bottleneck.latent(source) for source in sources]).std((0, 2, 3))
-        if not isinstance(bottleneck.encoder, Neck):
-            steps = steps * deviation.mean()  # an untrained trunk: about one bit a symbol to begin with
+        if not linear:
+            steps = steps * deviation.mean()  # an untrained encoder: about one bit a symbol to begin with
         bottleneck.log_gain.copy_((1 / steps).log()[:, None].expand_as(bottleneck.log_gain))
         bottleneck.log_restore.copy_(-bottleneck.log_gain)
         bottleneck.prior.start_from(deviation[None] / steps[:, None])
@@ -240,26 +273,27 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
 
         def code(batch: Batch) -> Coded:
             source = problem.normalize(batch.images) if bottleneck.trunk is None else batch.features
-            return bottleneck.code(source, batch.levels(bottleneck.levels), batch.uniform)
+            rows, columns = bottleneck.grid.to_grid(batch.features).shape[2:]
+            return bottleneck.code(source, batch.levels(bottleneck.levels), batch.uniform, (rows, columns))
 
         rate = [bottleneck.log_gain, bottleneck.log_restore, *bottleneck.prior.parameters()]
         linear = [p for n, p in bottleneck.named_parameters() if ".linear." in n]
         tail = [] if bottleneck.tail is None else bottleneck.tail.parameters()
         others = {id(p) for p in (*rate, *linear, *tail, *problem.before.parameters())}
         layers = [p for p in bottleneck.parameters() if id(p) not in others]
-        groups = [Group(layers), Group(linear, LINEAR_SPEED), Group(rate, RATE_SPEED)]
-        objective = Objective(code, problem, rate_weights(settings))
+        linear_speed = LINEAR_SPEED if settings.linear_start and bottleneck.trunk is not None else 1.0
+        groups = [Group(layers), Group(linear, linear_speed), Group(rate, RATE_SPEED)]
+        terms = Terms(settings.deep_features, settings.distillation, settings.saliency)
+        crop = Cropper(problem, bottleneck.shape[1:], settings.first_crop) if settings.first_crop < 1 else None
+        objective = Objective(code, problem, rate_weights(settings), terms, crop)
         tuning = TUNING_SHARE if settings.tune_tail else 0.0
-        first = FIRST_STAGE_SHARE * (1 - tuning)
-        stages = [
-            Stage("features", first, groups, objective.match_features),
-            Stage("outputs", 1 - tuning - first, groups, objective.match_outputs),
-        ]
+        first = settings.first_stage * (1 - tuning)
+        stages = [Stage("features", first, groups, objective.match_features)] if first else []
+        stages.append(Stage("outputs", 1 - tuning - first, groups, objective.match_outputs))
         if tuning:
             decoder = [bottleneck.decoder, bottleneck.grid]
-            stages.append(
-                tuning_stage(bottleneck, problem, decoder, share=tuning, temperature=1, optimizer=Optimizer())
-            )
+            answers = Answers(settings.temperature, settings.label_weight)
+            stages.append(tuning_stage(bottleneck, problem, decoder, answers, Optimizer(), share=tuning))
         return stages
 
 

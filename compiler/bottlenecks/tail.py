@@ -2,14 +2,18 @@
 
 What boards and servers share about a model (its codec fingerprint) depends on the encoder, the quantizer and the tables
 alone. A stage of this kind changes none of them: a fleet goes on sending the same packets to a better tail.
+
+The teacher's answers are what it learns; where there are labels, these as well, mixed as BottleFit does (Matsubara et al.,
+WoWMoM 2022: half and half at a temperature of 1).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -17,6 +21,9 @@ from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Loss, Optimizer, Problem, Stage
 from narrowcast.compiler.bottlenecks.exact import in_fp32, without_autocast
+from narrowcast.compiler.errors import DataError
+
+LabelWeight = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class TunedTail(nn.Module):
@@ -42,26 +49,51 @@ class TunedTail(nn.Module):
         return self.layers(features)
 
 
+class Answers(NamedTuple):
+    """What a tail is tuned to answer.
+
+    Attributes:
+        temperature: see :func:`distillation`.
+        label_weight: part of the loss, 0 to 1, that is cross-entropy with the batch's labels.
+    """
+
+    temperature: float = 1.0
+    label_weight: float = 0.0
+
+    def loss(self, got: Any, wanted: Any, labels: Tensor | None) -> Loss:
+        """How far outputs are from the teacher's, and from the labels int64 ``[N]``.
+
+        Raises:
+            DataError: the labels weigh something, and there are none, or the network gives no class scores.
+        """
+        error = distillation(got, wanted, self.temperature)
+        if not self.label_weight:
+            return Loss(error, {"outputs": error.item()})
+        wrong = F.cross_entropy(class_scores(got), labelled(labels))
+        total = self.label_weight * wrong + (1 - self.label_weight) * error
+        return Loss(total, {"outputs": error.item(), "labels": wrong.item()})
+
+
 def tuning_stage(
     bottleneck: Bottleneck,
     problem: Problem,
     decoder: Sequence[nn.Module],
+    answers: Answers,
+    optimizer: Optimizer,
     *,
     share: float,
-    temperature: float,
-    optimizer: Optimizer,
     speed: float = 1.0,
     name: str = "tail",
 ) -> Stage:
-    """A stage that trains ``decoder``, and the tail where the bottleneck has one of its own, by distillation.
+    """A stage that trains ``decoder``, and the tail where the bottleneck has one of its own.
 
     Args:
         bottleneck: encodes and decodes as it will when it is deployed; its encoder gets no gradient.
         problem: whose teacher is imitated.
         decoder: the bottleneck's modules that run on the server.
-        share: of the recipe's images.
-        temperature: see :func:`distillation`.
+        answers: what it learns.
         optimizer: the stage's.
+        share: of the recipe's images.
         speed: of all it trains (see :class:`Group`).
         name: the stage's.
     """
@@ -78,11 +110,39 @@ def tuning_stage(
             with without_autocast(level.device):  # the symbols that a board will send, not those of another precision
                 symbols = bottleneck.encode(problem.normalize(batch.images), level)
             wanted = problem.after(batch.features)
-        error = distillation(answer(bottleneck.decode(symbols, level)), wanted, temperature)
-        return Loss(error, {"outputs": error.item()})
+        return answers.loss(answer(bottleneck.decode(symbols, level)), wanted, batch.labels)
 
     parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
-    return Stage(name, share, [Group(parameters, speed)], imitate, optimizer)
+    return Stage(name, share, [Group(parameters, speed)], imitate, optimizer, server_only=True)
+
+
+def class_scores(outputs: Any) -> Tensor:
+    """The only output of a network that is ``[N, K]`` with several classes.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    found = [
+        leaf
+        for leaf in pytree.tree_leaves(outputs)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim == 2 and leaf.shape[1] > 1
+    ]
+    if len(found) != 1:
+        raise DataError(f"label_weight wants a network with one vector of class scores; this one has {len(found)}")
+    return found[0]
+
+
+def labelled(labels: Tensor | None) -> Tensor:
+    """The labels.
+
+    Raises:
+        DataError: there are none.
+    """
+    if labels is None:
+        raise DataError(
+            "label_weight wants labels, and these images have none: class folders, or a labels.csv beside them"
+        )
+    return labels
 
 
 @in_fp32

@@ -14,7 +14,7 @@ import msgspec
 from torch import nn
 
 from narrowcast.compiler.bottlenecks.base import Bottleneck, Optimizer, Problem, Stage
-from narrowcast.compiler.bottlenecks.tail import tuning_stage
+from narrowcast.compiler.bottlenecks.tail import Answers, LabelWeight, tuning_stage
 from narrowcast.compiler.errors import BottleneckError
 from narrowcast.transport.structs import Settings
 
@@ -36,6 +36,8 @@ class TwoStageSettings(Settings, frozen=True):
         momentum: of the second stage's SGD.
         weight_decay: of the second stage's SGD.
         temperature: of the distillation.
+        label_weight: part of the second stage's loss that is cross-entropy with labels (class folders, or ``labels.csv``),
+            the rest is distillation; the papers' 0.5 wants labels, 0 needs none.
         tune_tail: train a copy of the teacher's layers behind the cut too, not the decoder alone.
     """
 
@@ -47,6 +49,7 @@ class TwoStageSettings(Settings, frozen=True):
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 5e-4
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    label_weight: LabelWeight = 0.0
     tune_tail: bool = True
 
     def __post_init__(self) -> None:
@@ -79,8 +82,8 @@ class TwoStageSettings(Settings, frozen=True):
             bottleneck,
             problem,
             decoder,
+            Answers(self.temperature, self.label_weight),
+            Optimizer("sgd", self.momentum, self.weight_decay, self.second_decays, None),
             share=1 - self.first_stage,
             speed=self.second_speed,
-            temperature=self.temperature,
-            optimizer=Optimizer("sgd", self.momentum, self.weight_decay, self.second_decays, None),
         )

@@ -1,0 +1,177 @@
+"""Short trainings of a recipe with some of its keys changed, measured alike: what the benchmarks of training share.
+
+A trial is trained as ``narrowcast compile`` would (same data, same loop, same losses), then measured on the recipe's own
+held-out images: real bytes of coded frames with their headers, tables fitted to training images, agreement with the teacher
+and the Kullback-Leibler divergence of the answers, image by image. Nothing is exported; that changes no symbol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from narrowcast.cli.show import TerminalProgress
+from narrowcast.compiler.bootstrap import Interval, Resampler, interval
+from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
+from narrowcast.compiler.bottlenecks.tail import class_scores
+from narrowcast.compiler.codec import fit_codec
+from narrowcast.compiler.curves import Curve, bd_rate, front
+from narrowcast.compiler.cuts import find_cut
+from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.data import TrainingData, choose, find_images, prepare_images, split_holdout
+from narrowcast.compiler.recipe import Recipe, recipe_from
+from narrowcast.compiler.teacher import load_teacher
+from narrowcast.compiler.training import train
+from narrowcast.transport.codec import CodecSpec, open_codec
+from narrowcast.transport.files import replacing
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
+from narrowcast.transport.structs import parse_toml
+
+CHUNK = 32
+Changes = dict[str, dict[str, Any]]
+
+
+def changed(path: Path, changes: Changes) -> Recipe:
+    """The recipe at ``path`` with keys of its tables replaced."""
+    mapping = parse_toml(path.read_text(), path.name)
+    for table, keys in changes.items():
+        mapping[table] = {**mapping.get(table, {}), **keys}
+    return recipe_from(mapping, path.name, path.stem, path.parent)
+
+
+class Trial:
+    """A recipe, trained.
+
+    Attributes:
+        net: the trained bottleneck.
+        figures: what was measured, ready for JSON.
+    """
+
+    def __init__(self, recipe: Recipe, work: Path) -> None:
+        self.recipe = recipe
+        self.progress = TerminalProgress(quiet=False)
+        torch.manual_seed(recipe.train.seed)
+        folder = Path(recipe.folder)
+        teacher = load_teacher(
+            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
+        )
+        traced = trace(teacher, recipe.input.size)
+        self.problem = Problem(traced, find_cut(traced, recipe.cut.at), recipe.input, torch.device("cpu"))
+        files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
+        self.prepared = prepare_images(files, recipe.input, work / "cache", self.progress)
+        seen, self.held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
+        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed)
+        preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
+        self.net: Bottleneck = preset.build(self.problem, recipe.bottleneck)
+        state = b"".join(value.numpy().tobytes() for value in teacher.state_dict().values())
+        digest = hashlib.sha256(state).hexdigest()
+        self.data.cache_features(work / "cache", digest, recipe.train.cache_gigabytes * 1e9, self.progress)
+        checkpoint = work / f"{recipe.name}-trial.pt"
+        checkpoint.unlink(missing_ok=True)  # trials are short; none is resumed
+        started = time.perf_counter(), time.process_time()
+        train(
+            self.net, preset, self.problem, recipe.bottleneck, self.data, recipe.train, checkpoint, self.progress
+        )  # fmt: skip
+        self.figures: dict[str, Any] = {
+            "images": recipe.train.images,
+            "wall_ms_per_image": round((time.perf_counter() - started[0]) * 1e3 / recipe.train.images, 2),
+            "cpu_ms_per_image": round((time.process_time() - started[1]) * 1e3 / recipe.train.images, 2),
+            "held_out": len(self.held),
+        }
+        checkpoint.unlink(missing_ok=True)
+        self.figures["levels"] = self._measure()
+
+    @torch.no_grad()
+    def _measure(self) -> list[dict[str, Any]]:
+        """Per level: bytes, agreement and divergence of each held-out image."""
+        net, recipe = self.net, self.recipe
+        rows = np.random.default_rng(recipe.train.seed).permutation(self.data.indices)[: recipe.coding.images]
+        fitted_to = np.stack([self._symbols(np.sort(rows), level) for level in range(net.levels)])
+        spec = CodecSpec(net.codec, net.shape, net.alphabet, net.levels, "0" * 64)
+        codec = open_codec(*fit_codec(spec, fitted_to, net.density(), recipe.coding))
+        tail = net.tuned_tail() or self.problem.after
+        found = []
+        for level in range(net.levels):
+            symbols = self._symbols(self.held, level)
+            agreed, divergence = [], []
+            for start in range(0, len(self.held), CHUNK):
+                features = self.problem.before(self.problem.normalize(self._images(self.held[start : start + CHUNK])))
+                wanted = class_scores(self.problem.after(features))
+                taken = torch.from_numpy(symbols[start : start + CHUNK]).float()
+                got = class_scores(tail(net.decode(taken, torch.full((len(taken),), level))))
+                agreed += (got.argmax(1) == wanted.argmax(1)).tolist()
+                apart = F.kl_div(F.log_softmax(got, 1), F.log_softmax(wanted, 1), reduction="none", log_target=True)
+                divergence += [round(value, 5) for value in apart.sum(1).tolist()]
+            sizes = [len(codec.encode(one, level)) + STREAM_HEADER_BYTES for one in symbols]
+            found.append({"bytes": sizes, "agreed": [int(one) for one in agreed], "divergence": divergence})
+        return found
+
+    def _images(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.prepared.images[rows]))
+
+    def _symbols(self, rows: np.ndarray, level: int) -> np.ndarray:
+        chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        given = [
+            self.net.encode(self.problem.normalize(self._images(chunk)), torch.full((len(chunk),), level))
+            for chunk in chunks
+        ]
+        return torch.cat(given).to(torch.uint8).numpy()
+
+
+class Measured:
+    """A trial's figures as curves, on redrawn images as well."""
+
+    def __init__(self, figures: dict[str, Any]) -> None:
+        self.figures = figures
+        levels = figures["levels"]
+        self._values = {
+            key: np.array([level[key] for level in levels], np.float64) for key in ("bytes", "agreed", "divergence")
+        }
+        resampler = Resampler(len(levels[0]["bytes"]))
+        self._drawn = {key: resampler.means(value) for key, value in self._values.items()}
+
+    def means(self, key: str) -> list[float]:
+        """Per level, of ``bytes``, ``agreed`` or ``divergence``."""
+        return [float(value) for value in self._values[key].mean(1)]
+
+    def curve(self, by: str) -> Curve:
+        """Bytes over ``agreed``, or over the negative logarithm of ``divergence``."""
+        return _curve(self._values["bytes"].mean(1), self._values[by].mean(1), by)
+
+    def curves(self, by: str) -> list[Curve]:
+        """The same on each resample; the images are the same ones for every trial."""
+        return [_curve(sizes, reached, by) for sizes, reached in zip(self._drawn["bytes"], self._drawn[by], strict=True)]
+
+
+def _curve(sizes: np.ndarray, reached: np.ndarray, by: str) -> Curve:
+    return front(sizes, -np.log(reached) if by == "divergence" else reached)
+
+
+def rate_against(one: Measured, other: Measured, by: str) -> tuple[float | None, Interval | None]:
+    """The BD-rate of ``one`` against ``other`` and its 95 % interval over images; None without a common range."""
+    apart = bd_rate(one.curve(by), other.curve(by))
+    drawn = [bd_rate(a, b) for a, b in zip(one.curves(by), other.curves(by), strict=True)]
+    rates = [found.bd_rate for found in drawn if found is not None]
+    if apart is None or len(rates) < 0.95 * len(drawn):
+        return (apart.bd_rate if apart else None), None
+    return apart.bd_rate, interval(rates)
+
+
+def keep(path: Path, rows: dict[str, Any]) -> None:
+    """Writes rows as JSON, whole or not at all."""
+    with replacing(path) as out:
+        out.write((json.dumps(rows) + "\n").encode())
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Rows that :func:`keep` wrote; none where there is no file."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
