@@ -7,30 +7,25 @@ and the Kullback-Leibler divergence of the answers, image by image. Nothing is e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.compiler.bootstrap import Interval, Resampler, interval
-from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.codec import fit_codec
+from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.curves import Curve, bd_rate, front
-from narrowcast.compiler.cuts import find_cut
-from narrowcast.compiler.cuts.trace import trace
-from narrowcast.compiler.data import TrainingData, choose, find_images, prepare_images, split_holdout
+from narrowcast.compiler.job import Job
+from narrowcast.compiler.modules import Head
 from narrowcast.compiler.recipe import Recipe, recipe_from
-from narrowcast.compiler.teacher import load_teacher
-from narrowcast.compiler.training import train
-from narrowcast.transport.codec import CodecSpec, open_codec
+from narrowcast.transport.codec import open_codec
 from narrowcast.transport.files import replacing
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.structs import parse_toml
@@ -50,61 +45,50 @@ def changed(path: Path, changes: Changes) -> Recipe:
 class Trial:
     """A recipe, trained.
 
+    Args:
+        recipe: what to train.
+        work: where images and features are kept.
+        order: another number shows the same images in another order, with other noise: how much of a figure is chance.
+
     Attributes:
-        net: the trained bottleneck.
+        job: holds the trained bottleneck.
         figures: what was measured, ready for JSON.
     """
 
-    def __init__(self, recipe: Recipe, work: Path) -> None:
-        self.recipe = recipe
-        self.progress = TerminalProgress(quiet=False)
-        torch.manual_seed(recipe.train.seed)
-        folder = Path(recipe.folder)
-        teacher = load_teacher(
-            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
-        )
-        traced = trace(teacher, recipe.input.size)
-        self.problem = Problem(traced, find_cut(traced, recipe.cut.at), recipe.input, torch.device("cpu"))
-        files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
-        self.prepared = prepare_images(files, recipe.input, work / "cache", self.progress)
-        seen, self.held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
-        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed)
-        preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
-        self.net: Bottleneck = preset.build(self.problem, recipe.bottleneck)
-        state = b"".join(value.numpy().tobytes() for value in teacher.state_dict().values())
-        digest = hashlib.sha256(state).hexdigest()
-        self.data.cache_features(work / "cache", digest, recipe.train.cache_gigabytes * 1e9, self.progress)
-        checkpoint = work / f"{recipe.name}-trial.pt"
-        checkpoint.unlink(missing_ok=True)  # trials are short; none is resumed
-        started = time.perf_counter(), time.process_time()
-        train(
-            self.net, preset, self.problem, recipe.bottleneck, self.data, recipe.train, checkpoint, self.progress
-        )  # fmt: skip
+    def __init__(self, recipe: Recipe, work: Path, order: int | None = None) -> None:
+        self.job = job = Job(recipe, work, TerminalProgress(quiet=False))
+        if order is not None:
+            job.data.seed, job.folder = order, job.folder.with_name(f"{job.folder.name}-{order}")
+        if recipe.train.cache_gigabytes:
+            job.data.cache_features(job.cache, job.teacher_digest, recipe.train.cache_gigabytes * 1e9, job.progress)
+        wall, cpu = time.perf_counter(), time.process_time()
+        job.train()
+        job.settle()
         self.figures: dict[str, Any] = {
             "images": recipe.train.images,
-            "wall_ms_per_image": round((time.perf_counter() - started[0]) * 1e3 / recipe.train.images, 2),
-            "cpu_ms_per_image": round((time.process_time() - started[1]) * 1e3 / recipe.train.images, 2),
-            "held_out": len(self.held),
+            "wall_ms_per_image": round((time.perf_counter() - wall) * 1e3 / recipe.train.images, 2),
+            "cpu_ms_per_image": round((time.process_time() - cpu) * 1e3 / recipe.train.images, 2),
+            "held_out": len(job.held),
+            "head_macs": self._head_macs(),
+            "levels": self._measure(),
         }
-        checkpoint.unlink(missing_ok=True)
-        self.figures["levels"] = self._measure()
+        (job.folder / "checkpoint.pt").unlink()  # a trial's figures are kept, its weights are not
 
     @torch.no_grad()
     def _measure(self) -> list[dict[str, Any]]:
         """Per level: bytes, agreement and divergence of each held-out image."""
-        net, recipe = self.net, self.recipe
-        rows = np.random.default_rng(recipe.train.seed).permutation(self.data.indices)[: recipe.coding.images]
+        job, net, recipe = self.job, self.job.bottleneck, self.job.recipe
+        rows = np.random.default_rng(recipe.train.seed).permutation(job.data.indices)[: recipe.coding.images]
         fitted_to = np.stack([self._symbols(np.sort(rows), level) for level in range(net.levels)])
-        spec = CodecSpec(net.codec, net.shape, net.alphabet, net.levels, "0" * 64)
-        codec = open_codec(*fit_codec(spec, fitted_to, net.density(), recipe.coding))
-        tail = net.tuned_tail() or self.problem.after
+        codec = open_codec(*fit_codec(job.spec(), fitted_to, net.density(), recipe.coding))
+        tail = net.tuned_tail() or job.problem.after
         found = []
         for level in range(net.levels):
-            symbols = self._symbols(self.held, level)
+            symbols = self._symbols(job.held, level)
             agreed, divergence = [], []
-            for start in range(0, len(self.held), CHUNK):
-                features = self.problem.before(self.problem.normalize(self._images(self.held[start : start + CHUNK])))
-                wanted = class_scores(self.problem.after(features))
+            for start in range(0, len(job.held), CHUNK):
+                features = job.problem.before(job.problem.normalize(self._images(job.held[start : start + CHUNK])))
+                wanted = class_scores(job.problem.after(features))
                 taken = torch.from_numpy(symbols[start : start + CHUNK]).float()
                 got = class_scores(tail(net.decode(taken, torch.full((len(taken),), level))))
                 agreed += (got.argmax(1) == wanted.argmax(1)).tolist()
@@ -115,19 +99,26 @@ class Trial:
         return found
 
     def _images(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.prepared.images[rows]))
+        return torch.from_numpy(self.job.frames(rows))
+
+    def _head_macs(self) -> int:
+        head, frame = Head(self.job.problem.normalize, self.job.bottleneck), self._images(self.job.held[:1])
+        return count_macs(head.eval(), frame, torch.zeros(1, dtype=torch.int64))
 
     def _symbols(self, rows: np.ndarray, level: int) -> np.ndarray:
+        net, normalize = self.job.bottleneck, self.job.problem.normalize
         chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-        given = [
-            self.net.encode(self.problem.normalize(self._images(chunk)), torch.full((len(chunk),), level))
-            for chunk in chunks
-        ]
+        given = [net.encode(normalize(self._images(chunk)), torch.full((len(chunk),), level)) for chunk in chunks]
         return torch.cat(given).to(torch.uint8).numpy()
 
 
 class Measured:
-    """A trial's figures as curves, on redrawn images as well."""
+    """A trial's figures as curves, on redrawn images as well.
+
+    Attributes:
+        drawn: means of ``bytes``, ``agreed`` and ``divergence`` over redrawn images, ``[resamples, levels]``; the images are
+            the same ones for every trial.
+    """
 
     def __init__(self, figures: dict[str, Any]) -> None:
         self.figures = figures
@@ -136,7 +127,7 @@ class Measured:
             key: np.array([level[key] for level in levels], np.float64) for key in ("bytes", "agreed", "divergence")
         }
         resampler = Resampler(len(levels[0]["bytes"]))
-        self._drawn = {key: resampler.means(value) for key, value in self._values.items()}
+        self.drawn = {key: resampler.means(value) for key, value in self._values.items()}
 
     def means(self, key: str) -> list[float]:
         """Per level, of ``bytes``, ``agreed`` or ``divergence``."""
@@ -147,8 +138,8 @@ class Measured:
         return _curve(self._values["bytes"].mean(1), self._values[by].mean(1), by)
 
     def curves(self, by: str) -> list[Curve]:
-        """The same on each resample; the images are the same ones for every trial."""
-        return [_curve(sizes, reached, by) for sizes, reached in zip(self._drawn["bytes"], self._drawn[by], strict=True)]
+        """The same on each resample."""
+        return [_curve(sizes, reached, by) for sizes, reached in zip(self.drawn["bytes"], self.drawn[by], strict=True)]
 
 
 def _curve(sizes: np.ndarray, reached: np.ndarray, by: str) -> Curve:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import narrowcast
@@ -18,7 +19,7 @@ from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
 from narrowcast.compiler.export import export_head, export_tail, export_whole
 from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
-from narrowcast.compiler.job import Job
+from narrowcast.compiler.job import Job, remember
 from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.compiler.operators import check_operators
 from narrowcast.compiler.verify import Verified, verify
@@ -29,6 +30,8 @@ from narrowcast.transport.structs import to_json
 
 VERIFY_FRAMES = 8
 FIGURE_FRAMES = 256
+# Heads, how they did on held-out frames, and why others are left out.
+Trials = tuple[dict[Precision, bytes], dict[Precision, Trial], dict[Precision, str]]
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,7 @@ class Assembly:
             parts.add(f"head.{precision}.onnx", model, "head", ["device"], precision=precision)
         unsupported = check_operators(heads, tail_onnx, job.targets, self.progress)
         spec, codec = self._codec(heads)
-        check = make_self_check(heads, codec, self.recipe.input.size)
-        parts.add("selfcheck.json", to_json(check), "selfcheck", ["device"])
+        parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
         manifest = self._manifest(spec, codec.fingerprint.hex())
         draft = job.folder / "draft.ncb"
         write_bundle(draft, manifest, parts.contents, None)
@@ -104,6 +106,7 @@ class Assembly:
         manifest = msgspec.structs.replace(manifest, figures=figures)
         write_bundle(output, manifest, parts.contents, key)
         draft.unlink()
+        remember(job.folder, manifest.fingerprint)
         return Compiled(output, manifest, job.folder, verified, job.prepared.skipped)
 
     def _networks(self) -> tuple[bytes, bytes]:
@@ -129,9 +132,11 @@ class Assembly:
             "head_macs": count_macs(self.head, frame, level),
         }
 
-    def _heads(
-        self, fp32: bytes, tail: bytes
-    ) -> tuple[dict[Precision, bytes], dict[Precision, Trial], dict[Precision, str]]:
+    def _figure_frames(self) -> npt.NDArray[np.uint8]:
+        """Held-out images, for the bundle's figures."""
+        return self.job.frames(self.job.held[:FIGURE_FRAMES])
+
+    def _heads(self, fp32: bytes, tail: bytes) -> Trials:
         """The heads that go into the bundle, how they did on held-out frames, and why others are left out."""
         settings = self.recipe.export
         rows = np.random.default_rng(self.recipe.train.seed).permutation(self.job.data.indices)
@@ -141,7 +146,7 @@ class Assembly:
         heads, left_out = make_heads(fp32, settings, frames, symmetric=symmetric, progress=self.progress)
         trials: dict[Precision, Trial] = {}
         if len(heads) > 1:
-            frames = self.job.frames(self.job.held[:FIGURE_FRAMES])
+            frames = self._figure_frames()
             wanted = self.job.teacher_outputs(frames, self.names)
             trials = try_heads(heads, tail, self.job.spec(), frames, wanted, self.progress)
             left_out.update(too_lossy(trials, settings))
@@ -175,6 +180,10 @@ class Assembly:
             self.parts.add(kind, data, kind, ["device", "server"])
         return spec, open_codec(spec, data)
 
+    def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
+        """The ``selfcheck`` part."""
+        return to_json(make_self_check(heads, codec, self.recipe.input.size))
+
     def _manifest(self, spec: CodecSpec, fingerprint: str) -> Manifest:
         recipe = msgspec.to_builtins(self.recipe)
         del recipe["folder"]
@@ -195,7 +204,7 @@ class Assembly:
 
     def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
         """What is measured on held-out images: no labels needed, only the teacher."""
-        frames = self.job.frames(self.job.held[:FIGURE_FRAMES])
+        frames = self._figure_frames()
         result: Evaluation = evaluate_frames(draft, frames, None, codecs=(), progress=self.progress)
         levels = [
             {

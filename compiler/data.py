@@ -143,7 +143,15 @@ def _write_array(
 class TrainingData:
     """Prepared images with the teacher's features at the cut: kept on disk if they fit, else computed when asked for."""
 
-    def __init__(self, prepared: PreparedImages, indices: npt.NDArray[np.int64], problem: Problem, seed: int) -> None:
+    def __init__(
+        self,
+        prepared: PreparedImages,
+        indices: npt.NDArray[np.int64],
+        problem: Problem,
+        seed: int,
+        labels: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        self.labels = labels
         self.prepared = prepared
         self.indices = indices
         self.problem = problem
@@ -209,7 +217,8 @@ class TrainingData:
             features = self._teacher(images)
         else:
             features = torch.from_numpy(self._cached[rows].astype(np.float32)).to(self.problem.device)
-        return Batch(images, features, generator or torch.Generator().manual_seed(self.seed))
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.problem.device)
+        return Batch(images, features, generator or torch.Generator().manual_seed(self.seed), labels)
 
 
 def split_holdout(count: int, part: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

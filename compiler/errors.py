@@ -11,6 +11,7 @@
         ├── DataError           no images, too few, or labels that are not there
         ├── BottleneckError     a preset cannot serve this cut or budget
         ├── TrainingError       training went wrong (not a number, a checkpoint of another recipe)
+        ├── RetuneError         a tail cannot be tuned onto a bundle that is out
         ├── ExportError         a graph that does not export
         └── VerificationError (3)   the compiled parts do not do what the trained network does
 """
@@ -50,6 +51,10 @@ class BottleneckError(CompilerError):
 
 class TrainingError(CompilerError):
     """Training went wrong."""
+
+
+class RetuneError(CompilerError):
+    """A tail cannot be tuned onto a bundle that is out."""
 
 
 class ExportError(CompilerError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from narrowcast.compiler.codecs import CODECS, ImageCodec, available
 from narrowcast.compiler.comparison import add_statistics
 from narrowcast.compiler.data import choose, digest_of, find_images
 from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.labels import TABLE, class_folders, read_labels
 from narrowcast.compiler.outcome_cache import OutcomeCache
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.scores import By, Evaluation, Score, check_measurable
@@ -200,26 +200,13 @@ def _classes(bundle: Bundle) -> int | None:
 
 def _labelled(folder: Path, table: Path | None, classes: int | None) -> tuple[list[Path], dict[Path, int] | None]:
     """The images, and the label of each where there are labels."""
-    if table is None and (folder / "labels.csv").is_file():
-        table = folder / "labels.csv"
+    if table is None and (folder / TABLE).is_file():
+        table = folder / TABLE
     if table is not None:
-        truth = _read_labels(table, folder, classes)
+        truth = read_labels(table, folder, classes)
         return sorted(truth), truth
     files = find_images(folder)
-    names = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
-    if classes is not None and len(names) == classes and all(path.parent != folder for path in files):
+    names = class_folders(files, folder)
+    if classes is not None and len(names) == classes:
         return files, {path: names.index(path.relative_to(folder).parts[0]) for path in files}
     return files, None
-
-
-def _read_labels(table: Path, folder: Path, classes: int | None) -> dict[Path, int]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as rows:
-            truth = {folder / row["file"]: int(row["label"]) for row in csv.DictReader(rows)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{table} is no table with columns file and label (whole numbers): {error!r}") from error
-    if not truth:
-        raise DataError(f"{table} lists no images")
-    if classes is not None and not 0 <= min(truth.values()) <= max(truth.values()) < classes:
-        raise DataError(f"{table} has labels up to {max(truth.values())}; the model has classes 0..{classes - 1}")
-    return truth

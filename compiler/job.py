@@ -19,6 +19,7 @@ import torch
 
 import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
+from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.cuts import Cut, find_cut
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.data import (
@@ -31,6 +32,7 @@ from narrowcast.compiler.data import (
 )
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
+from narrowcast.compiler.labels import training_labels
 from narrowcast.compiler.modules import flat, output_names
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
@@ -42,6 +44,8 @@ from narrowcast.transport.codec import CodecSpec
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
 ELSEWHERE = {"cache_gigabytes", "precision"}
+CHECKPOINT = "checkpoint.pt"
+FINGERPRINTS = "fingerprints"
 
 
 class Job:
@@ -73,7 +77,7 @@ class Job:
             count, first = len(self.prepared.skipped), self.prepared.skipped[0]
             progress.note(f"{count} images skipped; the first: {first}")
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
-        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed)
+        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.held = held
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
@@ -90,6 +94,15 @@ class Job:
         self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device))
         return cut
 
+    @torch.no_grad()
+    def _labels(self, folder: Path) -> npt.NDArray[np.int64] | None:
+        """The class of every image, where the recipe gives labels a weight."""
+        if not getattr(self.recipe.bottleneck, "label_weight", 0):
+            return None
+        image = torch.from_numpy(self.frames(np.arange(1))).to(self.problem.device)
+        classes = class_scores(self.problem.after(self.problem.before(self.problem.normalize(image)))).shape[1]
+        return training_labels([Path(path) for path in self.prepared.files], folder / self.recipe.data.train, classes)
+
     def _run_digest(self) -> str:
         """Names what the trained bottleneck depends on."""
         parts = {
@@ -105,6 +118,8 @@ class Job:
         precision = resolve_precision(self.recipe.train.precision, self.problem.device)
         if precision != "fp32":
             parts["precision"] = precision
+        if self.data.labels is not None:
+            parts["labels"] = hashlib.sha256(self.data.labels.tobytes()).hexdigest()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def train(self) -> None:
@@ -116,7 +131,7 @@ class Job:
             self.data.cache_features(self.cache, self.teacher_digest, limit, self.progress)
         train(
             self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, schedule,
-            self.folder / "checkpoint.pt", self.progress,
+            self.folder / CHECKPOINT, self.progress,
         )  # fmt: skip
 
     def settle(self) -> None:
@@ -155,6 +170,22 @@ class Job:
         chunks = [torch.from_numpy(frames[start : start + CHUNK]) for start in range(0, len(frames), CHUNK)]
         found = [flat(self.teacher(self.problem.normalize(chunk))) for chunk in chunks]
         return {name: torch.cat(parts).numpy() for name, parts in zip(names, zip(*found, strict=True), strict=True)}
+
+
+def remember(folder: Path, fingerprint: str) -> None:
+    """Notes beside a run's checkpoint that a bundle with this codec was made of it."""
+    file = folder / FINGERPRINTS
+    known = file.read_text().split() if file.exists() else []
+    if fingerprint not in known:
+        file.write_text("\n".join([*known, fingerprint]) + "\n")
+
+
+def run_of(work: Path, fingerprint: str) -> Path | None:
+    """The folder of the run that a bundle with this codec was made of; None where it is not in ``work``."""
+    for file in sorted(work.glob(f"*/{FINGERPRINTS}")):
+        if fingerprint in file.read_text().split() and (file.parent / CHECKPOINT).is_file():
+            return file.parent
+    return None
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:

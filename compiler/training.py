@@ -63,7 +63,7 @@ def train(
         progress.note(f"{problem.device} has no bfloat16 instructions: bf16 will be slower than fp32")
     fabric = open_fabric(problem.device, precision)
     where = Position()
-    saved = _load(checkpoint, problem.device) if checkpoint.exists() else None
+    saved = load_checkpoint(checkpoint, problem.device) if checkpoint.exists() else None
     if saved is None:
         preset.calibrate(bottleneck, problem, settings, _endless(data, schedule.batch))
     else:
@@ -183,7 +183,12 @@ def _endless(data: TrainingData, size: int) -> Iterator[Batch]:
     return (data.batch(step, size) for step in count())
 
 
-def _load(path: Path, device: torch.device) -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What :func:`train` wrote; ``bottleneck`` is the module's state.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:

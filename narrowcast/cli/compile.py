@@ -15,6 +15,7 @@ EXAMPLES = """\
 examples:
   narrowcast compile examples/mobilenet_v2.toml -o mobilenet.ncb
   narrowcast compile recipe.toml -o model.ncb --key ~/release.key
+  narrowcast compile recipe.toml -o better.ncb --retune model.ncb    another tail; boards go on as they are
 
 A run that was killed goes on where it was. Python files named as [teacher] model run with your rights.
 """
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL.ncb", help="where the bundle goes")
     parser.add_argument(
         "--work", type=Path, default=Path(".narrowcast"), help="caches and checkpoints (default: .narrowcast)"
+    )
+    parser.add_argument(
+        "--retune",
+        type=Path,
+        metavar="OLD.ncb",
+        help="train only what runs on the server, for the boards that have OLD.ncb",
     )
     signing = parser.add_mutually_exclusive_group()
     signing.add_argument(
@@ -47,7 +54,12 @@ def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress(quiet=args.quiet)
     reporter: Progress = progress
     key = None if args.unsigned else signing_key(args.key, progress)
-    compiled = compile_recipe(recipe, args.output, key=key, work=args.work, progress=reporter)
+    if args.retune:
+        from narrowcast.compiler.retune import retune
+
+        compiled = retune(recipe, args.retune, args.output, key=key, work=args.work, progress=reporter)
+    else:
+        compiled = compile_recipe(recipe, args.output, key=key, work=args.work, progress=reporter)
     if args.json:
         print_json(msgspec.to_builtins(compiled.manifest))
         return 0

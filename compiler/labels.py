@@ -1,0 +1,64 @@
+"""Labels of images, for accuracy and for tuning a tail: a table beside the images, or class folders."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.compiler.errors import DataError
+
+TABLE = "labels.csv"
+
+
+def read_labels(table: Path, folder: Path, classes: int | None) -> dict[Path, int]:
+    """A table with the columns ``file`` (relative to ``folder``) and ``label`` (0 to ``classes - 1``).
+
+    Raises:
+        DataError: it is no such table, it is empty, or labels are outside.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as rows:
+            truth = {folder / row["file"]: int(row["label"]) for row in csv.DictReader(rows)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{table} is no table with columns file and label (whole numbers): {error!r}") from error
+    if not truth:
+        raise DataError(f"{table} lists no images")
+    if classes is not None and not 0 <= min(truth.values()) <= max(truth.values()) < classes:
+        raise DataError(f"{table} has labels up to {max(truth.values())}; the model has classes 0..{classes - 1}")
+    return truth
+
+
+def class_folders(files: Sequence[Path], folder: Path) -> list[str]:
+    """Names of the folders directly under ``folder`` that hold ``files``, sorted; none where a file lies beside them."""
+    if any(path.parent == folder for path in files):
+        return []
+    return sorted({path.relative_to(folder).parts[0] for path in files})
+
+
+def training_labels(files: Sequence[Path], folder: Path, classes: int) -> npt.NDArray[np.int64]:
+    """The class of each file, int64 ``[N]``: from ``labels.csv`` in ``folder``, or from one class folder for each class.
+
+    Class folders are numbered in the order of their names, as torchvision's ``ImageFolder`` does.
+
+    Raises:
+        DataError: there is neither, or a file has no label.
+    """
+    table = folder / TABLE
+    if table.is_file():
+        truth = read_labels(table, folder, classes)
+        missing = [path for path in files if path not in truth]
+        if missing:
+            raise DataError(f"{table} has no label for {missing[0]} and {len(missing) - 1} other images")
+        return np.array([truth[path] for path in files], np.int64)
+    names = class_folders(files, folder)
+    if len(names) != classes:
+        there = f"{len(names)} class folders" if names else "images that are not in class folders"
+        raise DataError(
+            f"{folder} has {there} and no {TABLE}; label_weight wants the label of every image: {classes} class "
+            f"folders, one for each class of the teacher in its order, or a {TABLE} with the columns file and label"
+        )
+    return np.array([names.index(path.relative_to(folder).parts[0]) for path in files], np.int64)

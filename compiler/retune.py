@@ -1,0 +1,139 @@
+"""A better tail for a bundle that is out: decoder and layers behind the cut trained on, all that a board has as it was.
+
+Head, tables and self-check are the old bundle's own parts, byte for byte, so the codec fingerprint is the same: boards go on
+sending what they send. What is trained starts from the run that the old bundle was made of, which must still be in the work
+folder; only stages that leave encoder and tables alone take part (``Stage.server_only``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from narrowcast.compiler.assemble import Assembly, Compiled, Trials
+from narrowcast.compiler.bottlenecks import Batch, Bottleneck, Preset, Problem, Stage
+from narrowcast.compiler.errors import RetuneError, VerificationError
+from narrowcast.compiler.heads import try_heads
+from narrowcast.compiler.job import CHECKPOINT, Job, run_of
+from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.recipe import Recipe, load_recipe
+from narrowcast.compiler.training import load_checkpoint
+from narrowcast.transport.bundle import Bundle, SecretKey
+from narrowcast.transport.bundle.manifest import Precision
+from narrowcast.transport.codec import Codec, CodecSpec
+
+
+def retune(
+    recipe: Recipe | str | Path,
+    bundle: Bundle | str | Path,
+    output: str | Path,
+    *,
+    key: SecretKey | None = None,
+    work: str | Path = ".narrowcast",
+    progress: Progress = SILENT,
+) -> Compiled:
+    """Compiles a recipe onto a bundle: another tail, the same head and the same codec fingerprint.
+
+    Args:
+        recipe: its teacher, cut, input and bottleneck are the old bundle's; what concerns the tail (``tune_tail``,
+            ``temperature``, ``label_weight``, ``[train]``, ``[data]``) may differ. The stage that tunes the tail gets as
+            many images as it gets in ``narrowcast compile``.
+        bundle: the old one, or its file, which must be signed by a trusted key where the new one is to be signed.
+        output: where the new bundle goes.
+        key: signs it; None leaves it unsigned.
+        work: where the old bundle was compiled.
+        progress: told where it is.
+
+    Raises:
+        RetuneError: the old bundle's run is not in ``work``, it is of another bottleneck, or the recipe tunes no tail.
+        CompilerError: see :func:`narrowcast.compiler.compile.compile`.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, allow_unsigned=key is None)
+    work, manifest = Path(work), old.manifest
+    run = run_of(work, manifest.fingerprint)
+    if run is None:
+        raise RetuneError(
+            f"no run in {work} made {manifest.name} with the codec {manifest.fingerprint}: name the work folder that it was "
+            "compiled in (--work)"
+        )
+    if recipe.release <= manifest.release:
+        recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
+        progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
+    job = Job(recipe, work, progress)
+    job.preset = _ServerStages(job.preset)
+    if not job.preset.stages(job.bottleneck, job.problem, recipe.bottleneck):
+        raise RetuneError("this recipe tunes no tail: set tune_tail = true in [bottleneck]")
+    _start_from(job.bottleneck, load_checkpoint(run / CHECKPOINT, job.problem.device)["bottleneck"], manifest.name)
+    _check(job, manifest.codec.quantizer, RetuneError(f"the recipe's bottleneck is not that of {manifest.name}"))
+    job.folder = work / f"{job.folder.name}-on-{run.name.rpartition('-')[2]}"
+    job.train()
+    changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
+    _check(job, manifest.codec.quantizer, changed)
+    return _OnTop(job, old).write(Path(output), key)
+
+
+def _start_from(bottleneck: Bottleneck, state: Mapping[str, torch.Tensor], name: str) -> None:
+    """Loads what the old run learned; a tail of its own that only one of the two has is left out."""
+    wanted = bottleneck.state_dict()
+    shared = {key: value for key, value in state.items() if key in wanted or not key.startswith("tail.")}
+    kept = {key: value for key, value in wanted.items() if key not in shared and key.startswith("tail.")}
+    try:
+        bottleneck.load_state_dict({**kept, **shared})
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise RetuneError(f"the recipe's bottleneck is not that of {name}: {first}") from error
+
+
+def _check(job: Job, quantizer: str, error: Exception) -> None:
+    if job.spec().quantizer != quantizer:
+        raise error
+
+
+class _ServerStages(Preset[Any]):
+    """A preset of which nothing is done but what concerns the server."""
+
+    def __init__(self, preset: Preset[Any]) -> None:
+        self.name = preset.name
+        self._preset = preset
+
+    def build(self, problem: Problem, settings: Any) -> Bottleneck:
+        return self._preset.build(problem, settings)
+
+    def calibrate(self, bottleneck: Any, problem: Problem, settings: Any, batches: Iterator[Batch]) -> None:
+        """Nothing: what was measured is in the old run's state."""
+
+    def stages(self, bottleneck: Any, problem: Problem, settings: Any) -> list[Stage]:
+        return [stage for stage in self._preset.stages(bottleneck, problem, settings) if stage.server_only]
+
+
+class _OnTop(Assembly):
+    """A bundle whose device parts are another bundle's."""
+
+    def __init__(self, job: Job, old: Bundle) -> None:
+        super().__init__(job)
+        self.old = old
+
+    def _heads(self, fp32: bytes, tail: bytes) -> Trials:
+        parts = [part for part in self.old.manifest.parts if part.kind == "head"]
+        heads: dict[Precision, bytes] = {
+            part.precision: self.old.read("head", part.precision) for part in parts if part.precision
+        }
+        if len(heads) == 1:
+            return heads, {}, {}
+        frames = self._figure_frames()
+        wanted = self.job.teacher_outputs(frames, self.names)
+        return heads, try_heads(heads, tail, self.job.spec(), frames, wanted, self.progress), {}
+
+    def _codec(self, heads: dict[Precision, bytes]) -> tuple[CodecSpec, Codec]:
+        for part in self.old.manifest.parts:
+            if part.kind in ("tables", "dictionary"):
+                self.parts.add(part.name, self.old.read(part.kind), part.kind, ["device", "server"])
+        return self.old.manifest.codec, self.old.codec()
+
+    def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
+        return self.old.read("selfcheck")
