@@ -106,7 +106,7 @@ class Assembly:
         manifest = msgspec.structs.replace(manifest, figures=figures)
         write_bundle(output, manifest, parts.contents, key)
         draft.unlink()
-        remember(job.folder, manifest.fingerprint)
+        remember(job.folder, manifest)
         return Compiled(output, manifest, job.folder, verified, job.prepared.skipped)
 
     def _networks(self) -> tuple[bytes, bytes]:

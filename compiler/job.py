@@ -39,13 +39,13 @@ from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import train
 from narrowcast.devices.targets import load_target
-from narrowcast.transport.bundle import OutputSpec
+from narrowcast.transport.bundle import Manifest, OutputSpec
 from narrowcast.transport.codec import CodecSpec
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
 ELSEWHERE = {"cache_gigabytes", "precision"}
 CHECKPOINT = "checkpoint.pt"
-FINGERPRINTS = "fingerprints"
+BUNDLES = "bundles"
 
 
 class Job:
@@ -172,20 +172,26 @@ class Job:
         return {name: torch.cat(parts).numpy() for name, parts in zip(names, zip(*found, strict=True), strict=True)}
 
 
-def remember(folder: Path, fingerprint: str) -> None:
-    """Notes beside a run's checkpoint that a bundle with this codec was made of it."""
-    file = folder / FINGERPRINTS
-    known = file.read_text().split() if file.exists() else []
-    if fingerprint not in known:
-        file.write_text("\n".join([*known, fingerprint]) + "\n")
+def remember(folder: Path, manifest: Manifest) -> None:
+    """Notes beside a run's checkpoint which bundle was made of it."""
+    file, line = folder / BUNDLES, _traces(manifest)
+    known = file.read_text().splitlines() if file.exists() else []
+    if line not in known:
+        file.write_text("\n".join([*known, line]) + "\n")
 
 
-def run_of(work: Path, fingerprint: str) -> Path | None:
-    """The folder of the run that a bundle with this codec was made of; None where it is not in ``work``."""
-    for file in sorted(work.glob(f"*/{FINGERPRINTS}")):
-        if fingerprint in file.read_text().split() and (file.parent / CHECKPOINT).is_file():
+def run_of(work: Path, manifest: Manifest) -> Path | None:
+    """The folder of the run that a bundle was made of; None where it is not in ``work``."""
+    for file in sorted(work.glob(f"*/{BUNDLES}")):
+        if _traces(manifest) in file.read_text().splitlines() and (file.parent / CHECKPOINT).is_file():
             return file.parent
     return None
+
+
+def _traces(manifest: Manifest) -> str:
+    """What a run leaves in its bundles: codec and tail, since a retuned bundle has its codec in common with the first."""
+    tail = manifest.find("tail")
+    return f"{manifest.fingerprint} {tail.sha256 if tail else ''}"
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:

@@ -55,11 +55,11 @@ def retune(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, allow_unsigned=key is None)
     work, manifest = Path(work), old.manifest
-    run = run_of(work, manifest.fingerprint)
+    run = run_of(work, manifest)
     if run is None:
         raise RetuneError(
-            f"no run in {work} made {manifest.name} with the codec {manifest.fingerprint}: name the work folder that it was "
-            "compiled in (--work)"
+            f"{manifest.name}, release {manifest.release}, was not made in {work}: name the work folder that it was compiled in "
+            "(--work)"
         )
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
