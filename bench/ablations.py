@@ -1,6 +1,6 @@
 """What each trick of `shallow-residual` is worth: the recipe as it is, and with one thing changed at a time.
 
-    python bench/ablations.py examples/mobilenet_v2.toml --work .narrowcast --json ablations.json [--images 8000] [--rows N]
+    python bench/ablations.py examples/mobilenet_v2.toml --work .narrowcast --json ablations.json [--images 6000] [--rows N]
 
 Every row sees as many images, in the same order. Bytes are compared with the first row's at equal agreement with the teacher
 and at equal divergence of the answers (BD-rates, with 95 % intervals over the held-out images; the row with another order of
@@ -17,21 +17,20 @@ from trials import Changes, Measured, Trial, changed, keep, kept, rate_against
 
 ROWS: dict[str, Changes] = {
     "as it is": {},
-    "another order": {},
-    "no deep features": {"bottleneck": {"deep_features": False}},
-    "no output distillation": {"bottleneck": {"distillation": False}},
-    "features at the cut alone": {"bottleneck": {"deep_features": False, "distillation": False}},
-    "no first stage": {"bottleneck": {"first_stage": 0.0}},
-    "random start": {"bottleneck": {"linear_start": False}},
     "saliency": {"bottleneck": {"saliency": True}},
     "small crops first": {"bottleneck": {"first_crop": 0.5}},
     "tuned tail": {"bottleneck": {"tune_tail": True}},
-    "features not cached": {"train": {"cache_gigabytes": 0.0}},
-    "tables per channel": {"coding": {"tables": "channel"}},
+    "no deep features": {"bottleneck": {"deep_features": False}},
+    "no output distillation": {"bottleneck": {"distillation": False}},
+    "another order": {},
+    "no first stage": {"bottleneck": {"first_stage": 0.0}},
+    "cut at features.12": {"cut": {"at": "features.12"}},
+    "cut at features.8": {"cut": {"at": "features.8"}},
+    "random start": {"bottleneck": {"linear_start": False}},
     "decoder twice as wide": {"bottleneck": {"decoder_width": 192}},
     "96 channels": {"bottleneck": {"channels": 96}},
-    "cut at features.8": {"cut": {"at": "features.8"}},
-    "cut at features.12": {"cut": {"at": "features.12"}},
+    "features at the cut alone": {"bottleneck": {"deep_features": False, "distillation": False}},
+    "features not cached": {"train": {"cache_gigabytes": 0.0}},
 }
 
 
@@ -64,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One trick changed at a time, the same images seen.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--work", type=Path, default=Path(".narrowcast"), help="where images and features are kept")
-    parser.add_argument("--images", type=int, default=8000, metavar="N", help="shown to each row (default: 8000)")
+    parser.add_argument("--images", type=int, default=6000, metavar="N", help="shown to each row (default: 6000)")
     parser.add_argument("--rows", type=int, metavar="N", help="train at most N of the rows that are missing")
     parser.add_argument("--only", choices=ROWS, metavar="NAME", help="this row alone")
     parser.add_argument(

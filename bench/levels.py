@@ -1,6 +1,6 @@
 """One encoder for several rates beside one model per rate: bytes at equal accuracy, the same images seen by each.
 
-    python bench/levels.py examples/mobilenet_v2.toml --work .narrowcast --json levels.json [--images 12000] [--rows N]
+    python bench/levels.py examples/mobilenet_v2.toml --work .narrowcast --json levels.json [--images 8000] [--rows N]
 
 The recipe's model is trained once with all its levels, and once per level with that level's weight of a bit alone. A
 lone model's point is then looked up on the curve through the shared model's levels: how many bytes it takes to reach what
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A model with several rates beside one model per rate.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--work", type=Path, default=Path(".narrowcast"), help="where images and features are kept")
-    parser.add_argument("--images", type=int, default=12000, metavar="N", help="shown to each model (default: 12000)")
+    parser.add_argument("--images", type=int, default=8000, metavar="N", help="shown to each model (default: 8000)")
     parser.add_argument("--rows", type=int, metavar="N", help="train at most N of the models that are missing")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results are kept there")
     args = parser.parse_args()

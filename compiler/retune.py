@@ -58,8 +58,8 @@ def retune(
     run = run_of(work, manifest)
     if run is None:
         raise RetuneError(
-            f"{manifest.name}, release {manifest.release}, was not made in {work}: name the work folder that it was compiled in "
-            "(--work)"
+            f"{manifest.name}, release {manifest.release}, was not made in {work}: name the work folder that it was "
+            "compiled in (--work)"
         )
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
