@@ -121,6 +121,7 @@ class Objective:
             saliency = saliency_weights(features, outputs, self._layout)
         return _Wanted([one.detach() for one in deep], pytree.tree_map(_detached, outputs), saliency)
 
+    @in_fp32
     def _errors_at_cut(
         self, got: Tensor, wanted: Tensor, saliency: Tensor | None, inside: tuple[slice, slice] = WHOLE
     ) -> Tensor:

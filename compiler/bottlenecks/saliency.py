@@ -40,6 +40,6 @@ def saliency_weights(features: Tensor, outputs: Any, layout: Layout) -> Tensor:
         layout: of the features.
     """
     (gradient,) = torch.autograd.grad(answer_strength(outputs), features)
-    strength = layout.to_map((gradient * features).detach()).sum(1, keepdim=True).abs()
+    strength = layout.to_map((gradient.float() * features.float()).detach()).sum(1, keepdim=True).abs()
     largest = strength.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(strength.dtype).tiny)
     return (1 + strength / largest) / 2

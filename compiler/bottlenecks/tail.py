@@ -69,7 +69,7 @@ class Answers(NamedTuple):
         error = distillation(got, wanted, self.temperature)
         if not self.label_weight:
             return Loss(error, {"outputs": error.item()})
-        wrong = F.cross_entropy(class_scores(got), labelled(labels))
+        wrong = F.cross_entropy(class_scores(got).float(), labelled(labels))
         total = self.label_weight * wrong + (1 - self.label_weight) * error
         return Loss(total, {"outputs": error.item(), "labels": wrong.item()})
 
