@@ -15,6 +15,7 @@ import zstandard
 from narrowcast.transport.coder import Coder
 from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.errors import PayloadError, SymbolsError, TablesError
+from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.packet import MAX_PAYLOAD_BYTES, CodecId
 from narrowcast.transport.structs import Settings, to_json
 from narrowcast.transport.tables import MAX_ALPHABET, MAX_LEVELS, Tables
@@ -31,15 +32,15 @@ class CodecSpec(Settings, frozen=True):
     """What both ends share about a model's symbols.
 
     Attributes:
-        name: ``rans`` (a coding table per channel), ``rans-context`` (a table per symbol, chosen by context) or ``zstd``
-            (perhaps with a dictionary).
+        name: ``rans`` (a coding table per channel), ``rans-context`` (a table per symbol, chosen by context), ``packed``
+            (symbols of a fixed width: all packets of a level have one size) or ``zstd`` (perhaps with a dictionary).
         shape: of a frame's symbols, ``[C, H, W]``.
         alphabet: symbols are ``0 .. alphabet - 1``.
         levels: how many rate points.
         quantizer: SHA-256 in hex of everything that decides which symbols an image gets.
     """
 
-    name: Literal["rans", "rans-context", "zstd"]
+    name: Literal["rans", "rans-context", "packed", "zstd"]
     shape: tuple[Side, Side, Side]
     alphabet: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALPHABET)]
     levels: Annotated[int, msgspec.Meta(ge=1, le=MAX_LEVELS)]
@@ -89,12 +90,14 @@ def open_codec(spec: CodecSpec, data: bytes) -> Codec:
 
     Args:
         spec: the manifest's.
-        data: the coding tables, or the zstandard dictionary (may be empty).
+        data: the tables, or the zstandard dictionary (may be empty).
 
     Raises:
         TablesError: the data are no tables, or of another shape than the spec.
     """
-    return ZstdCodec(spec, data) if spec.name == "zstd" else RansCodec(spec, data)
+    if spec.name == "zstd":
+        return ZstdCodec(spec, data)
+    return PackedCodec(spec, data) if spec.name == "packed" else RansCodec(spec, data)
 
 
 class RansCodec:
@@ -106,9 +109,7 @@ class RansCodec:
         contexts = spec.name == "rans-context"
         self.codec_id = CodecId.RANS_CONTEXT if contexts else CodecId.RANS
         tables = ContextTables.from_bytes(data) if contexts else Tables.from_bytes(data)
-        seen, wanted = (tables.levels, tables.channels, tables.alphabet), (spec.levels, spec.shape[0], spec.alphabet)
-        if seen != wanted:
-            raise TablesError(f"tables for (levels, channels, alphabet) {seen}; the codec has {wanted}")
+        _check_tables(tables, spec)
         self._coder = Coder(tables)
 
     def encode(self, symbols: Symbols, level: int) -> bytes:
@@ -121,6 +122,42 @@ class RansCodec:
     ) -> tuple[Symbols, list[PayloadError | None]]:
         """See :class:`Codec`."""
         return self._coder.decode_batch(payloads, levels, self.spec.shape)
+
+
+class PackedCodec:
+    """Symbols of a fixed width."""
+
+    codec_id = CodecId.PACKED
+
+    def __init__(self, spec: CodecSpec, data: bytes) -> None:
+        self.spec = spec
+        self.fingerprint = spec.fingerprint(data)
+        self.tables = PackedTables.from_bytes(data)
+        _check_tables(self.tables, spec)
+        self.payload_bytes = [self.tables.payload_bytes(level, prod(spec.shape[1:])) for level in range(spec.levels)]
+        if max(self.payload_bytes) > MAX_PAYLOAD_BYTES:
+            raise TablesError(f"packed symbols of {max(self.payload_bytes)} bytes; a payload has {MAX_PAYLOAD_BYTES}")
+
+    def encode(self, symbols: Symbols, level: int) -> bytes:
+        """See :class:`Codec`; all payloads of a level have one size."""
+        _check_shape(symbols, self.spec)
+        _check_level(level, self.spec)
+        return self.tables.pack(symbols, level)
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], levels: Sequence[int]
+    ) -> tuple[Symbols, list[PayloadError | None]]:
+        """See :class:`Codec`."""
+        symbols = np.zeros((len(payloads), *self.spec.shape), np.uint8)
+        errors: list[PayloadError | None] = []
+        for frame, payload, level in zip(symbols, payloads, levels, strict=True):
+            _check_level(level, self.spec)
+            try:
+                frame[:] = self.tables.unpack(payload, level, self.spec.shape)
+                errors.append(None)
+            except PayloadError as error:
+                errors.append(error)
+        return symbols, errors
 
 
 class ZstdCodec:
@@ -143,7 +180,7 @@ class ZstdCodec:
     def encode(self, symbols: Symbols, level: int) -> bytes:
         """See :class:`Codec`."""
         _check_shape(symbols, self.spec)
-        self._check_level(level)
+        _check_level(level, self.spec)
         if int(symbols.max()) >= self.spec.alphabet:
             raise SymbolsError(f"symbol {int(symbols.max())} is outside the alphabet 0..{self.spec.alphabet - 1}")
         # A compressor is not to be shared between threads; making one is cheap beside using it.
@@ -160,7 +197,7 @@ class ZstdCodec:
             dict_data=self._dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=MAX_PAYLOAD_BYTES
         )
         for row, payload, level in zip(symbols, payloads, levels, strict=True):
-            self._check_level(level)
+            _check_level(level, self.spec)
             try:
                 row[:] = np.frombuffer(self._unpack(decompressor, payload), np.uint8)
                 errors.append(None)
@@ -181,9 +218,16 @@ class ZstdCodec:
             raise PayloadError(f"the payload has symbol {max(data)}, outside the alphabet 0..{self.spec.alphabet - 1}")
         return data
 
-    def _check_level(self, level: int) -> None:
-        if not 0 <= level < self.spec.levels:
-            raise SymbolsError(f"level {level}; the codec has levels 0..{self.spec.levels - 1}")
+
+def _check_tables(tables: Tables | ContextTables | PackedTables, spec: CodecSpec) -> None:
+    seen, wanted = (tables.levels, tables.channels, tables.alphabet), (spec.levels, spec.shape[0], spec.alphabet)
+    if seen != wanted:
+        raise TablesError(f"tables for (levels, channels, alphabet) {seen}; the codec has {wanted}")
+
+
+def _check_level(level: int, spec: CodecSpec) -> None:
+    if not 0 <= level < spec.levels:
+        raise SymbolsError(f"level {level}; the codec has levels 0..{spec.levels - 1}")
 
 
 def _check_shape(symbols: Symbols, spec: CodecSpec) -> None:

@@ -44,6 +44,7 @@ class CodecId(IntEnum):
     RANS = 1
     ZSTD = 2
     RANS_CONTEXT = 3
+    PACKED = 4
 
 
 class StreamContext(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 
 from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contexts import ContextTables
+from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.packet import CodecId, Packet, StreamContext
 from narrowcast.transport.tables import Tables
 
@@ -75,6 +76,18 @@ def symbols(level: int) -> np.ndarray:
     return found.reshape(SHAPE)
 
 
+def packed_tables() -> PackedTables:
+    """Six bits a symbol; the levels send 2, 5 and all 6 channels."""
+    return PackedTables(40, SHAPE[0], (2, 5, 6))
+
+
+def packed_symbols(level: int) -> np.ndarray:
+    """The same as :func:`symbols`, and 0 where the level sends nothing."""
+    found = symbols(level).copy()
+    found[packed_tables().sent[level] :] = 0
+    return found
+
+
 def spec() -> CodecSpec:
     """The codec that the tables are of."""
     return CodecSpec(name="rans", shape=SHAPE, alphabet=40, levels=3, quantizer="ab" * 32)
@@ -100,6 +113,9 @@ def files() -> dict[str, bytes]:
         made[f"contexts-{lanes}.bin"] = context_tables(lanes).to_bytes()
         for level in range(3):
             made[f"context-payload-{lanes}-{level}.bin"] = contexts.encode(symbols(level), level)
+    made["packed.bin"] = packed_tables().to_bytes()
+    for level in range(3):
+        made[f"packed-payload-{level}.bin"] = packed_tables().pack(packed_symbols(level), level)
     made["symbols.bin"] = b"".join(symbols(level).tobytes() for level in range(3))
     made["fingerprint.txt"] = (spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
     return {**made, **packets(made["payload-4-1.bin"])}

@@ -11,6 +11,7 @@ import pytest
 from narrowcast.transport.coder import Coder
 from narrowcast.transport.coder.native import load
 from narrowcast.transport.contexts import ContextTables
+from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.tables import Tables
 
@@ -50,6 +51,14 @@ def test_context_payloads(kernel, lanes, level):
     payload = FILES[f"context-payload-{lanes}-{level}.bin"]
     assert coder.encode(symbols, level) == payload
     assert np.array_equal(coder.decode(payload, level, cases.SHAPE), symbols)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_packed_payloads(level):
+    tables = PackedTables.from_bytes(FILES["packed.bin"])
+    payload = FILES[f"packed-payload-{level}.bin"]
+    assert tables.pack(cases.packed_symbols(level), level) == payload
+    assert np.array_equal(tables.unpack(payload, level, cases.SHAPE), cases.packed_symbols(level))
 
 
 def test_packets():

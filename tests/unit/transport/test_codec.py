@@ -9,6 +9,7 @@ from support import bundles
 
 from narrowcast.transport.codec import CodecSpec, open_codec
 from narrowcast.transport.errors import ConfigError, PayloadError, SymbolsError, TablesError
+from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.structs import from_mapping
 
 ZSTD = CodecSpec(name="zstd", shape=(4, 6, 6), alphabet=100, levels=1, quantizer="1" * 64)
@@ -27,9 +28,14 @@ def dictionary() -> bytes:
     return zstandard.train_dictionary(1024, samples).as_bytes()
 
 
-@pytest.fixture(params=["rans", "zstd", "zstd with a dictionary"])
+PACKED = CodecSpec(name="packed", shape=(4, 6, 6), alphabet=100, levels=2, quantizer="1" * 64)
+
+
+@pytest.fixture(params=["rans", "packed", "zstd", "zstd with a dictionary"])
 def codec(request):
     """Each codec there is."""
+    if request.param == "packed":
+        return open_codec(PACKED, PackedTables(100, 4, (4, 4)).to_bytes())
     if request.param == "rans":
         return open_codec(bundles.spec(), bundles.tables())
     return open_codec(ZSTD, dictionary() if "dictionary" in request.param else b"")
@@ -101,6 +107,11 @@ def test_the_fingerprint_names_tables_quantizer_and_layout():
 def test_tables_of_another_shape_are_refused():
     with pytest.raises(TablesError, match="the codec has"):
         open_codec(CodecSpec(name="rans", shape=(4, 8, 8), alphabet=16, levels=2, quantizer="0" * 64), bundles.tables())
+    with pytest.raises(TablesError, match="the codec has"):
+        open_codec(PACKED, PackedTables(100, 5, (4, 4)).to_bytes())
+    large = CodecSpec(name="packed", shape=(300, 256, 256), alphabet=256, levels=1, quantizer="0" * 64)
+    with pytest.raises(TablesError, match="a payload has"):
+        open_codec(large, PackedTables(256, 300, (300,)).to_bytes())
 
 
 @pytest.mark.parametrize(

@@ -183,4 +183,4 @@ def test_a_packet_of_another_stream_or_time_does_not_fit_this_one(change):
 
 def test_kinds_and_codecs_keep_their_numbers():
     assert {kind.name: kind.value for kind in Kind} == {"SYMBOLS": 1}
-    assert {codec.name: codec.value for codec in CodecId} == {"RANS": 1, "ZSTD": 2, "RANS_CONTEXT": 3}
+    assert {codec.name: codec.value for codec in CodecId} == {"RANS": 1, "ZSTD": 2, "RANS_CONTEXT": 3, "PACKED": 4}
