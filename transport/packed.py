@@ -100,7 +100,9 @@ class PackedTables:
         if largest >= self.alphabet:
             raise SymbolsError(f"symbol {largest} is outside the alphabet 0..{self.alphabet - 1}")
         if symbols[sent:].any():
-            raise SymbolsError(f"level {level} sends {sent} of {self.channels} channels; the others hold symbols above 0")
+            raise SymbolsError(
+                f"level {level} sends {sent} of {self.channels} channels; the others hold symbols above 0"
+            )
         flat = np.ascontiguousarray(symbols[:sent]).reshape(-1)
         if self.width == 8:
             return flat.tobytes()

@@ -188,7 +188,14 @@ class Bottleneck(nn.Module, ABC):
         return None
 
     def fold(self) -> None:
-        """Replaces what only training needs by what it comes to; called before export, nothing is trained after it."""
+        """Replaces what only training needs by what it comes to; called before export, nothing is trained after it.
+
+        Channels that turned out to carry nothing are cut out here: :attr:`shape` may be smaller afterwards.
+        """
+
+    def figures(self) -> dict[str, Any]:
+        """What training found that the bundle's figures should tell; asked for after :meth:`fold`."""
+        return {}
 
 
 S = TypeVar("S", bound=Settings)

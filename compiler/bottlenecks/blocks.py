@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from narrowcast.compiler.bottlenecks.relevance import keep_inputs, keep_outputs, selecting
 from narrowcast.compiler.layout import Layout
 
 
@@ -22,7 +23,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(cin, cout, 3, stride, 1)
         self.second = nn.Conv2d(cout, cout, 3, 1, 1)
-        self.skip = nn.Conv2d(cin, cout, 1, stride) if stride > 1 or cin != cout else nn.Identity()
+        self.skip: nn.Conv2d | nn.Identity = (
+            nn.Conv2d(cin, cout, 1, stride) if stride > 1 or cin != cout else nn.Identity()
+        )
         nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.second.weight.mul_(0.1)  # close to the skip at first: deep stacks then train from the first step
@@ -31,6 +34,21 @@ class ResidualBlock(nn.Module):
         """See the class."""
         changed: Tensor = F.relu(self.second(F.relu(self.first(x)))) + self.skip(x)
         return changed
+
+    def keep_outputs(self, index: Tensor) -> None:
+        """Gives the output channels ``index`` alone from now on."""
+        if isinstance(self.skip, nn.Identity):
+            self.skip = selecting(self.second.out_channels, torch.arange(self.second.out_channels))
+        for layer in (self.second, self.skip):
+            keep_outputs(layer, index)
+
+    def keep_inputs(self, index: Tensor) -> None:
+        """Takes the input channels ``index`` alone from now on; the others were 0."""
+        if isinstance(self.skip, nn.Identity):
+            self.skip = selecting(self.second.out_channels, index)
+        else:
+            keep_inputs(self.skip, index)
+        keep_inputs(self.first, index)
 
 
 def residual_stack(channels: Sequence[int], strides: Sequence[int]) -> nn.Sequential:
@@ -121,6 +139,11 @@ class Neck(nn.Module):
         latent: Tensor = self.linear(padded) + self.last(F.relu(self.blocks(padded)))
         return latent
 
+    def keep_outputs(self, index: Tensor) -> None:
+        """Gives the channels ``index`` alone from now on."""
+        keep_outputs(self.linear, index)
+        keep_outputs(self.last, index)
+
 
 class Decoder(nn.Module):
     """From the latent grid to the grid at the cut: a linear path, and residual blocks that add to it.
@@ -147,6 +170,13 @@ class Decoder(nn.Module):
         linear = self.linear(latent)
         grid: Tensor = (F.pixel_shuffle(linear, self.up) if self.up > 1 else linear) + self.last(self.blocks(latent))
         return fit_size(grid, size or self.size)
+
+    def keep_inputs(self, index: Tensor) -> None:
+        """Takes the latent's channels ``index`` alone from now on; the others were 0."""
+        keep_inputs(self.linear, index)
+        first = self.blocks[0]
+        assert isinstance(first, ResidualBlock)
+        first.keep_inputs(index)
 
 
 class GridFit(nn.Module):

@@ -44,6 +44,11 @@ class LogisticMixturePrior(nn.Module):
         self.log_scale.copy_(scale + spread)
         self.mean.mul_(deviation.clamp(LEAST_DEVIATION, 1.0)[..., None] * 0.1)
 
+    def keep(self, index: Tensor) -> None:
+        """Forgets all channels but ``index``."""
+        for name, parameter in list(self.named_parameters()):
+            setattr(self, name, nn.Parameter(parameter.detach()[:, index]))
+
     @in_fp32
     def bits(self, values: Tensor, level: Tensor) -> Tensor:
         """The cost of values ``[N, C, H, W]`` (whole or noisy) at levels ``[N]``, in bits, of the same shape."""
