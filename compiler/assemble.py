@@ -73,7 +73,7 @@ class Assembly:
         self.job = job
         self.recipe = job.recipe
         self.progress = job.progress
-        job.settle()
+        self.training_macs = job.settle()
         self.specs = job.outputs()
         self.names = [spec.name for spec in self.specs]
         self.parts = Parts()
@@ -127,10 +127,10 @@ class Assembly:
     def _costs(self) -> dict[str, Any]:
         job = self.job
         frame, level = torch.from_numpy(job.frames(job.held[:1])), torch.zeros(1, dtype=torch.int64)
-        return {
-            "teacher_macs": job.cut.macs_before + job.cut.macs_after,
-            "head_macs": count_macs(self.head, frame, level),
-        }
+        head_macs, found = count_macs(self.head, frame, level), job.bottleneck.figures()
+        if "channels" in found:
+            found["channels"]["saved_macs"] = self.training_macs - head_macs
+        return {"teacher_macs": job.cut.macs_before + job.cut.macs_after, "head_macs": head_macs, **found}
 
     def _figure_frames(self) -> npt.NDArray[np.uint8]:
         """Held-out images, for the bundle's figures."""
@@ -174,7 +174,8 @@ class Assembly:
         rows = np.random.default_rng(self.recipe.train.seed).permutation(job.data.indices)[: coding.images]
         symbols = collect_symbols(heads, job.frames(np.sort(rows)), job.spec(), self.progress)
         spec = job.spec()
-        spec, data = fit_codec(spec, symbols, job.bottleneck.density() if spec.name == "rans" else None, coding)
+        density = job.bottleneck.density() if spec.name == "rans" else None
+        spec, data = fit_codec(spec, symbols, density, coding, job.bottleneck.sent)
         if data:
             kind: PartKind = "dictionary" if spec.name == "zstd" else "tables"
             self.parts.add(kind, data, kind, ["device", "server"])
@@ -182,7 +183,8 @@ class Assembly:
 
     def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
         """The ``selfcheck`` part."""
-        return to_json(make_self_check(heads, codec, self.recipe.input.size))
+        ordered = self.job.bottleneck.ordered
+        return to_json(make_self_check(heads, codec, self.recipe.input.size, ordered=ordered))
 
     def _manifest(self, spec: CodecSpec, fingerprint: str) -> Manifest:
         recipe = msgspec.to_builtins(self.recipe)

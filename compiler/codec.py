@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -19,6 +19,7 @@ from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.codec import CodecSpec, open_codec
 from narrowcast.transport.contexts import ContextTables
+from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.tables import Tables
 
 Symbols = npt.NDArray[np.uint8]
@@ -68,18 +69,26 @@ def collect_symbols(
 
 
 def fit_codec(
-    spec: CodecSpec, symbols: Symbols, density: npt.NDArray[np.float64] | None, coding: CodingSettings
+    spec: CodecSpec,
+    symbols: Symbols,
+    density: npt.NDArray[np.float64] | None,
+    coding: CodingSettings,
+    sent: Sequence[int] | None = None,
 ) -> tuple[CodecSpec, bytes]:
-    """The codec and its data: coding tables, or a zstandard dictionary (perhaps none).
+    """The codec and its data: tables, or a zstandard dictionary (perhaps none).
 
     Args:
-        spec: the codec that the preset wants: ``rans`` becomes ``rans-context`` where the recipe says so.
+        spec: the codec that the preset wants: ``rans`` becomes ``rans-context`` or ``packed`` where the recipe says so.
         symbols: uint8 ``[levels, N, C, h, w]`` of training images.
         density: the learned density ``[levels, C, alphabet]``, which fills in for symbols that were not seen.
         coding: the recipe's.
+        sent: see :class:`narrowcast.compiler.bottlenecks.base.Bottleneck`.
     """
     if spec.name == "zstd":
         return spec, _train_dictionary(spec, [frame.tobytes() for frame in symbols.reshape(-1, *spec.shape)])
+    if coding.tables == "none":
+        packed = PackedTables(spec.alphabet, spec.shape[0], tuple(sent or [spec.shape[0]] * spec.levels))
+        return msgspec.structs.replace(spec, name="packed"), packed.to_bytes()
     if coding.tables == "context":
         return msgspec.structs.replace(spec, name="rans-context"), _fit_contexts(spec, symbols).to_bytes()
     return spec, _fit_channels(spec, symbols, density).to_bytes()

@@ -25,6 +25,7 @@ from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.selfcheck import SelfCheck, SymbolBound, reference_frames
 
 CHECK_FRAMES = 2
+MAX_STEP = 255
 # What another machine may add to the part of the symbols that a precision moves here: libraries add up in other orders.
 BOUND_FACTOR, BOUND_FLOOR = 1.25, 2e-3
 
@@ -159,8 +160,12 @@ def too_lossy(trials: Mapping[Precision, Trial], settings: ExportSettings) -> di
     return reasons
 
 
-def make_self_check(heads: Mapping[Precision, bytes], codec: Codec, size: tuple[int, int]) -> SelfCheck:
+def make_self_check(
+    heads: Mapping[Precision, bytes], codec: Codec, size: tuple[int, int], *, ordered: bool = True
+) -> SelfCheck:
     """What boards compare their symbols with: the fp32 head's on the reference frames, and how far each precision may be.
+
+    Where symbols have no order (``ordered``), how far one moves means nothing, and is not bounded.
 
     Raises:
         VerificationError: see :func:`symbols_of`.
@@ -177,7 +182,8 @@ def make_self_check(heads: Mapping[Precision, bytes], codec: Codec, size: tuple[
             moved = float((steps > 0).mean())
             # Of few symbols, a single one is more than the part that verification allows of many.
             floor = max(MAX_MOVED_SYMBOLS, 3 / steps.size) if name == "fp32" else BOUND_FLOOR
-            bounds[name].append(SymbolBound(moved=min(1.0, BOUND_FACTOR * moved + floor), step=int(steps.max()) + 1))
+            step = min(MAX_STEP, int(steps.max()) + 1) if ordered else MAX_STEP
+            bounds[name].append(SymbolBound(moved=min(1.0, BOUND_FACTOR * moved + floor), step=step))
     return SelfCheck(payloads=payloads, bounds=bounds)
 
 

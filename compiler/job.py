@@ -20,6 +20,7 @@ import torch
 import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
+from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import Cut, find_cut
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.data import (
@@ -33,7 +34,7 @@ from narrowcast.compiler.data import (
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.labels import training_labels
-from narrowcast.compiler.modules import flat, output_names
+from narrowcast.compiler.modules import Head, flat, output_names
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.teacher import load_teacher
@@ -134,13 +135,20 @@ class Job:
             self.folder / CHECKPOINT, self.progress,
         )  # fmt: skip
 
-    def settle(self) -> None:
-        """Ends training: everything to the CPU, and what only training needs folded away."""
+    def settle(self) -> int:
+        """Ends training: everything to the CPU, and what only training needs folded away.
+
+        Returns:
+            the multiply-accumulates that the head took until then; fewer, where channels are cut out.
+        """
         self.bottleneck.cpu()
         self.problem.after.cpu()
         self.problem.normalize.cpu()
         self.teacher.cpu()
+        head = Head(self.problem.normalize, self.bottleneck).eval()
+        macs = count_macs(head, torch.from_numpy(self.frames(self.held[:1])), torch.zeros(1, dtype=torch.int64))
         self.bottleneck.fold()
+        return macs
 
     def frames(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The images numbered ``rows``, uint8 ``[N, H, W, 3]``."""

@@ -12,7 +12,7 @@ import itertools
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,29 @@ FIRST = 3
 FIRST_SHARE = 0.55
 
 
+def weighted(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """The names of the nodes with weights worth converting.
+
+    A search for the nearest codeword (a convolution whose largest or smallest output is looked for) is none: like rounding,
+    it stays in fp32.
+    """
+    producers = {value: node for node in nodes for value in node.output}
+    found = {node.name for node in nodes if node.op_type in WEIGHTED}
+    waiting = [value for node in nodes if node.op_type in {"ArgMin", "ArgMax"} for value in node.input]
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is not None and node.name in found:
+            found.remove(node.name)
+        elif node is not None and node.op_type not in WEIGHTED:
+            waiting += node.input
+    return found
+
+
 def core(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes between the first and the last convolutions, these included, in their order."""
     nodes = list(model.graph.node)
-    above, below = _reach(nodes), _reach(nodes[::-1], forward=False)
+    layers = weighted(nodes)
+    above, below = _reach(nodes, layers), _reach(nodes[::-1], layers, forward=False)
     return [node for node in nodes if above[node.name] and below[node.name]]
 
 
@@ -50,24 +69,24 @@ def quantizable(model: onnx.ModelProto) -> list[str]:
     The last are those with no further one behind them: they take a few hundredths of the time, and their errors go straight
     into symbols. (``docs/precision.md`` has the figures for both.)
     """
-    inside = core(model)
-    below = _reach(list(model.graph.node)[::-1], forward=False)
-    macs = _macs(model)
+    inside, layers = core(model), weighted(model.graph.node)
+    below = _reach(list(model.graph.node)[::-1], layers, forward=False)
+    macs = _macs(model, layers)
     total, held, start = sum(macs.values()), 0, 0
-    weighted = [at for at, node in enumerate(inside) if node.op_type in WEIGHTED]
-    for at, after in itertools.pairwise(weighted[: FIRST + 1]):
+    places = [at for at, node in enumerate(inside) if node.name in layers]
+    for at, after in itertools.pairwise(places[: FIRST + 1]):
         held += macs[inside[at].name]
         if held > FIRST_SHARE * total:
             break
         start = after
     left = [node for node in inside[start:] if below[node.name] != {node.name}]
-    if not any(node.op_type in WEIGHTED for node in left):
+    if not any(node.name in layers for node in left):
         return []
     return [node.name for node in left if node.op_type in QUANTIZED]
 
 
-def _macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of the weighted nodes: every weight is used once per place of the (larger) map."""
+def _macs(model: onnx.ModelProto, layers: Set[str]) -> dict[str, int]:
+    """Multiply-accumulates of the weighted nodes ``layers``: every weight is used once per place of the (larger) map."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
@@ -76,21 +95,21 @@ def _macs(model: onnx.ModelProto) -> dict[str, int]:
     weights = {tensor.name: prod(tensor.dims) for tensor in graph.initializer}
     found = {}
     for node in graph.node:
-        if node.op_type in WEIGHTED:
+        if node.name in layers:
             shape = shapes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0], [])
             places = shape[2:] if node.op_type.startswith("Conv") else shape[:-1]
             found[node.name] = prod(places) * weights.get(node.input[1], 0)
     return found
 
 
-def _reach(nodes: list[onnx.NodeProto], *, forward: bool = True) -> dict[str, set[str]]:
-    """By node: the weighted nodes that lie before it (behind it), itself included. ``nodes`` come in that order."""
+def _reach(nodes: list[onnx.NodeProto], layers: Set[str], *, forward: bool = True) -> dict[str, set[str]]:
+    """By node: those of ``layers`` that lie before it (behind it), itself included. ``nodes`` come in that order."""
     by_value: dict[str, set[str]] = {}
     found: dict[str, set[str]] = {}
     for node in nodes:
         sources, targets = (node.input, node.output) if forward else (node.output, node.input)
         seen = set().union(*(by_value.get(value, set()) for value in sources))
-        if node.op_type in WEIGHTED:
+        if node.name in layers:
             seen.add(node.name)
         found[node.name] = seen
         for value in targets:

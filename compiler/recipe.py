@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
+from narrowcast.compiler.bottlenecks.base import TablesKind
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle.manifest import Precision
@@ -82,11 +83,12 @@ class CodingSettings(Settings, frozen=True):
 
     Attributes:
         tables: ``context`` chooses every symbol's table by its neighbours: fewer bytes, about 10 ns a symbol more;
-            ``channel`` has one table per channel and level.
+            ``channel`` has one table per channel and level; ``none`` gives every symbol the same number of bits: all packets
+            of a level have one size. ``codebook`` takes ``none`` where a recipe says nothing, and has no contexts.
         images: how many training images the tables are fitted to.
     """
 
-    tables: Literal["context", "channel"] = "context"
+    tables: TablesKind = "context"
     images: Annotated[int, msgspec.Meta(ge=1)] = 256
 
 
@@ -174,7 +176,14 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
     train = mapping.get("train", {})
     if isinstance(train, dict):
         filled["train"] = {**PRESETS[preset].train_defaults, **train}
+    coding = mapping.get("coding", {})
+    if isinstance(coding, dict):
+        filled["coding"] = {"tables": PRESETS[preset].tables[0], **coding}
     recipe = from_mapping(Recipe, filled, source)
+    if recipe.coding.tables not in PRESETS[preset].tables:
+        raise ConfigError(
+            f"{source}: [coding] tables is {recipe.coding.tables!r}; {preset} takes {' or '.join(PRESETS[preset].tables)}"
+        )
     for target in recipe.export.targets:
         try:
             load_target(target)

@@ -24,7 +24,7 @@ class Verified:
     """How close the exported parts are.
 
     Attributes:
-        moved_symbols: part of the symbols that differ (by one; more is an error).
+        moved_symbols: part of the symbols that differ (by one; more is an error, unless symbols have no order).
         output_difference: the largest, as a part of the output's largest value.
     """
 
@@ -70,7 +70,7 @@ def verify(
         if got.shape != wanted.shape or got.dtype != np.uint8:
             raise VerificationError(f"the exported head gives {got.dtype} {list(got.shape)}, not {list(wanted.shape)}")
         steps = np.abs(got.astype(int) - wanted.astype(int))
-        if steps.max() > 1:
+        if steps.max() > 1 and head.bottleneck.ordered:
             raise VerificationError(f"level {level}: the exported head is {steps.max()} steps off in a symbol")
         moved, total = moved + int((steps > 0).sum()), total + steps.size
         difference = max(difference, _outputs_apart(tail, exported_tail, wanted, at))

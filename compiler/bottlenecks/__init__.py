@@ -6,6 +6,7 @@ from typing import Any
 
 from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Loss, Optimizer, Preset, Problem, Stage
 from narrowcast.compiler.bottlenecks.bottlefit import BottleFitPreset, BottleFitSettings
+from narrowcast.compiler.bottlenecks.codebook import CodebookPreset, CodebookSettings
 from narrowcast.compiler.bottlenecks.entropic_student import EntropicStudentPreset, EntropicStudentSettings
 from narrowcast.compiler.bottlenecks.plain import Plain, PlainSettings
 from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualPreset, ShallowResidualSettings
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 PRESETS: dict[str, Preset[Any]] = {
-    preset.name: preset for preset in (Plain(), BottleFitPreset(), EntropicStudentPreset(), ShallowResidualPreset())
+    preset.name: preset
+    for preset in (Plain(), BottleFitPreset(), EntropicStudentPreset(), ShallowResidualPreset(), CodebookPreset())
 }
-BottleneckSettings = PlainSettings | BottleFitSettings | EntropicStudentSettings | ShallowResidualSettings
+BottleneckSettings = (
+    PlainSettings | BottleFitSettings | EntropicStudentSettings | ShallowResidualSettings | CodebookSettings
+)

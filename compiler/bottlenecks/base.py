@@ -28,6 +28,7 @@ from narrowcast.transport.contract import InputContract
 from narrowcast.transport.structs import Settings
 
 Symbols = npt.NDArray[np.uint8]
+TablesKind = Literal["context", "channel", "none"]
 
 
 class Problem:
@@ -149,12 +150,16 @@ class Bottleneck(nn.Module, ABC):
         alphabet: symbols are ``0 .. alphabet - 1``; 256 at most.
         levels: how many rate points it has; level 0 takes the fewest bytes.
         codec: ``rans`` (learned tables) or ``zstd``: what the symbols are coded with.
+        ordered: whether neighbouring symbols stand for neighbouring values; indices into a codebook do not.
+        sent: by level: so many of the first channels hold anything, symbols of the others are 0; None: all do.
     """
 
     shape: tuple[int, int, int]
     alphabet: int
     levels: int
     codec: Literal["rans", "zstd"]
+    ordered: bool = True
+    sent: Sequence[int] | None = None
 
     @abstractmethod
     def encode(self, images: Tensor, level: Tensor) -> Tensor:
@@ -207,10 +212,12 @@ class Preset(ABC, Generic[S]):
     Attributes:
         name: what recipes call it.
         train_defaults: its own defaults for the recipe's ``[train]``, where they are not everyone's.
+        tables: what the recipe's ``[coding] tables`` may be, the default first.
     """
 
     name: str
     train_defaults: ClassVar[Mapping[str, Any]] = {}
+    tables: ClassVar[Sequence[TablesKind]] = ("context", "channel", "none")
 
     @abstractmethod
     def build(self, problem: Problem, settings: S) -> Bottleneck:
