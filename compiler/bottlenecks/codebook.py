@@ -36,7 +36,7 @@ from narrowcast.compiler.bottlenecks.encoder import (
 )
 from narrowcast.compiler.bottlenecks.kmeans import k_means
 from narrowcast.compiler.bottlenecks.objective import Coded, Objective
-from narrowcast.compiler.bottlenecks.tail import TunedTail, tuning_stage
+from narrowcast.compiler.bottlenecks.tail import Answers, TunedTail, tuning_stage
 from narrowcast.transport.packed import width_of
 
 FIRST_STAGE_SHARE = 0.25
@@ -249,9 +249,7 @@ class CodebookPreset(Preset[CodebookSettings]):
         ]
         if tuning:
             decoder = [bottleneck.decoder, bottleneck.grid]
-            stages.append(
-                tuning_stage(bottleneck, problem, decoder, share=tuning, temperature=1, optimizer=Optimizer())
-            )
+            stages.append(tuning_stage(bottleneck, problem, decoder, Answers(), Optimizer(), share=tuning))
         return stages
 
 
