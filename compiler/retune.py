@@ -22,7 +22,7 @@ from narrowcast.compiler.job import CHECKPOINT, Job, run_of
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
 from narrowcast.compiler.training import load_checkpoint
-from narrowcast.transport.bundle import Bundle, SecretKey
+from narrowcast.transport.bundle import Bundle, Manifest, SecretKey
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.codec import Codec, CodecSpec
 
@@ -42,25 +42,34 @@ def retune(
         recipe: its teacher, cut, input and bottleneck are the old bundle's; what concerns the tail (``tune_tail``,
             ``temperature``, ``label_weight``, ``[train]``, ``[data]``) may differ. The stage that tunes the tail gets as
             many images as it gets in ``narrowcast compile``.
-        bundle: the old one, or its file, which must be signed by a trusted key where the new one is to be signed.
+        bundle: the old one, or its file; it must be signed where the new one is to be, and never by a key that is not
+            trusted.
         output: where the new bundle goes.
         key: signs it; None leaves it unsigned.
         work: where the old bundle was compiled.
         progress: told where it is.
 
     Raises:
-        RetuneError: the old bundle's run is not in ``work``, it is of another bottleneck, or the recipe tunes no tail.
+        RetuneError: the old bundle is not signed, its run is not in ``work``, it is of another input, cut or bottleneck, or
+            the recipe tunes no tail.
+        BundleError: the old bundle must not be used.
         CompilerError: see :func:`narrowcast.compiler.compile.compile`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, allow_unsigned=key is None)
+    old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, allow_unsigned=True)
     work, manifest = Path(work), old.manifest
+    if key is not None and old.signed_by is None:
+        raise RetuneError(
+            f"{old.path.name} is not signed, and its head would go out with your signature: sign it first (narrowcast keys "
+            "sign), or leave the new one unsigned too (--unsigned)"
+        )
     run = run_of(work, manifest)
     if run is None:
         raise RetuneError(
             f"{manifest.name}, release {manifest.release}, was not made in {work}: name the work folder that it was "
             "compiled in (--work)"
         )
+    _same_problem(recipe, manifest)
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
         progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
@@ -75,6 +84,15 @@ def retune(
     changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
     _check(job, manifest.codec.quantizer, changed)
     return _OnTop(job, old).write(Path(output), key)
+
+
+def _same_problem(recipe: Recipe, manifest: Manifest) -> None:
+    """Whether the recipe is for the images and the cut that the old bundle was made for."""
+    if recipe.input != manifest.input:
+        raise RetuneError(f"[input] is not that of {manifest.name}: boards would go on preparing images by the old one")
+    before = manifest.recipe.get("cut", {}).get("at")
+    if recipe.cut.at != before:
+        raise RetuneError(f"[cut] at is {recipe.cut.at!r}; {manifest.name} was cut at {before!r}")
 
 
 def _start_from(bottleneck: Bottleneck, state: Mapping[str, torch.Tensor], name: str) -> None:

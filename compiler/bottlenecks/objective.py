@@ -39,16 +39,16 @@ class Coded(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Which parts the distortion has, beside the features at the cut.
+    """Which parts the distortion has, beside the features at the cut, which weigh 1.
 
     Attributes:
-        deep: the features further on.
-        outputs: the network's outputs.
+        deep: weight of the features further on; 0 leaves them out.
+        outputs: weight of the network's outputs; 0 leaves them out.
         saliency: cells at the cut count by what they mean for the outputs (see ``saliency.py``).
     """
 
-    deep: bool = True
-    outputs: bool = True
+    deep: float = 1.0
+    outputs: float = 1.0
     saliency: bool = False
 
 
@@ -134,7 +134,9 @@ class Objective:
 
     def _loss(self, coded: Coded, errors: dict[str, Tensor], rate: float, pixels: float) -> Loss:
         weight = self._weights[coded.level]
-        cost = torch.stack(list(errors.values())).sum(0) + rate * weight * coded.bits / pixels
+        weights = {"features": 1.0, "deep": self._terms.deep, "outputs": self._terms.outputs}
+        distortion = torch.stack([weights[name] * error for name, error in errors.items()]).sum(0)
+        cost = distortion + rate * weight * coded.bits / pixels
         # Without this the levels with few bytes, whose loss is mostly rate, would drown the others.
         importance = weight.rsqrt() * self._weights.sqrt().mean()
         figures = {name: error.mean().item() for name, error in errors.items()}

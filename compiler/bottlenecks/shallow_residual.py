@@ -59,8 +59,8 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
         linear_start: with the teacher's trunk, start from the best linear code of its features, not from random layers.
         first_stage: the part of the images that match the features at the cut alone, before those behind it count too.
         first_crop: side of the crops that the first stage sees, as a part of the image's; 1 shows it whole images.
-        deep_features: match features behind the cut as well.
-        distillation: match the network's outputs as well.
+        deep_weight: what errors of features behind the cut count, beside 1 for those at the cut; 0 leaves them out.
+        output_weight: what errors of the network's outputs count; 0 leaves them out.
         saliency: errors at the cut count by what their place means for the outputs, from half to whole.
         prune: look for the channels that carry something, and cut the others out of head, tail and packets
             (``relevance.py``); ``channels`` is then what to start from, and may be generous.
@@ -78,8 +78,8 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
     linear_start: bool = True
     first_stage: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.25
     first_crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    deep_features: bool = True
-    distillation: bool = True
+    deep_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    output_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     saliency: bool = False
     prune: bool = True
     tune_tail: bool = False
@@ -279,7 +279,7 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
         layers = [p for p in bottleneck.parameters() if id(p) not in others]
         linear_speed = LINEAR_SPEED if settings.linear_start and bottleneck.trunk is not None else 1.0
         groups = [Group(layers), Group(linear, linear_speed), Group(rate, RATE_SPEED)]
-        terms = Terms(settings.deep_features, settings.distillation, settings.saliency)
+        terms = Terms(settings.deep_weight, settings.output_weight, settings.saliency)
         crop = Cropper(problem, bottleneck.shape[1:], settings.first_crop) if settings.first_crop < 1 else None
         objective = Objective(code, problem, rate_weights(settings), terms, crop)
         tuning = TUNING_SHARE if settings.tune_tail else 0.0

@@ -10,7 +10,7 @@ from narrowcast.compiler.errors import DataError, RetuneError, TrainingError
 from narrowcast.compiler.evaluate import evaluate
 from narrowcast.compiler.job import remember, run_of
 from narrowcast.compiler.retune import retune
-from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle import Bundle, write_bundle
 from narrowcast.transport.errors import BundleError
 
 TRUSTED = [bundles.KEY.public]
@@ -85,6 +85,13 @@ def test_a_checkpoint_that_is_broken_is_said(compiled, old, recipe_for, tmp_path
 def test_a_bundle_of_strangers_is_not_signed_again(compiled, old, recipe_for, tmp_path):
     with pytest.raises(BundleError):
         retune(recipe_for(bottleneck=TUNED), old.path, tmp_path / "x.ncb", key=bundles.KEY, work=compiled[1] / "work")
+
+
+def test_an_unsigned_head_is_not_signed(compiled, old, recipe_for, tmp_path):
+    contents = {part.name: old.read(part.kind, part.precision) for part in old.manifest.parts}
+    write_bundle(tmp_path / "unsigned.ncb", old.manifest, contents, None)
+    with pytest.raises(RetuneError, match="not signed"):
+        retune(recipe_for(bottleneck=TUNED), tmp_path / "unsigned.ncb", tmp_path / "x.ncb", key=bundles.KEY)
 
 
 def test_folders_that_are_no_classes_are_said_before_training(recipe_for, photo_folder, tmp_path):

@@ -95,7 +95,7 @@ class TestSaliency:
             def code(_: Batch) -> Coded:
                 return Coded(batch.features + wrong, torch.zeros(8), torch.zeros(8, dtype=torch.int64))
 
-            terms = Terms(deep=False, outputs=False, saliency=saliency)
+            terms = Terms(deep=0, outputs=0, saliency=saliency)
             loss = getattr(Objective(code, of, [1.0], terms), stage)(batch).total
             return torch.autograd.grad(loss, wrong)[0]
 
@@ -179,15 +179,28 @@ class TestTerms:
         ("keys", "figures"),
         [
             ({}, {"bytes", "features", "deep", "outputs"}),
-            ({"deep_features": False}, {"bytes", "features", "outputs"}),
-            ({"distillation": False}, {"bytes", "features", "deep"}),
-            ({"deep_features": False, "distillation": False}, {"bytes", "features"}),
+            ({"deep_weight": 0.0}, {"bytes", "features", "outputs"}),
+            ({"output_weight": 0.0}, {"bytes", "features", "deep"}),
+            ({"deep_weight": 0.0, "output_weight": 0.0}, {"bytes", "features"}),
         ],
     )
     def test_the_loss_has_the_terms_that_are_on(self, keys, figures):
         of = problem()
         _, (_, second) = stages(of, **keys)
         assert set(second.loss(a_batch(of)).figures) == figures
+
+    def test_errors_count_as_much_as_they_weigh(self):
+        of = problem()
+
+        def total(**keys: float) -> float:
+            torch.manual_seed(0)
+            _, (_, second) = stages(of, trunk="teacher", **keys)
+            return second.loss(a_batch(of)).total.item()
+
+        base, more, most = (total(output_weight=weight) for weight in (0.0, 1e3, 3e3))
+        assert more > base
+        assert most - more == pytest.approx(2 * (more - base), rel=1e-2)
+        assert total(deep_weight=2.0) > base
 
     def test_there_may_be_no_first_stage(self):
         _, (only,) = stages(problem(), first_stage=0.0)
