@@ -81,7 +81,7 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
     deep_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     output_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     saliency: bool = False
-    prune: bool = True
+    prune: bool = False
     tune_tail: bool = False
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     label_weight: LabelWeight = 0.0

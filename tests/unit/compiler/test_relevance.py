@@ -20,7 +20,7 @@ KEPT = torch.tensor([1.0, 0, 1, 0, 0, 1])
 
 def built(**changes):
     of = problem()
-    settings = ShallowResidualSettings(**{**SETTINGS, **changes})
+    settings = ShallowResidualSettings(**{"prune": True, **SETTINGS, **changes})
     preset = PRESETS["shallow-residual"]
     torch.manual_seed(0)
     net = preset.build(of, settings)
