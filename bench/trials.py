@@ -82,20 +82,18 @@ class Trial:
         fitted_to = np.stack([self._symbols(np.sort(rows), level) for level in range(net.levels)])
         codec = open_codec(*fit_codec(job.spec(), fitted_to, net.density(), recipe.coding))
         tail = net.tuned_tail() or job.problem.after
+        chunks = [job.held[start : start + CHUNK] for start in range(0, len(job.held), CHUNK)]
+        wanted = torch.cat([class_scores(job.teacher(job.problem.normalize(self._images(rows)))) for rows in chunks])
         found = []
         for level in range(net.levels):
             symbols = self._symbols(job.held, level)
-            agreed, divergence = [], []
-            for start in range(0, len(job.held), CHUNK):
-                features = job.problem.before(job.problem.normalize(self._images(job.held[start : start + CHUNK])))
-                wanted = class_scores(job.problem.after(features))
-                taken = torch.from_numpy(symbols[start : start + CHUNK]).float()
-                got = class_scores(tail(net.decode(taken, torch.full((len(taken),), level))))
-                agreed += (got.argmax(1) == wanted.argmax(1)).tolist()
-                apart = F.kl_div(F.log_softmax(got, 1), F.log_softmax(wanted, 1), reduction="none", log_target=True)
-                divergence += [round(value, 5) for value in apart.sum(1).tolist()]
+            taken = torch.from_numpy(symbols).float().split(CHUNK)
+            got = torch.cat([class_scores(tail(net.decode(one, torch.full((len(one),), level)))) for one in taken])
+            agreed = (got.argmax(1) == wanted.argmax(1)).int().tolist()
+            apart = F.kl_div(F.log_softmax(got, 1), F.log_softmax(wanted, 1), reduction="none", log_target=True)
+            divergence = [round(value, 5) for value in apart.sum(1).tolist()]
             sizes = [len(codec.encode(one, level)) + STREAM_HEADER_BYTES for one in symbols]
-            found.append({"bytes": sizes, "agreed": [int(one) for one in agreed], "divergence": divergence})
+            found.append({"bytes": sizes, "agreed": agreed, "divergence": divergence})
         return found
 
     def _images(self, rows: np.ndarray) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from support import bundles
 
@@ -56,16 +58,18 @@ def test_a_retuned_bundle_can_be_retuned(compiled, old, recipe_for, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bottleneck", "says"),
+    ("tables", "says"),
     [
         ({}, "tunes no tail"),
-        (TUNED | {"decoder_width": 24}, "not that of test"),
-        (TUNED | {"channels": 4}, "not that of"),
+        ({"bottleneck": TUNED | {"decoder_width": 24}}, "not that of test"),
+        ({"bottleneck": TUNED | {"channels": 4}}, "not that of test"),
+        ({"bottleneck": TUNED, "cut": {"at": "body"}}, "cut at 'stem'"),
+        ({"bottleneck": TUNED, "input": {"interpolation": "bicubic"}}, "[input] is not that of test"),
     ],
 )
-def test_recipes_that_do_not_fit(compiled, old, recipe_for, tmp_path, bottleneck, says):
-    with pytest.raises(RetuneError, match=says):
-        retune(recipe_for(bottleneck=bottleneck), old, tmp_path / "x.ncb", work=compiled[1] / "work")
+def test_recipes_that_do_not_fit(compiled, old, recipe_for, tmp_path, tables, says):
+    with pytest.raises(RetuneError, match=re.escape(says)):
+        retune(recipe_for(**tables), old, tmp_path / "x.ncb", work=compiled[1] / "work")
 
 
 def test_the_run_must_be_there(old, recipe_for, tmp_path):
