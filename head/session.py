@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import NamedTuple
 
@@ -40,13 +41,13 @@ class HeadSession:
 
     Args:
         bundle: opened for the role ``device`` (or ``any``).
-        backend: ``onnxruntime``.
+        backend: ``onnxruntime`` or ``tensorrt``; or several, best first: the first that loads a head runs it.
         precision: of the head. ``auto`` takes the fastest of those in the bundle whose symbols are within the bundle's
             bounds on this board: measured once, for a second or two, and remembered (:mod:`narrowcast.head.choice`).
         threads: for the backend; 0 for its own choice.
 
     Attributes:
-        choice: the precision that runs, and why.
+        choice: the precision and the backend that run, and why.
 
     Raises:
         BundleError: a part is missing or damaged.
@@ -54,13 +55,19 @@ class HeadSession:
     """
 
     def __init__(
-        self, bundle: Bundle, *, backend: str = "onnxruntime", precision: Wanted = "auto", threads: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        backend: str | Sequence[str] = "onnxruntime",
+        precision: Wanted = "auto",
+        threads: int = 0,
     ) -> None:
         self.bundle = bundle
         self.contract = bundle.manifest.input
         self.codec = bundle.codec()
         self.levels = bundle.manifest.codec.levels
-        self.backend, self.choice = load_head(bundle, backend, precision, threads, self._fault)
+        backends = [backend] if isinstance(backend, str) else backend
+        self.backend, self.choice = load_head(bundle, backends, precision, threads, self._fault)
 
     def symbols(self, image: Image, level: int) -> npt.NDArray[np.uint8]:
         """The symbols uint8 ``[C, H, W]`` of an image that is already as the contract wants it.
