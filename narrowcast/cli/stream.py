@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the head (default: auto, the fastest here; measured once, or at every start with NARROWCAST_CACHE=off)",
     )
+    parser.add_argument(
+        "--backend",
+        choices=["auto", "onnxruntime", "tensorrt"],
+        default="auto",
+        help="runs the head (default: auto, the best for this board that loads; TensorRT builds an engine first, once)",
+    )
     parser.add_argument("--give-up", type=seconds, default=30.0, metavar="S", help="without any answer (default: 30)")
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_trust(parser)
@@ -58,13 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from narrowcast.devices.probe import preferred_backends
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
 
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
     bundle = open_bundle(args, "device")
-    session = HeadSession(bundle, precision=args.precision, threads=args.threads)
+    backends = preferred_backends() if args.backend == "auto" else [args.backend]
+    session = HeadSession(bundle, backend=backends, precision=args.precision, threads=args.threads)
     if session.choice.head_ms:
         progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
