@@ -1,0 +1,290 @@
+"""The local exit: a small classifier on the head's symbols, for when there is no link.
+
+It is distilled from the teacher's outputs after the bottleneck is trained, and learns from the symbols that the frozen
+encoder gives at every level, so it changes neither encoder nor tables nor codec fingerprint. On the device it runs behind
+the head, on what would have been sent. Source of the idea: BranchyNet (Teerapittayanon et al., ICPR 2016), whose side
+branches answer early; here one answers where no other answer is to be had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from narrowcast.compiler.cost import count_macs
+from narrowcast.compiler.errors import ExitError, TrainingError, VerificationError
+from narrowcast.compiler.modules import flat, output_names
+from narrowcast.compiler.progress import Progress
+from narrowcast.compiler.verify import MAX_OUTPUT_DIFFERENCE, OnnxNetwork, largest_difference
+from narrowcast.compiler.ways import top_class
+from narrowcast.head.backends import load_exit
+from narrowcast.transport.files import replacing
+
+if TYPE_CHECKING:
+    from narrowcast.compiler.job import Job
+    from narrowcast.compiler.recipe import ExitSettings
+
+# Maps are halved until neither side is larger: what is left is averaged.
+LEAST_SIDE = 4
+CODING_BATCH = 32
+MEMORY_BYTES = 2_000_000_000
+BATCH = 64
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.02
+DROPOUT = 0.2
+TIMED_RUNS = 25
+
+
+class ExitNetwork(nn.Module):
+    """Symbols uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]`` to class scores float32 ``[N, classes]``.
+
+    A learned scale and offset per level and channel bring the symbols of all levels to one range (the steps that they were
+    quantized with); then a 1x1 convolution and separable ones, with a skip where the map keeps its size, and a mean.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], levels: int, classes: int, width: int) -> None:
+        super().__init__()
+        channels, height, side = shape
+        self.scale = nn.Parameter(torch.ones(levels, channels))
+        self.offset = nn.Parameter(torch.zeros(levels, channels))
+        layers: list[nn.Module] = [_convolution(channels, width, 1), _Separable(width, width, 1)]
+        while max(height, side) > LEAST_SIDE:
+            height, side = math.ceil(height / 2), math.ceil(side / 2)
+            layers += [_Separable(width, width, 2), _Separable(width, width, 1)]
+        # An average over all of the map, spelt so that ONNX gets a pooling: its ReduceMean has changed with the opsets.
+        layers += [_convolution(width, 4 * width, 1), nn.AvgPool2d((height, side))]
+        self.layers = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.classifier = nn.Linear(4 * width, classes)
+
+    @torch.no_grad()
+    def start_from(self, symbols: Tensor, level: Tensor) -> None:
+        """Starts scale and offset such that the symbols of every level and channel have mean 0 and deviation 1."""
+        for number in range(len(self.scale)):
+            seen = symbols[level == number].float()
+            if len(seen):
+                mean, deviation = seen.mean((0, 2, 3)), seen.std((0, 2, 3)).clamp_min(0.1)
+                self.scale[number] = 1 / deviation
+                self.offset[number] = -mean / deviation
+
+    def forward(self, symbols: Tensor, level: Tensor | None = None) -> Tensor:
+        """See the class."""
+        if level is None:
+            level = torch.zeros(symbols.shape[0], dtype=torch.int64, device=symbols.device)
+        scale, offset = (table.index_select(0, level)[:, :, None, None] for table in (self.scale, self.offset))
+        features = self.layers(symbols.float() * scale + offset)
+        scores: Tensor = self.classifier(self.dropout(features.flatten(1)))
+        return scores
+
+
+class _Separable(nn.Module):
+    """A depthwise 3x3 and a 1x1 convolution, with a skip where input and output have one shape."""
+
+    def __init__(self, source: int, target: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(source, source, 3, stride, 1, groups=source, bias=False)
+        self.norm = nn.BatchNorm2d(source)
+        self.pointwise = _convolution(source, target, 1)
+        self.skip = source == target and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.pointwise(F.relu(self.norm(self.depthwise(x))))
+        return x + y if self.skip else y
+
+
+def _convolution(source: int, target: int, size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(source, target, size, bias=False), nn.BatchNorm2d(target), nn.ReLU())
+
+
+class Coded(NamedTuple):
+    """What an exit learns from.
+
+    Attributes:
+        symbols: uint8 ``[N, C, h, w]``.
+        level: int64 ``[N]``.
+        scores: the teacher's, float32 ``[N, classes]``.
+    """
+
+    symbols: Tensor
+    level: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def check_exit(job: Job) -> None:
+    """Returns if the teacher's outputs are what an exit can give: class scores, and nothing else.
+
+    Raises:
+        ExitError: they are others.
+    """
+    images = torch.from_numpy(job.frames(job.held[:1])).to(job.problem.device)
+    problem = job.problem
+    result = problem.after(problem.before(problem.normalize(images)))
+    outputs = flat(result)
+    if len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1 and outputs[0].is_floating_point():
+        return
+    seen = ", ".join(f"{name} {list(t.shape[1:])}" for name, t in zip(output_names(result), outputs, strict=True))
+    raise ExitError(
+        f"[exit] wants a network whose one output is class scores; {job.recipe.teacher.model} gives {seen}. "
+        "Leave [exit] out; [export] whole = true puts the uncut network into the bundle, which a board can run alone"
+    )
+
+
+def train_exit(job: Job, settings: ExitSettings) -> ExitNetwork:
+    """Distils an exit from the teacher, or takes it from a finished run in the job's folder.
+
+    Raises:
+        TrainingError: the loss is no number.
+    """
+    file = job.folder / f"exit-{_digest(settings)}.pt"
+    net = job.bottleneck
+    classes = _scores(job, job.held[:1]).shape[1]
+    torch.manual_seed(job.recipe.train.seed)
+    network = ExitNetwork(net.shape, net.levels, classes, settings.width).to(job.problem.device)
+    if file.exists():
+        try:
+            network.load_state_dict(torch.load(file, map_location=job.problem.device, weights_only=True))
+            return network.eval()
+        except Exception as error:  # noqa: BLE001  (torch's, pickle's or zipfile's; it is trained again)
+            job.progress.note(f"{file} cannot be read ({error}): the local exit is trained anew")
+    coded = _code(job, settings)
+    network.start_from(coded.symbols, coded.level)
+    _fit(network, coded, settings, job.recipe.train.seed, job.progress)
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    with replacing(file) as out:
+        out.write(buffer.getbuffer())
+    return network.eval()
+
+
+@torch.no_grad()
+def _scores(job: Job, rows: npt.NDArray[np.int64]) -> Tensor:
+    """The teacher's class scores for some images."""
+    return flat(job.problem.after(job.data.rows(rows).features))[0].float()
+
+
+def _digest(settings: ExitSettings) -> str:
+    """Names what a trained exit depends on beside the bottleneck."""
+    return hashlib.sha256(json.dumps(msgspec.to_builtins(settings), sort_keys=True).encode()).hexdigest()[:8]
+
+
+@torch.no_grad()
+def _code(job: Job, settings: ExitSettings) -> Coded:
+    """Training images at levels drawn at random, as symbols, with what the teacher says to them."""
+    net, problem = job.bottleneck.eval(), job.problem
+    room = max(CODING_BATCH, MEMORY_BYTES // math.prod(net.shape))
+    if room < settings.images:
+        job.progress.note(
+            f"the local exit learns from {room} images: more symbols do not fit into {MEMORY_BYTES} bytes"
+        )
+    steps = math.ceil(min(settings.images, room) / CODING_BATCH)
+    parts: list[Coded] = []
+    with job.progress.task("coding for the local exit", steps * CODING_BATCH, "images") as task:
+        for step in range(steps):
+            batch = job.data.batch(step, CODING_BATCH)
+            level = batch.levels(net.levels)
+            symbols = net.encode(problem.normalize(batch.images), level).to(torch.uint8)
+            parts.append(Coded(symbols, level, flat(problem.after(batch.features))[0].float()))
+            task.advance(CODING_BATCH)
+    return Coded(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _fit(network: ExitNetwork, coded: Coded, settings: ExitSettings, seed: int, progress: Progress) -> None:
+    """Kullback-Leibler divergence from the teacher's probabilities, over some passes."""
+    decayed = [p for p in network.parameters() if p.ndim > 1 and p is not network.scale and p is not network.offset]
+    others = [p for p in network.parameters() if not any(p is one for one in decayed)]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    size = min(BATCH, len(coded.level))
+    steps = settings.passes * (len(coded.level) // size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(2, steps))
+    generator = torch.Generator().manual_seed(seed)
+    network.train()
+    with progress.task("training: local exit", steps * size, "images") as task:
+        for _ in range(settings.passes):
+            order = torch.randperm(len(coded.level), generator=generator).to(coded.level.device)
+            for start in range(0, len(order) - size + 1, size):
+                rows = order[start : start + size]
+                got = F.log_softmax(network(coded.symbols[rows], coded.level[rows]), 1)
+                loss = F.kl_div(got, F.log_softmax(coded.scores[rows], 1), reduction="batchmean", log_target=True)
+                if not torch.isfinite(loss):
+                    raise TrainingError("the loss of the local exit is no number: are the teacher's scores finite?")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                task.advance(size, {"divergence": loss.item()})
+
+
+def verify_exit(network: ExitNetwork, model: bytes, symbols: Sequence[npt.NDArray[np.uint8]]) -> None:
+    """Compares torch with ONNX Runtime on symbols uint8 ``[N, C, h, w]`` of each level.
+
+    Raises:
+        VerificationError: an output is too far off.
+    """
+    exported = OnnxNetwork(model)
+    for number, of_level in enumerate(symbols):
+        level = np.full(1, number, np.int64)
+        for one in of_level:
+            with torch.no_grad():
+                wanted = network(torch.from_numpy(one[None]), torch.from_numpy(level)).numpy()
+            (got,) = exported(symbols=one[None], level=level).values()
+            apart = largest_difference(got, wanted)
+            if not apart <= MAX_OUTPUT_DIFFERENCE:
+                raise VerificationError(
+                    f"level {number}: the exported local exit is {apart:.2g} of its largest value off; "
+                    f"{MAX_OUTPUT_DIFFERENCE} is allowed"
+                )
+
+
+def exit_figures(
+    network: ExitNetwork,
+    model: bytes,
+    symbols: Sequence[npt.NDArray[np.uint8]],
+    teacher: dict[str, npt.NDArray[Any]],
+) -> dict[str, Any]:
+    """For the manifest: what the exit costs, and how often it agrees with the teacher.
+
+    Args:
+        network: the exit.
+        model: the same as ONNX.
+        symbols: by level, of held-out frames, uint8 ``[N, C, h, w]``.
+        teacher: its outputs on the same frames.
+    """
+    exported, wanted = OnnxNetwork(model), top_class(teacher)
+    levels = []
+    for number, of_level in enumerate(symbols):
+        level = np.full(1, number, np.int64)
+        scores = np.concatenate([next(iter(exported(symbols=s[None], level=level).values())) for s in of_level])
+        levels.append({"level": number, "agreement": float((scores.argmax(1) == wanted).mean())})
+    one, level_one = torch.from_numpy(symbols[-1][:1]), torch.zeros(1, dtype=torch.int64)
+    runs, name = _times(model, symbols[-1][0], len(symbols) - 1)
+    return {
+        "macs": count_macs(network, one, level_one),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "ms": round(float(np.median(runs)), 3),
+        "ms_with": name,
+        "levels": levels,
+    }
+
+
+def _times(model: bytes, symbols: npt.NDArray[np.uint8], level: int) -> tuple[list[float], str]:
+    """Milliseconds of one frame, run after run, after a few to warm up; and what ran it."""
+    loaded, runs = load_exit("onnxruntime", model, threads=0), []
+    for _ in range(TIMED_RUNS):
+        before = perf_counter_ns()
+        loaded.run(symbols, level)
+        runs.append((perf_counter_ns() - before) / 1e6)
+    return runs[TIMED_RUNS // 5 :], loaded.name
