@@ -222,7 +222,7 @@ def _fit(network: ExitNetwork, coded: Coded, settings: ExitSettings, seed: int, 
                 if not torch.isfinite(loss):
                     raise TrainingError("the loss of the local exit is no number: are the teacher's scores finite?")
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 task.advance(size, {"divergence": loss.item()})

@@ -63,7 +63,7 @@ def wholes_too_lossy(
     reasons: dict[Precision, str] = {}
     for name, trial in trials.items():
         if (agreement := trial["agreement"]) is not None:
-            if not 1 - agreement <= settings.max_agreement_loss:
+            if not agreement >= 1 - settings.max_agreement_loss - 1e-9:  # not a hair's breadth of floats
                 reasons[name] = (
                     f"it agrees with fp32 on {100 * agreement:.3g} % of the frames; "
                     f"[export] max_agreement_loss is {settings.max_agreement_loss}"
