@@ -153,6 +153,8 @@ class AsyncClient:
 
     async def _answered(self, packet: Packet, encoded: Encoded, started: float) -> Result:
         """The server's result where it comes in time, else the local exit's."""
+        if self._link.failure is not None:  # refused while nothing was sent
+            raise self._link.failure
         self._offline = self._offline and not self._link.connected
         if not self._offline:
             try:

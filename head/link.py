@@ -114,6 +114,11 @@ class Link:
         """What packets for this link must carry."""
         return self._context
 
+    @property
+    def failure(self) -> LinkError | None:
+        """Why the link has failed for good; None while it has not."""
+        return self._failure
+
     def now_us(self) -> int:
         """The time for packets: microseconds since 1970 by the clock as it was when the link was made.
 

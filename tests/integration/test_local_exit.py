@@ -131,6 +131,17 @@ def test_a_server_that_refuses_is_an_error_all_the_same(session, tmp_path):
             client.infer(FRAMES[0])
 
 
+def test_a_server_that_refuses_while_the_exit_answers_is_noticed(session, tiny_folder, tmp_path):
+    (tmp_path / "models").mkdir()
+    bundles.make(name="other").write(tmp_path / "models" / "other.ncb")
+    trust = tiny_folder / "test.pub"
+    with serving(tiny_folder, trust) as first, Client(session, first.address, exit_after_seconds=0.3) as client:
+        first.kill()
+        until(lambda: client.infer(FRAMES[0]).source == "exit", "the exit answers")
+        with serving(tmp_path / "models", trust, listen=str(first.address)), pytest.raises(RefusedError):
+            until(lambda: client.infer(FRAMES[0]).source == "server", "the new server refuses", 30)
+
+
 def test_the_command_line_says_who_answered(session, photo_folder, tmp_path):
     bundles.trusted_key().write(tmp_path / "test.pub")
     picture = next(photo_folder.rglob("*.png"))
