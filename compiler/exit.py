@@ -42,7 +42,7 @@ CODING_BATCH = 32
 MEMORY_BYTES = 2_000_000_000
 BATCH = 64
 LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 0.02
+WEIGHT_DECAY = 0.05
 DROPOUT = 0.2
 TIMED_RUNS = 25
 
@@ -51,7 +51,8 @@ class ExitNetwork(nn.Module):
     """Symbols uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]`` to class scores float32 ``[N, classes]``.
 
     A learned scale and offset per level and channel bring the symbols of all levels to one range (the steps that they were
-    quantized with); then a 1x1 convolution and separable ones, with a skip where the map keeps its size, and a mean.
+    quantized with); then 3x3 convolutions with skips, at twice the width whenever the map is halved; mean and maximum of
+    what is left of the map; one matrix product. (``docs/local-answers.md`` says what else was tried.)
     """
 
     def __init__(self, shape: tuple[int, int, int], levels: int, classes: int, width: int) -> None:
@@ -59,15 +60,16 @@ class ExitNetwork(nn.Module):
         channels, height, side = shape
         self.scale = nn.Parameter(torch.ones(levels, channels))
         self.offset = nn.Parameter(torch.zeros(levels, channels))
-        layers: list[nn.Module] = [_convolution(channels, width, 1), _Separable(width, width, 1)]
+        layers: list[nn.Module] = [_convolution(channels, width, 1), _Residual(width)]
         while max(height, side) > LEAST_SIDE:
             height, side = math.ceil(height / 2), math.ceil(side / 2)
-            layers += [_Separable(width, width, 2), _Separable(width, width, 1)]
-        # An average over all of the map, spelt so that ONNX gets a pooling: its ReduceMean has changed with the opsets.
-        layers += [_convolution(width, 4 * width, 1), nn.AvgPool2d((height, side))]
+            layers += [_convolution(width, 2 * width, 2), _Residual(2 * width)]
+            width *= 2
         self.layers = nn.Sequential(*layers)
+        # Over all of the map, and spelt so that ONNX gets poolings: its reductions have changed with the opsets.
+        self.mean, self.most = nn.AvgPool2d((height, side)), nn.MaxPool2d((height, side))
         self.dropout = nn.Dropout(DROPOUT)
-        self.classifier = nn.Linear(4 * width, classes)
+        self.classifier = nn.Linear(2 * width, classes)
 
     @torch.no_grad()
     def start_from(self, symbols: Tensor, level: Tensor) -> None:
@@ -85,27 +87,26 @@ class ExitNetwork(nn.Module):
             level = torch.zeros(symbols.shape[0], dtype=torch.int64, device=symbols.device)
         scale, offset = (table.index_select(0, level)[:, :, None, None] for table in (self.scale, self.offset))
         features = self.layers(symbols.float() * scale + offset)
-        scores: Tensor = self.classifier(self.dropout(features.flatten(1)))
+        pooled = torch.cat([self.mean(features), self.most(features)], 1).flatten(1)
+        scores: Tensor = self.classifier(self.dropout(pooled))
         return scores
 
 
-class _Separable(nn.Module):
-    """A depthwise 3x3 and a 1x1 convolution, with a skip where input and output have one shape."""
+class _Residual(nn.Module):
+    """Two 3x3 convolutions and a skip around them."""
 
-    def __init__(self, source: int, target: int, stride: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(source, source, 3, stride, 1, groups=source, bias=False)
-        self.norm = nn.BatchNorm2d(source)
-        self.pointwise = _convolution(source, target, 1)
-        self.skip = source == target and stride == 1
+        self.first = _convolution(width, width, 1)
+        self.second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.pointwise(F.relu(self.norm(self.depthwise(x))))
-        return x + y if self.skip else y
+        return F.relu(x + self.norm(self.second(self.first(x))))
 
 
-def _convolution(source: int, target: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(source, target, size, bias=False), nn.BatchNorm2d(target), nn.ReLU())
+def _convolution(source: int, target: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(source, target, 3, stride, 1, bias=False), nn.BatchNorm2d(target), nn.ReLU())
 
 
 class Coded(NamedTuple):
