@@ -8,11 +8,12 @@ branches answer early; here one answers where no other answer is to be had.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,7 @@ BATCH = 64
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
 DROPOUT = 0.2
+VECTOR = 8  # numbers that an index becomes
 TIMED_RUNS = 25
 
 
@@ -51,13 +53,22 @@ class ExitNetwork(nn.Module):
     """Symbols uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]`` to class scores float32 ``[N, classes]``.
 
     A learned scale and offset per level and channel bring the symbols of all levels to one range (the steps that they were
-    quantized with); then 3x3 convolutions with skips, at twice the width whenever the map is halved; mean and maximum of
-    what is left of the map; one matrix product. (``docs/local-answers.md`` says what else was tried.)
+    quantized with); where symbols are indices (of ``words``), each has a learned vector. Then 3x3 convolutions with skips,
+    at twice the width whenever the map is halved; mean and maximum of what is left of the map; one matrix product.
+    (``docs/local-answers.md`` says what else was tried.)
     """
 
-    def __init__(self, shape: tuple[int, int, int], levels: int, classes: int, width: int) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], levels: int, classes: int, width: int, words: int | None = None
+    ) -> None:
         super().__init__()
         channels, height, side = shape
+        self.vectors = None
+        if words is not None:
+            self.vectors = nn.Embedding(channels * words, VECTOR)
+            first = torch.arange(channels)[:, None, None] * words
+            self.register_buffer("first", first, persistent=False)  # of each channel's vectors
+            channels *= VECTOR
         self.scale = nn.Parameter(torch.ones(levels, channels))
         self.offset = nn.Parameter(torch.zeros(levels, channels))
         layers: list[nn.Module] = [_convolution(channels, width, 1), _Residual(width)]
@@ -74,6 +85,8 @@ class ExitNetwork(nn.Module):
     @torch.no_grad()
     def start_from(self, symbols: Tensor, level: Tensor) -> None:
         """Starts scale and offset such that the symbols of every level and channel have mean 0 and deviation 1."""
+        if self.vectors is not None:
+            return
         for number in range(len(self.scale)):
             seen = symbols[level == number].float()
             if len(seen):
@@ -86,10 +99,17 @@ class ExitNetwork(nn.Module):
         if level is None:
             level = torch.zeros(symbols.shape[0], dtype=torch.int64, device=symbols.device)
         scale, offset = (table.index_select(0, level)[:, :, None, None] for table in (self.scale, self.offset))
-        features = self.layers(symbols.float() * scale + offset)
+        features = self.layers(self._values(symbols) * scale + offset)
         pooled = torch.cat([self.mean(features), self.most(features)], 1).flatten(1)
         scores: Tensor = self.classifier(self.dropout(pooled))
         return scores
+
+    def _values(self, symbols: Tensor) -> Tensor:
+        """Float32 ``[N, C, h, w]``; of indices the vectors, ``[N, C * VECTOR, h, w]``."""
+        if self.vectors is None:
+            return symbols.float()
+        vectors: Tensor = self.vectors(symbols.long() + self.first)
+        return vectors.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 class _Residual(nn.Module):
@@ -146,23 +166,26 @@ def check_exit(job: Job) -> None:
 def train_exit(job: Job, settings: ExitSettings) -> ExitNetwork:
     """Distils an exit from the teacher, or takes it from a finished run in the job's folder.
 
+    Training must be over and the bottleneck folded (:meth:`~narrowcast.compiler.job.Job.settle`): folding may drop channels.
+
     Raises:
         TrainingError: the loss is no number.
     """
     file = job.folder / f"exit-{_digest(settings)}.pt"
-    net = job.bottleneck
-    classes = _scores(job, job.held[:1]).shape[1]
+    net, classes = job.bottleneck, job.outputs()[0].shape[0]
     torch.manual_seed(job.recipe.train.seed)
-    network = ExitNetwork(net.shape, net.levels, classes, settings.width).to(job.problem.device)
+    network = ExitNetwork(net.shape, net.levels, classes, settings.width, None if net.ordered else net.alphabet)
     if file.exists():
         try:
-            network.load_state_dict(torch.load(file, map_location=job.problem.device, weights_only=True))
+            network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
             return network.eval()
         except Exception as error:  # noqa: BLE001  (torch's, pickle's or zipfile's; it is trained again)
             job.progress.note(f"{file} cannot be read ({error}): the local exit is trained anew")
-    coded = _code(job, settings)
-    network.start_from(coded.symbols, coded.level)
-    _fit(network, coded, settings, job.recipe.train.seed, job.progress)
+    with _on_device(job):
+        coded = _code(job, settings)
+        network.to(job.problem.device).start_from(coded.symbols, coded.level)
+        _fit(network, coded, settings, job.recipe.train.seed, job.progress)
+    network.cpu()
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
     with replacing(file) as out:
@@ -170,10 +193,17 @@ def train_exit(job: Job, settings: ExitSettings) -> ExitNetwork:
     return network.eval()
 
 
-@torch.no_grad()
-def _scores(job: Job, rows: npt.NDArray[np.int64]) -> Tensor:
-    """The teacher's class scores for some images."""
-    return flat(job.problem.after(job.data.rows(rows).features))[0].float()
+@contextlib.contextmanager
+def _on_device(job: Job) -> Iterator[None]:
+    """Inside, teacher and bottleneck are where the recipe trains; they share weights, so they go together."""
+    moved = [job.bottleneck, job.problem.before, job.problem.after, job.problem.normalize]
+    for module in moved:
+        module.to(job.problem.device)
+    try:
+        yield
+    finally:
+        for module in (*moved, job.teacher):
+            module.cpu()
 
 
 def _digest(settings: ExitSettings) -> str:

@@ -17,9 +17,11 @@ from narrowcast.compiler.data import split_holdout
 from narrowcast.compiler.errors import ExitError, TrainingError, VerificationError
 from narrowcast.compiler.evaluate import evaluate_frames
 from narrowcast.compiler.exit import Coded, ExitNetwork, train_exit, verify_exit
+from narrowcast.compiler.export import export_exit
 from narrowcast.compiler.job import Job
 from narrowcast.compiler.progress import SILENT
 from narrowcast.compiler.recipe import ExitSettings
+from narrowcast.compiler.retune import _OnTop
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
@@ -60,9 +62,10 @@ def bundle(made):
 
 @pytest.fixture
 def job(made, recipe_for, compiled):
-    """The same job once more, with everything trained."""
+    """The same job once more, with its bottleneck trained."""
     found = Job(recipe_for(exit=EXIT), compiled[1] / "work", Notes())
     found.train()
+    found.settle()
     return found
 
 
@@ -134,10 +137,32 @@ def test_it_learns_what_the_symbols_tell():
     assert (got.argmax(1) == scores[unseen].argmax(1)).float().mean() > 0.5  # chance: a sixth
 
 
+def test_it_learns_what_indices_tell():
+    """Symbols without an order: the class is the index that a frame shows most."""
+    random = np.random.default_rng(0)
+    level = torch.from_numpy(random.integers(0, 2, 600))
+    wanted = random.integers(0, 6, 600)
+    order = random.permutation(32)  # near indices have nothing in common
+    drawn = np.where(
+        random.random((600, 2, 4, 4)) < 0.4, wanted[:, None, None, None], random.integers(0, 32, (600, 2, 4, 4))
+    )
+    symbols = torch.from_numpy(order[drawn].astype(np.uint8))
+    scores = torch.nn.functional.one_hot(torch.from_numpy(wanted), 6).float() * 6
+    torch.manual_seed(0)
+    network = ExitNetwork((2, 4, 4), 2, 6, 16, words=32)
+    seen, unseen = slice(0, 500), slice(500, 600)
+    network.start_from(symbols[seen], level[seen])
+    settings = ExitSettings(width=16, images=500, passes=12)
+    exits._fit(network, Coded(symbols[seen], level[seen], scores[seen]), settings, 0, SILENT)
+    with torch.no_grad():
+        got = network.eval()(symbols[unseen], level[unseen])
+    assert (got.argmax(1) == scores[unseen].argmax(1)).float().mean() > 0.5
+
+
 def test_it_is_kept_and_depends_on_the_seed_alone(job):
     notes: Notes = job.progress
-    assert notes.titles.count("training: local exit") == 0  # taken from the folder
-    first = job.exit.state_dict()
+    first = train_exit(job, SETTINGS).state_dict()
+    assert "training: local exit" not in notes.titles  # taken from the folder
     (kept,) = job.folder.glob("exit-*.pt")
     whole = kept.read_bytes()
     kept.write_bytes(b"broken")
@@ -161,7 +186,9 @@ def test_what_it_learns_from_is_bounded(job, monkeypatch):
 def test_scores_that_are_no_numbers(job):
     coded = exits._code(job, SETTINGS)
     with pytest.raises(TrainingError, match="local exit is no number"):
-        exits._fit(job.exit, coded._replace(scores=coded.scores * float("nan")), SETTINGS, 0, SILENT)
+        exits._fit(
+            ExitNetwork((8, 8, 8), 3, 4, 8), coded._replace(scores=coded.scores * float("nan")), SETTINGS, 0, SILENT
+        )
 
 
 def test_one_level_needs_no_input_for_it(recipe_for, tmp_path):
@@ -172,6 +199,23 @@ def test_one_level_needs_no_input_for_it(recipe_for, tmp_path):
     symbols = session.symbols(np.zeros((32, 32, 3), np.uint8), 0)
     assert session.answer(symbols, 0)["output"].shape == (4,)
     assert len(result.manifest.figures["exit"]["levels"]) == 1
+
+
+def test_a_codebooks_indices_are_exported():
+    torch.manual_seed(0)
+    network = ExitNetwork((2, 4, 4), 2, 6, 8, words=16).eval()
+    symbols = np.random.default_rng(0).integers(0, 16, (2, 3, 2, 4, 4)).astype(np.uint8)
+    verify_exit(network, export_exit(network, (2, 4, 4), 2, "output"), list(symbols))
+
+
+def test_a_retuned_bundle_keeps_its_exit(job, bundle, compiled):
+    top = _OnTop(job, bundle)
+    assert top._exit(b"") == {"exit": bundle.manifest.figures["exit"]}
+    assert top.parts.contents == {"exit.fp32.onnx": bundle.read("exit")}
+    without = _OnTop(job, Bundle.open(compiled[0].bundle, trusted=TRUSTED))
+    assert without._exit(b"") == {}
+    assert without.parts.contents == {}
+    assert any("boards keep their parts" in line for line in job.progress.lines)
 
 
 def test_a_network_that_gives_more_than_class_scores(recipe_for, tmp_path):
