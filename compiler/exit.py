@@ -58,6 +58,8 @@ class ExitNetwork(nn.Module):
     (``docs/local-answers.md`` says what else was tried.)
     """
 
+    first: Tensor
+
     def __init__(
         self, shape: tuple[int, int, int], levels: int, classes: int, width: int, words: int | None = None
     ) -> None:
