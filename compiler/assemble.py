@@ -14,15 +14,17 @@ import numpy.typing as npt
 import torch
 
 import narrowcast
-from narrowcast.compiler.codec import collect_symbols, fit_codec
+from narrowcast.compiler.codec import collect_symbols, fit_codec, symbols_of
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
-from narrowcast.compiler.export import export_head, export_tail, export_whole
+from narrowcast.compiler.exit import exit_figures, train_exit, verify_exit
+from narrowcast.compiler.export import export_exit, export_head, export_tail, export_whole
 from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
 from narrowcast.compiler.job import Job, remember
 from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.compiler.operators import check_operators
-from narrowcast.compiler.verify import Verified, verify
+from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
+from narrowcast.compiler.wholes import try_wholes, whole_figures, whole_times, wholes_too_lossy
 from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, describe_part, write_bundle
 from narrowcast.transport.bundle.manifest import PartKind, Precision, Role
 from narrowcast.transport.codec import Codec, CodecSpec, open_codec
@@ -93,6 +95,7 @@ class Assembly:
         unsupported = check_operators(heads, tail_onnx, job.targets, self.progress)
         spec, codec = self._codec(heads)
         parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
+        alone = {**self._wholes(), **self._exit(head_onnx)}
         manifest = self._manifest(spec, codec.fingerprint.hex())
         draft = job.folder / "draft.ncb"
         write_bundle(draft, manifest, parts.contents, None)
@@ -100,6 +103,7 @@ class Assembly:
             **self._costs(),
             **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
             **self._precision_figures(heads, trials, codec),
+            **alone,
             "left_out": left_out,
             "unsupported": unsupported,
         }
@@ -112,17 +116,48 @@ class Assembly:
     def _networks(self) -> tuple[bytes, bytes]:
         """Exports the networks; gives the head's and the tail's ONNX."""
         job, size = self.job, self.recipe.input.size
-        with self.progress.task("exporting", 3, "networks") as task:
+        with self.progress.task("exporting", 2, "networks") as task:
             head = export_head(self.head, size, job.bottleneck.levels)
             task.advance(1)
             tail = export_tail(self.tail, job.bottleneck.shape, self.names)
             self.parts.add("tail.fp32.onnx", tail, "tail", ["server"], precision="fp32")
             task.advance(1)
-            if self.recipe.export.whole:
-                whole = export_whole(Whole(job.problem.normalize, job.teacher), size, self.names)
-                self.parts.add("whole.fp32.onnx", whole, "whole", ["device", "server"], optional=True, precision="fp32")
-            task.advance(1)
         return head, tail
+
+    def _wholes(self) -> dict[str, Any]:
+        """Adds the uncut network in every precision, and gives its figures; nothing where the recipe wants none."""
+        job, settings = self.job, self.recipe.export
+        if not settings.whole:
+            return {}
+        exact = export_whole(Whole(job.problem.normalize, job.teacher), self.recipe.input.size, self.names)
+        wholes, left_out = make_heads(
+            exact,
+            settings,
+            self._calibration(),
+            symmetric=self._symmetric,
+            progress=self.progress,
+            what="whole network",
+        )
+        frames = self._figure_frames()
+        trials = try_wholes(wholes, frames, self.progress) if len(wholes) > 1 else {}
+        left_out.update(wholes_too_lossy(trials, settings))
+        for precision, reason in left_out.items():
+            self.progress.note(f"no whole network in {precision}: {reason}")
+        wholes = {precision: model for precision, model in wholes.items() if precision not in left_out}
+        for precision, model in wholes.items():
+            roles: list[Role] = ["device", "server"]
+            self.parts.add(f"whole.{precision}.onnx", model, "whole", roles, optional=True, precision=precision)
+        return {"whole": whole_figures(whole_times(wholes, frames[0]), trials, left_out)}
+
+    def _calibration(self) -> npt.NDArray[np.uint8]:
+        """Training images that the ranges of INT8 networks are measured on."""
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.job.data.indices)
+        return self.job.frames(np.sort(rows[: self.recipe.export.calibration_images]))
+
+    @property
+    def _symmetric(self) -> bool:
+        """TensorRT reads one form of INT8 only, on which ONNX Runtime is slow: made where all boards prefer TensorRT."""
+        return bool(self.job.targets) and all(target.backends[0] == "tensorrt" for target in self.job.targets)
 
     def _costs(self) -> dict[str, Any]:
         job = self.job
@@ -139,11 +174,9 @@ class Assembly:
     def _heads(self, fp32: bytes, tail: bytes) -> Trials:
         """The heads that go into the bundle, how they did on held-out frames, and why others are left out."""
         settings = self.recipe.export
-        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.job.data.indices)
-        frames = self.job.frames(np.sort(rows[: settings.calibration_images]))
-        # TensorRT reads one form of INT8 only, and ONNX Runtime is slow on that: it is made for boards that prefer TensorRT.
-        symmetric = bool(self.job.targets) and all(target.backends[0] == "tensorrt" for target in self.job.targets)
-        heads, left_out = make_heads(fp32, settings, frames, symmetric=symmetric, progress=self.progress)
+        heads, left_out = make_heads(
+            fp32, settings, self._calibration(), symmetric=self._symmetric, progress=self.progress
+        )
         trials: dict[Precision, Trial] = {}
         if len(heads) > 1:
             frames = self._figure_frames()
@@ -163,6 +196,24 @@ class Assembly:
         times, backend = head_times(heads, self.recipe.input.size, self.job.bottleneck.levels)
         rows = {name: {"head_ms": times[name], "levels": trials[name].figures(codec)} for name in heads}
         return {"precisions": rows, "head_ms_with": backend}
+
+    def _exit(self, head: bytes) -> dict[str, Any]:
+        """Adds the local exit, and gives its figures; nothing where the recipe wants none."""
+        job = self.job
+        if self.recipe.exit is None:
+            return {}
+        network = train_exit(job, self.recipe.exit)
+        spec, frames = job.spec(), self._figure_frames()
+        model = export_exit(network, spec.shape, spec.levels, self.names[0])
+        coder = OnnxNetwork(head)
+        with self.progress.task("trying the local exit", spec.levels, "levels") as task:
+            symbols = []
+            for level in range(spec.levels):
+                symbols.append(symbols_of(coder, "fp32", spec, frames, level))
+                task.advance(1)
+        verify_exit(network, model, [of_level[:VERIFY_FRAMES] for of_level in symbols])
+        self.parts.add("exit.fp32.onnx", model, "exit", ["device"], precision="fp32")
+        return {"exit": exit_figures(network, model, symbols, job.teacher_outputs(frames, self.names))}
 
     def _codec(self, heads: dict[Precision, bytes]) -> tuple[CodecSpec, Codec]:
         """The codec for the symbols that the bundle's heads give on training images; its data become a part.

@@ -13,6 +13,7 @@
         ├── TrainingError       training went wrong (not a number, a checkpoint of another recipe)
         ├── RetuneError         a tail cannot be tuned onto a bundle that is out
         ├── ExportError         a graph that does not export
+        ├── ExitError           a network that a local exit cannot stand in for
         └── VerificationError (3)   the compiled parts do not do what the trained network does
 """
 
@@ -59,6 +60,10 @@ class RetuneError(CompilerError):
 
 class ExportError(CompilerError):
     """A graph that does not export."""
+
+
+class ExitError(CompilerError):
+    """A network that a local exit cannot stand in for."""
 
 
 class VerificationError(CompilerError):

@@ -18,7 +18,18 @@ from narrowcast.compiler.outcome_cache import OutcomeCache
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.scores import By, Evaluation, Score, check_measurable
 from narrowcast.compiler.verify import OnnxNetwork
-from narrowcast.compiler.ways import Frames, Labels, Tally, codec_ways, split_ways, teacher_way, top_class
+from narrowcast.compiler.ways import (
+    Frames,
+    Labels,
+    Tally,
+    codec_ways,
+    exit_way,
+    local_way,
+    split_ways,
+    teacher_way,
+    top_class,
+)
+from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import FrameError
@@ -51,7 +62,7 @@ def evaluate(
             folders where there are as many as classes.
         labels: another file of labels.
         limit: use at most so many images.
-        precision: of the head.
+        precision: of the head, and of the uncut network as it would run on the device.
         codecs: to put beside the split; those that this machine's Pillow lacks are left out and listed.
         by: a figure that must be measurable.
         work: where the codecs' results are kept, for another bundle of the same teacher on the same images; None keeps none.
@@ -135,10 +146,16 @@ def _evaluate(
     workers = min(cores, max(1, count_ways // 2))
     threads = max(1, cores // workers)
     whole = OnnxNetwork(bundle.read("whole"), threads) if bundle.has("whole") else None
-    tallies = [Tally(way) for way in split_ways(bundle, precision, threads)]
+    session = HeadSession(bundle, precision=precision, threads=threads)
+    tallies = [Tally(way) for way in split_ways(session, threads)]
+    if session.has_exit:
+        tallies.append(Tally(exit_way(session)))
     sent: list[tuple[ImageCodec, Tally]] = []
     if whole is not None:
-        tallies.insert(0, Tally(teacher_way()))
+        alone = (
+            [local_way(bundle, precision, threads)] if precision != "fp32" and bundle.has("whole", precision) else []
+        )
+        tallies = [*(Tally(way) for way in (teacher_way(), *alone)), *tallies]
         sent = [(codec, Tally(way)) for codec in there for way in codec_ways(codec, whole)]
     new = [(codec, tally) for codec, tally in sent if cache is None or not cache.restore(codec, tally)]
     _run([*tallies, *(tally for _, tally in new)], whole, chunks, workers, count, progress)

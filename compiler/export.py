@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.compiler.errors import ExportError
+from narrowcast.compiler.exit import ExitNetwork
 from narrowcast.compiler.modules import Head, Tail, Whole
 
 OPSET = 18  # what torch's exporter has implementations for
@@ -29,13 +30,25 @@ def export_head(head: Head, size: tuple[int, int], levels: int) -> bytes:
     image = torch.zeros(1, *size, 3, dtype=torch.uint8)
     level = (torch.zeros(1, dtype=torch.int64),) if levels > 1 else ()
     names = ["image", "level"] if levels > 1 else ["image"]
-    model = onnx.load_from_string(_export(head, (image, *level), names, ["symbols"], None, "head"))
+    return _for_boards(_export(head, (image, *level), names, ["symbols"], None, "head"), "head")
+
+
+def export_exit(network: ExitNetwork, shape: tuple[int, int, int], levels: int, output: str) -> bytes:
+    """The local exit as ONNX: ``symbols`` uint8 ``[1, C, h, w]`` (and ``level``, as for the head); the task's output."""
+    symbols = torch.zeros(1, *shape, dtype=torch.uint8)
+    level = (torch.zeros(1, dtype=torch.int64),) if levels > 1 else ()
+    names = ["symbols", "level"] if levels > 1 else ["symbols"]
+    return _for_boards(_export(network, (symbols, *level), names, [output], None, "local exit"), "local exit")
+
+
+def _for_boards(data: bytes, what: str) -> bytes:
+    """The same network in the oldest opset that a board may read."""
     try:
-        model = onnx.version_converter.convert_version(model, HEAD_OPSET)
+        model = onnx.version_converter.convert_version(onnx.load_from_string(data), HEAD_OPSET)
     except RuntimeError as error:
-        raise ExportError(f"the head cannot be written for opset {HEAD_OPSET}: {error}") from error
-    data: bytes = model.SerializeToString()
-    return data
+        raise ExportError(f"the {what} cannot be written for opset {HEAD_OPSET}: {error}") from error
+    older: bytes = model.SerializeToString()
+    return older
 
 
 def export_tail(tail: Tail, shape: tuple[int, int, int], outputs: Sequence[str]) -> bytes:

@@ -68,29 +68,38 @@ class Trial:
 
 
 def make_heads(
-    fp32: bytes, settings: ExportSettings, frames: npt.NDArray[np.uint8], *, symmetric: bool, progress: Progress
+    fp32: bytes,
+    settings: ExportSettings,
+    frames: npt.NDArray[np.uint8],
+    *,
+    symmetric: bool,
+    progress: Progress,
+    what: str = "head",
 ) -> tuple[dict[Precision, bytes], dict[Precision, str]]:
-    """The head in every precision of the recipe.
+    """The head (or another network that takes images) in every precision of the recipe.
 
     Args:
-        fp32: the exported head.
+        fp32: as it was exported.
         settings: the recipe's.
         frames: uint8 ``[N, H, W, 3]`` to calibrate INT8 with.
         symmetric: see :func:`narrowcast.compiler.precision.to_int8`.
         progress: told where it is.
+        what: it is.
 
     Returns:
-        the heads, fp32 first; and why a precision is left out.
+        the networks, fp32 first; and why a precision is left out.
     """
     heads: dict[Precision, bytes] = {"fp32": fp32}
     left_out: dict[Precision, str] = {}
     wanted = [name for name in PRECISIONS if name in settings.precisions and name != "fp32"]
     if not wanted:
         return heads, left_out
-    with progress.task("lower precisions", len(wanted), "heads") as task:
+    with progress.task(f"lower precisions of the {what}", len(wanted), "networks") as task:
         for name in wanted:
             try:
-                heads[name] = to_fp16(fp32) if name == "fp16" else to_int8(fp32, frames, symmetric=symmetric)
+                heads[name] = (
+                    to_fp16(fp32, what) if name == "fp16" else to_int8(fp32, frames, symmetric=symmetric, what=what)
+                )
             except ExportError as error:
                 left_out[name] = str(error)
             task.advance(1)
@@ -128,8 +137,8 @@ def try_heads(
                 outputs = _tail_outputs(tail_network, symbols, level)
                 steps = np.abs(symbols.astype(int) - (symbols if name == "fp32" else trials["fp32"].symbols[level]))
                 trial.symbols.append(symbols)
-                trial.agreement.append(_agreement(outputs, teacher))
-                trial.output_error.append(_output_error(outputs, teacher))
+                trial.agreement.append(agreement_of(outputs, teacher))
+                trial.output_error.append(output_error_of(outputs, teacher))
                 trial.moved_symbols.append(float((steps > 0).mean()))
                 trial.largest_step.append(int(steps.max()))
                 task.advance(1)
@@ -201,12 +210,14 @@ def _tail_outputs(tail: OnnxNetwork, symbols: Symbols, level: int) -> Outputs:
     return {name: np.concatenate([outputs[name] for outputs in found]) for name in tail.outputs}
 
 
-def _agreement(outputs: Outputs, teacher: Outputs) -> float | None:
+def agreement_of(outputs: Outputs, teacher: Outputs) -> float | None:
+    """The part of the frames with the teacher's top class; None without class scores."""
     top, wanted = top_class(outputs), top_class(teacher)
     return None if top is None or wanted is None else float((top == wanted).mean())
 
 
-def _output_error(outputs: Outputs, teacher: Outputs) -> float:
+def output_error_of(outputs: Outputs, teacher: Outputs) -> float:
+    """The squared error of all outputs as a part of the teacher's variance; 0 where no output is of floats."""
     errors: Sequence[float] = [
         float(np.square(outputs[name] - wanted.astype(np.float64)).mean() / max(float(wanted.var()), 1e-12))
         for name, wanted in teacher.items()

@@ -32,6 +32,7 @@ from narrowcast.compiler.data import (
     split_holdout,
 )
 from narrowcast.compiler.evaluate import CHUNK
+from narrowcast.compiler.exit import check_exit
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.labels import training_labels
 from narrowcast.compiler.modules import Head, flat, output_names
@@ -86,6 +87,8 @@ class Job:
         described = f"{_digest(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
         self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
+        if recipe.exit is not None:
+            check_exit(self)
 
     def _find_cut(self) -> Cut:
         recipe = self.recipe

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".svg", ".png")
 NAMES = {"split": "narrowcast split", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", BEST: "best of the codecs"}
+UNSENT = {"local": "whole on the device", "exit": "local exit"}
 _INK = "#333333"
 # Distinct in the common forms of colour blindness (M. Okabe, K. Ito, "Color Universal Design", 2008).
 _SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
@@ -80,10 +81,17 @@ def draw_over_bytes(axes: Axes, lines: Sequence[Line], by: By, colours: Sequence
 
 def draw_teacher(axes: Axes, reached: float, colour: str, spread: Interval | None = None) -> None:
     """Draws the teacher's accuracy as a dashed line, its interval as a band."""
-    axes.axhline(100 * reached, color=colour, linestyle="--", linewidth=1)
+    draw_unsent(axes, "teacher", reached, colour, spread, "--")
+
+
+def draw_unsent(
+    axes: Axes, name: str, reached: float, colour: str, spread: Interval | None = None, style: str = ":"
+) -> None:
+    """Draws what sends nothing, and so has no place over bytes, as a line across; its interval as a band."""
+    axes.axhline(100 * reached, color=colour, linestyle=style, linewidth=1)
     if spread is not None:
         axes.axhspan(100 * spread.low, 100 * spread.high, color=colour, alpha=0.08, linewidth=0)
-    axes.annotate(f"teacher {100 * reached:.1f} %", (1, 100 * reached), (0, 4), xycoords=("axes fraction", "data"),
+    axes.annotate(f"{name} {100 * reached:.1f} %", (1, 100 * reached), (0, 4), xycoords=("axes fraction", "data"),
                   textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
 
 
@@ -136,6 +144,9 @@ def write_plot(evaluation: Evaluation, path: Path, by: By | None = None) -> None
         for teacher in evaluation.of("teacher"):
             if by == "accuracy" and teacher.accuracy is not None:
                 draw_teacher(axes, teacher.accuracy, _INK, teacher.accuracy_interval)
+        for alone in (*evaluation.of("local"), *evaluation.of("exit")):
+            if (reached := alone.reached(by)) is not None:
+                draw_unsent(axes, UNSENT[alone.way], reached, _INK, alone.reached_interval(by))
         draw_over_bytes(axes, lines, by, _SERIES)
         axes.set_title(f"{evaluation.model}, release {evaluation.release}, {evaluation.images} images", fontsize=10)
         kind = path.suffix.lower().lstrip(".")

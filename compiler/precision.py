@@ -1,4 +1,6 @@
-"""The head in fp16 and INT8, from the head in fp32: the same inputs, the same symbols' type, other arithmetic inside.
+"""A network in fp16 and INT8, from the same in fp32: the same inputs and outputs, other arithmetic inside.
+
+What is said of heads here holds for the uncut network as well: it, too, is a core between bytes and a few last layers.
 
 What is converted is the head's *core*: its convolutions (and matrix products) and what lies between them. The normalisation
 of the bytes before them and everything behind the last of them (gain, rounding, clip) stay in fp32: there a small error is
@@ -117,8 +119,12 @@ def _reach(nodes: list[onnx.NodeProto], layers: Set[str], *, forward: bool = Tru
     return found
 
 
-def to_fp16(head: bytes) -> bytes:
+def to_fp16(head: bytes, what: str = "head") -> bytes:
     """The head with its core in fp16; casts stand where the core begins and ends.
+
+    Args:
+        head: in fp32.
+        what: to call it in errors.
 
     Raises:
         ExportError: it cannot be converted.
@@ -154,7 +160,7 @@ def to_fp16(head: bytes) -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx raises errors of several kinds
-        raise ExportError(f"the head cannot be written in fp16: {_first_line(error)}") from error
+        raise ExportError(f"the {what} cannot be written in fp16: {_first_line(error)}") from error
     data: bytes = model.SerializeToString()
     return data
 
@@ -189,7 +195,7 @@ def _renamed(node: onnx.NodeProto, names: dict[str, str]) -> onnx.NodeProto:
     return twin
 
 
-def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> bytes:
+def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool, what: str = "head") -> bytes:
     """The head with its core in INT8: static QDQ, weights per channel, ranges of activations measured on ``frames``.
 
     Args:
@@ -197,6 +203,7 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> b
         frames: uint8 ``[N, H, W, 3]``, as the head takes them.
         symmetric: signed activations with zero points of 0 and float biases, the one form that TensorRT reads. Without,
             unsigned activations with zero points: ONNX Runtime folds ReLU and clips into those, and runs them faster.
+        what: to call it in errors.
 
     Raises:
         ExportError: it cannot be quantized.
@@ -204,7 +211,7 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> b
     model = onnx.load_from_string(head)
     chosen, inputs = quantizable(model), [value.name for value in model.graph.input]
     if not chosen:
-        raise ExportError("the head has no convolution to quantize between its first and its last")
+        raise ExportError(f"the {what} has no convolution to quantize between its first and its last")
     options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
@@ -217,7 +224,7 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool) -> b
                     nodes_to_quantize=chosen, calibrate_method=CalibrationMethod.MinMax, extra_options=options,
                 )  # fmt: skip
         except Exception as error:
-            raise ExportError(f"the head cannot be quantized to INT8: {_first_line(error)}") from error
+            raise ExportError(f"the {what} cannot be quantized to INT8: {_first_line(error)}") from error
         return after.read_bytes()
 
 

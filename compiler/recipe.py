@@ -120,6 +120,20 @@ class ExportSettings(Settings, frozen=True):
             raise ValueError(f"precisions is {self.precisions}; fp32, and what else is wanted, each once")
 
 
+class ExitSettings(Settings, frozen=True):
+    """``[exit]``: a small classifier on the symbols, for a device without a link; without the table there is none.
+
+    Attributes:
+        width: channels of its first layers; doubled whenever the map is halved.
+        images: how many training images are coded for it, each at a level drawn at random.
+        passes: how often it sees them.
+    """
+
+    width: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 32
+    images: Annotated[int, msgspec.Meta(ge=1)] = 12_000
+    passes: Annotated[int, msgspec.Meta(ge=1)] = 20
+
+
 class Recipe(Settings, frozen=True):
     """A recipe file.
 
@@ -139,6 +153,7 @@ class Recipe(Settings, frozen=True):
     train: TrainSettings = TrainSettings()
     coding: CodingSettings = CodingSettings()
     export: ExportSettings = ExportSettings()
+    exit: ExitSettings | None = None
     folder: str = ""
 
 

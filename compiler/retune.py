@@ -153,5 +153,13 @@ class _OnTop(Assembly):
                 self.parts.add(part.name, self.old.read(part.kind), part.kind, ["device", "server"])
         return self.old.manifest.codec, self.old.codec()
 
+    def _exit(self, head: bytes) -> dict[str, Any]:
+        if not self.old.has("exit"):
+            if self.recipe.exit is not None:
+                self.progress.note(f"no local exit: {self.old.manifest.name} has none, and boards keep their parts")
+            return {}
+        self.parts.add("exit.fp32.onnx", self.old.read("exit"), "exit", ["device"], precision="fp32")
+        return {"exit": self.old.manifest.figures["exit"]}
+
     def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
         return self.old.read("selfcheck")

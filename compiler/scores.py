@@ -32,9 +32,10 @@ class Score:
     """One way of getting answers, on the same images.
 
     Attributes:
-        way: ``teacher``, ``split``, ``png``, ``jpeg``, ``webp``, ``avif``.
+        way: ``teacher``, ``split``, ``exit`` (the local exit), ``local`` (the uncut network on the device, in the precision
+            that was asked for, where that is not the teacher's own), ``png``, ``jpeg``, ``webp``, ``avif``.
         setting: the level or the quality; None where there is none.
-        mean_bytes: per frame: a packet with its header, or an image file; None for the teacher.
+        mean_bytes: per frame: a packet with its header, or an image file; None where nothing is sent.
         accuracy: part of the images with the right top class; None without labels or classes.
         agreement: part with the teacher's top class; None without the teacher or classes.
         output_error: squared error of all outputs as a part of their variance; None without the teacher.
@@ -77,7 +78,7 @@ class Outcome(NamedTuple):
     Attributes:
         right: bool ``[N]``; None without labels or classes.
         agreed: bool ``[N]``; None without the teacher or classes.
-        sizes: bytes int64 ``[N]``; None for the teacher.
+        sizes: bytes int64 ``[N]``; None where nothing is sent.
     """
 
     right: npt.NDArray[np.bool_] | None

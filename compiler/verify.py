@@ -95,7 +95,12 @@ def _outputs_apart(
     got = exported(symbols=symbols, level=level)
     worst = 0.0
     for reference, name in zip(wanted, exported.outputs, strict=True):
-        values = reference.numpy().astype(np.float64)
-        apart = np.abs(got[name].astype(np.float64) - values).max(initial=0)
-        worst = max(worst, float(apart / max(np.abs(values).max(initial=0), 1e-6)))
+        worst = max(worst, largest_difference(got[name], reference.numpy()))
     return worst
+
+
+def largest_difference(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """The largest difference of an output, as a part of the largest value that is wanted."""
+    values = wanted.astype(np.float64)
+    apart = np.abs(got.astype(np.float64) - values).max(initial=0)
+    return float(apart / max(np.abs(values).max(initial=0), 1e-6))

@@ -1,4 +1,8 @@
-"""The ways of getting answers that an evaluation puts side by side: the teacher, the split at each level, image codecs."""
+"""The ways of getting answers that an evaluation puts side by side.
+
+The teacher; the split at each level; the device alone, by its local exit or by the uncut network in a lower precision; image
+codecs.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +55,9 @@ class Way(NamedTuple):
     answer: Callable[[Frames, Outputs | None], Answers]
 
 
-def split_ways(bundle: Bundle, precision: Precision, threads: int) -> list[Way]:
-    """The split, level by level: head of a precision, coder and tail as on board and server, each on ``threads`` threads."""
-    session = HeadSession(bundle, precision=precision, threads=threads)
-    tail = OnnxNetwork(bundle.read("tail"), threads)
+def split_ways(session: HeadSession, threads: int) -> list[Way]:
+    """The split, level by level: head, coder and tail as on board and server, the tail on ``threads`` threads."""
+    tail = OnnxNetwork(session.bundle.read("tail"), threads)
 
     def at(level: int) -> Way:
         def answer(frames: Frames, _: Outputs | None) -> Answers:
@@ -65,6 +68,27 @@ def split_ways(bundle: Bundle, precision: Precision, threads: int) -> list[Way]:
         return Way("split", level, None, answer)
 
     return [at(level) for level in range(session.levels)]
+
+
+def exit_way(session: HeadSession) -> Way:
+    """The local exit, on the symbols of the highest level: what they would take to send is no matter to it."""
+    level = session.levels - 1
+
+    def answer(frames: Frames, _: Outputs | None) -> Answers:
+        found = [session.answer(session.symbols(frame, level), level) for frame in frames]
+        return Answers({name: np.stack([one[name] for one in found]) for name in found[0]}, None)
+
+    return Way("exit", level, None, answer)
+
+
+def local_way(bundle: Bundle, precision: Precision, threads: int) -> Way:
+    """The uncut network on the device, in a precision."""
+    whole = OnnxNetwork(bundle.read("whole", precision), threads)
+
+    def answer(frames: Frames, _: Outputs | None) -> Answers:
+        return Answers(whole(image=frames), None)
+
+    return Way("local", None, None, answer)
 
 
 def teacher_way() -> Way:

@@ -82,6 +82,18 @@ def probe(root: str | Path = "/", *, architecture: str | None = None) -> Board:
     )
 
 
+def preferred_backends(root: str | Path = "/", *, architecture: str | None = None) -> list[str]:
+    """What runs networks on this board, best first: its target's backends; ONNX Runtime where no target describes it.
+
+    Args:
+        root: as of :func:`probe`.
+        architecture: likewise.
+    """
+    model = _first_line(Path(root) / "proc/device-tree/model")
+    target = recognise(model or "", architecture or platform.machine())
+    return list(target.backends) if target else ["onnxruntime"]
+
+
 def _power(target: Target | None, root: Path) -> Measurable:
     if target is None:
         return Measurable("power", why_not="no target describes this board")

@@ -1,4 +1,4 @@
-"""Which of a bundle's heads runs here: the fastest by measurement, if its symbols are what they should be.
+"""Which of a bundle's heads runs here, and on what: the fastest by measurement, if its symbols are what they should be.
 
 Lower precision is not faster everywhere: INT8 halves the time of one head on one processor and triples it on another. So the
 heads are timed on the board itself, side by side, and the answer is kept in a small file for the next start.
@@ -7,9 +7,10 @@ heads are timed on the board itself, side by side, and the answer is kept in a s
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Literal
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head.backends import HeadBackend, load_backend
+from narrowcast.head.cache import cache_folder
 from narrowcast.head.errors import BackendError
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
@@ -26,6 +28,8 @@ from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.files import replacing
 from narrowcast.transport.selfcheck import reference_frames
 from narrowcast.transport.structs import Settings, from_json, to_json
+
+log = logging.getLogger(__name__)
 
 Wanted = Precision | Literal["auto"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -48,6 +52,7 @@ class Choice(Settings, frozen=True):
         head_ms: median time of one frame, by precision; empty where there was nothing to choose.
         rejected: precisions that the bundle has and this board does not run, each with the reason.
         remembered: the measurement was made at an earlier start.
+        passed_over: backends that were preferred and do not run the head, each with the reason.
     """
 
     precision: Precision
@@ -55,6 +60,7 @@ class Choice(Settings, frozen=True):
     head_ms: dict[Precision, float] = {}
     rejected: dict[Precision, str] = {}
     remembered: bool = False
+    passed_over: dict[str, str] = {}
 
     def __str__(self) -> str:
         """One line."""
@@ -66,24 +72,44 @@ class Choice(Settings, frozen=True):
 
 def load_head(
     bundle: Bundle,
-    backend: str,
+    backends: Sequence[str],
     precision: Wanted,
     threads: int,
     check: Callable[[Precision, HeadBackend], str | None],
 ) -> tuple[HeadBackend, Choice]:
-    """The head to run.
+    """The head to run, on the first backend that loads it.
 
     Args:
         bundle: with one head or several.
-        backend: a key of ``BACKENDS``.
+        backends: keys of ``BACKENDS``, best first.
         precision: this one, or ``auto``: the fastest here.
         threads: for the backend.
         check: says what is wrong with a head's symbols on this board; None where nothing is.
 
     Raises:
         MissingPartError: the bundle has no head of that precision.
-        BackendError: the backend loads none of the heads.
+        BackendError: no backend loads any of the heads.
     """
+    passed_over: dict[str, str] = {}
+    for backend in backends:
+        try:
+            head, choice = _load_head(bundle, backend, precision, threads, check)
+        except BackendError as error:
+            passed_over[backend] = str(error)
+            if backend != backends[-1]:
+                log.warning("the head does not run on %s, the next backend is tried: %s", backend, error)
+            continue
+        return head, msgspec.structs.replace(choice, passed_over=passed_over)
+    raise BackendError("; ".join(passed_over.values()) or "no backend was named")
+
+
+def _load_head(
+    bundle: Bundle,
+    backend: str,
+    precision: Wanted,
+    threads: int,
+    check: Callable[[Precision, HeadBackend], str | None],
+) -> tuple[HeadBackend, Choice]:
     present = [name for name in PRECISIONS if bundle.has("head", name)]
     if precision == "auto" and len(present) > 1:
         return _Chooser(bundle, backend, threads, present).choose(check)
@@ -163,14 +189,6 @@ def measure(heads: Mapping[Precision, HeadBackend], size: tuple[int, int], level
             head.run(frame, level)
             samples[name].append((perf_counter_ns() - before) / 1e6)
     return {name: round(float(np.median(times)), 3) for name, times in samples.items()}
-
-
-def cache_folder() -> Path | None:
-    """Where measurements are kept: ``$NARROWCAST_CACHE``, else ``narrowcast`` in the user's caches; None for ``off``."""
-    folder = os.environ.get("NARROWCAST_CACHE")
-    if folder == "off":
-        return None
-    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast")
 
 
 def _cache_file(bundle: Bundle, backend: str, threads: int) -> Path | None:

@@ -1,7 +1,8 @@
 """The edge client: frames in, the tail's outputs out.
 
 :class:`Client` is for ordinary code, :class:`AsyncClient` for asyncio. Both keep one stream to one server, with several
-frames in flight; results come in the order of the frames, each exactly once, over any number of broken links.
+frames in flight; results come in the order of the frames, each exactly once, over any number of broken links. Where the
+bundle has a local exit, it answers the frames that no server answers in time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,7 @@ class Result:
         times: where its time went.
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
+        source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
     """
 
     frame_id: int
@@ -58,6 +60,7 @@ class Result:
     times: FrameTimes
     latency_ms: float
     placement: Placement
+    source: Literal["server", "exit"] = "server"
 
 
 class AsyncClient:
@@ -70,6 +73,13 @@ class AsyncClient:
         window: how many frames may be unanswered.
         give_up_seconds: how long to wait for a server that does not answer; None for ever.
         on_trouble: told, in a line, whenever the link breaks.
+        local_exit: whether the bundle's local exit answers what the server does not; None where the bundle has one. The
+            link is then tried for ever: no frame fails for want of a server.
+        exit_after_seconds: how long a frame may wait for the server before the exit answers it. While the link is known to
+            be down, it answers at once.
+
+    Raises:
+        MissingPartError: there is no local exit, and one is asked for.
     """
 
     def __init__(
@@ -81,14 +91,23 @@ class AsyncClient:
         window: int = 8,
         give_up_seconds: float | None = 30.0,
         on_trouble: Callable[[str], None] | None = None,
+        local_exit: bool | None = None,
+        exit_after_seconds: float = 2.0,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None else level
         address = parse_address(address) if isinstance(address, str) else address
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
+        self.local_exit = self.session.has_exit if local_exit is None else local_exit
+        if self.local_exit:
+            _ = self.session.exit  # now, and not when the link is down
+        self._exit_after_seconds = exit_after_seconds
+        self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
+        self._offline = False  # a frame has waited in vain for a link that is still down
         self._link = Link(
-            address, manifest.name, fingerprint, window=window, give_up_seconds=give_up_seconds, on_trouble=on_trouble
-        )
+            address, manifest.name, fingerprint, window=window, give_up_seconds=give_up_seconds,
+            keep_trying=self.local_exit, on_trouble=on_trouble,
+        )  # fmt: skip
         self._outputs = manifest.outputs
         self._next_id = 0
 
@@ -124,8 +143,36 @@ class AsyncClient:
             self.session.codec.codec_id, encoded.level, frame_id, self._link.now_us(), encoded.payload,
             context.stream_id, context.fingerprint,
         )  # fmt: skip
+        if self.local_exit:
+            await self._room.acquire()
+            task = asyncio.create_task(self._answered(packet, encoded, started))
+            task.add_done_callback(lambda _: self._room.release())
+            return task
         answer = await self._link.send(packet)
         return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._outputs))
+
+    async def _answered(self, packet: Packet, encoded: Encoded, started: float) -> Result:
+        """The server's result where it comes in time, else the local exit's."""
+        if self._link.failure is not None:  # refused while nothing was sent
+            raise self._link.failure
+        self._offline = self._offline and not self._link.connected
+        if not self._offline:
+            try:
+                return await asyncio.wait_for(self._sent(packet, encoded, started), self._exit_after_seconds)
+            except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
+                self._offline = not self._link.connected
+        before = time.perf_counter()
+        outputs = await asyncio.to_thread(self.session.answer, encoded.symbols, encoded.level)
+        now = time.perf_counter()
+        encoded.times.exit_ms = (now - before) * 1000
+        return Result(
+            frame_id=packet.frame_id, outputs=outputs, error=None, level=encoded.level, packet_bytes=0,
+            times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit",
+        )  # fmt: skip
+
+    async def _sent(self, packet: Packet, encoded: Encoded, started: float) -> Result:
+        answer = await self._link.send(packet)
+        return await _finish(encoded, packet.frame_id, answer, started, self._outputs)
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail."""

@@ -75,6 +75,7 @@ class Link:
         fingerprint: of the codec, 16 bytes.
         window: how many frames may be unanswered; the server may allow fewer.
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
+        keep_trying: never to fail for want of a server; ``give_up_seconds`` then ends silent streams alone.
         on_trouble: told, in a line, whenever the link breaks and is tried again.
     """
 
@@ -86,6 +87,7 @@ class Link:
         *,
         window: int = 8,
         give_up_seconds: float | None = 30.0,
+        keep_trying: bool = False,
         on_trouble: Callable[[str], None] | None = None,
     ) -> None:
         self.address = address
@@ -95,6 +97,8 @@ class Link:
         self._began = time.monotonic_ns()
         self._window = max(1, window)
         self._give_up_seconds = give_up_seconds
+        self._keep_trying = keep_trying
+        self.connected = False  # a stream is open, as far as is known
         self._on_trouble = on_trouble or (lambda line: None)
         self._waiting: dict[int, _Waiting] = {}  # in the order of the frames
         self._changed = asyncio.Event()
@@ -109,6 +113,11 @@ class Link:
     def context(self) -> StreamContext:
         """What packets for this link must carry."""
         return self._context
+
+    @property
+    def failure(self) -> LinkError | None:
+        """Why the link has failed for good; None while it has not."""
+        return self._failure
 
     def now_us(self) -> int:
         """The time for packets: microseconds since 1970 by the clock as it was when the link was made.
@@ -205,7 +214,7 @@ class Link:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
 
     def _is_hopeless(self) -> bool:
-        if self._give_up_seconds is None:
+        if self._give_up_seconds is None or self._keep_trying:
             return False
         return self._is_silent() or self._fruitless >= MAX_FRUITLESS_STREAMS
 
@@ -220,8 +229,10 @@ class Link:
                     if waiting.answer.done():  # cancelled while it was on its way: not to be sent again
                         self._forget(frame_id)
                 self._changed.set()
+                self.connected = True
                 await _first_of(self._receive_all(call), self._send_all(call, window), self._watch())
             finally:
+                self.connected = False
                 self._meter.read()
                 call.cancel()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from time import perf_counter_ns
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.head.backends import HeadBackend
+from narrowcast.head.backends import Array, Exit, HeadBackend, load_exit
 from narrowcast.head.choice import Wanted, load_head
 from narrowcast.head.errors import BackendError
 from narrowcast.head.selfcheck import SelfCheckReport, run_self_check
@@ -27,12 +29,14 @@ class Encoded(NamedTuple):
         level: the rate point.
         placement: where the frame lies in the network's input: leads boxes and masks back.
         times: resize, head and encode.
+        symbols: what is in the payload, uint8 ``[C, h, w]``: for the local exit.
     """
 
     payload: bytes
     level: int
     placement: Placement
     times: FrameTimes
+    symbols: npt.NDArray[np.uint8]
 
 
 class HeadSession:
@@ -40,13 +44,13 @@ class HeadSession:
 
     Args:
         bundle: opened for the role ``device`` (or ``any``).
-        backend: ``onnxruntime``.
+        backend: ``onnxruntime`` or ``tensorrt``; or several, best first: the first that loads a head runs it.
         precision: of the head. ``auto`` takes the fastest of those in the bundle whose symbols are within the bundle's
             bounds on this board: measured once, for a second or two, and remembered (:mod:`narrowcast.head.choice`).
         threads: for the backend; 0 for its own choice.
 
     Attributes:
-        choice: the precision that runs, and why.
+        choice: the precision and the backend that run, and why.
 
     Raises:
         BundleError: a part is missing or damaged.
@@ -54,13 +58,20 @@ class HeadSession:
     """
 
     def __init__(
-        self, bundle: Bundle, *, backend: str = "onnxruntime", precision: Wanted = "auto", threads: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        backend: str | Sequence[str] = "onnxruntime",
+        precision: Wanted = "auto",
+        threads: int = 0,
     ) -> None:
         self.bundle = bundle
         self.contract = bundle.manifest.input
         self.codec = bundle.codec()
         self.levels = bundle.manifest.codec.levels
-        self.backend, self.choice = load_head(bundle, backend, precision, threads, self._fault)
+        backends = [backend] if isinstance(backend, str) else backend
+        self.backend, self.choice = load_head(bundle, backends, precision, threads, self._fault)
+        self._threads = threads
 
     def symbols(self, image: Image, level: int) -> npt.NDArray[np.uint8]:
         """The symbols uint8 ``[C, H, W]`` of an image that is already as the contract wants it.
@@ -105,6 +116,48 @@ class HeadSession:
             )
         return symbols
 
+    @property
+    def has_exit(self) -> bool:
+        """Whether the bundle has a local exit."""
+        return self.bundle.has("exit")
+
+    @cached_property
+    def exit(self) -> Exit:
+        """The bundle's local exit, loaded when it is first asked for.
+
+        It is small: ONNX Runtime on the CPU is as good as any, and what runs the head serves where that is not installed.
+
+        Raises:
+            MissingPartError: the bundle has none.
+            BackendError: no backend takes it.
+        """
+        if not self.has_exit:
+            raise MissingPartError(
+                f"{self.bundle.path.name} has no local exit: compile with [exit] in the recipe, or take the uncut network "
+                "([export] whole = true), which a board can run alone"
+            )
+        model = self.bundle.read("exit")
+        try:
+            return load_exit("onnxruntime", model, threads=self._threads)
+        except BackendError:
+            other = self.choice.backend.split()[0]
+            if other == "onnxruntime":
+                raise
+            return load_exit(other, model, threads=self._threads)
+
+    def answer(self, symbols: npt.NDArray[np.uint8], level: int) -> dict[str, Array]:
+        """The task's outputs by name, without the batch, by the local exit: on the device alone.
+
+        Args:
+            symbols: uint8 ``[C, h, w]``, of :meth:`symbols` or :meth:`encode`.
+            level: that they were made at.
+
+        Raises:
+            MissingPartError: the bundle has no local exit.
+            BackendError: it does not load or run.
+        """
+        return self.exit.run(symbols, level)
+
     def encode(self, frame: Image, level: int) -> Encoded:
         """A frame uint8 ``[H, W, 3]`` RGB, any size, as a payload.
 
@@ -120,4 +173,4 @@ class HeadSession:
         payload = self.codec.encode(symbols, level)
         done = perf_counter_ns()
         times = FrameTimes((resized - start) / 1e6, (inferred - resized) / 1e6, (done - inferred) / 1e6)
-        return Encoded(payload, level, prepared.placement, times)
+        return Encoded(payload, level, prepared.placement, times, symbols)

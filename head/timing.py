@@ -20,8 +20,9 @@ class FrameTimes:
     queue_ms: float | None = None
     decode_ms: float | None = None
     tail_ms: float | None = None
+    exit_ms: float | None = None  # in place of the last four, where the device answered by itself
 
     def stages(self) -> dict[str, float]:
         """The stages that were measured, by name, in order."""
-        measured = ((stage, getattr(self, f"{stage}_ms")) for stage in STAGES)
+        measured = ((stage, getattr(self, f"{stage}_ms")) for stage in (*STAGES, "exit"))
         return {stage: value for stage, value in measured if value is not None}

@@ -1,10 +1,10 @@
-"""What runs the head: one file per library, imported only when it is asked for."""
+"""What runs a bundle's networks on the device: one file per library, imported only when it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,47 @@ import numpy.typing as npt
 from narrowcast.head.errors import BackendError
 from narrowcast.transport.structs import nearest
 
-# name -> module with a function `load(model: bytes, *, threads: int) -> HeadBackend`
-BACKENDS = {"onnxruntime": "narrowcast.head.backends.onnxruntime"}
+Array = npt.NDArray[Any]
+
+
+class Library(NamedTuple):
+    """A backend.
+
+    Attributes:
+        module: with a function ``load(model: bytes, *, threads: int, what: str) -> Network``.
+        advice: how to get it.
+    """
+
+    module: str
+    advice: str
+
+
+BACKENDS = {
+    "onnxruntime": Library("narrowcast.head.backends.onnxruntime", "pip install 'narrowcast[head]'"),
+    "tensorrt": Library(
+        "narrowcast.head.backends.tensorrt",
+        "it comes with JetPack (apt install python3-libnvinfer, and a venv made with --system-site-packages)",
+    ),
+}
+
+
+class Network(Protocol):
+    """A loaded network.
+
+    Attributes:
+        name: of the backend, with its version.
+        inputs: the names of its inputs.
+    """
+
+    name: str
+    inputs: Sequence[str]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Inputs by name to outputs by name, arrays of the caller's own. Several threads may call it.
+
+        Raises:
+            BackendError: the inputs are not the network's, or the library failed.
+        """
 
 
 class HeadBackend(Protocol):
@@ -33,6 +72,47 @@ class HeadBackend(Protocol):
         """
 
 
+class Head:
+    """A head on any backend; see :class:`HeadBackend`."""
+
+    def __init__(self, network: Network) -> None:
+        self.name = network.name
+        self._network = network
+
+    def run(self, image: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.uint8]:
+        """See :class:`HeadBackend`."""
+        feed: dict[str, Array] = {"image": image[None]}
+        if "level" in self._network.inputs:
+            feed["level"] = np.array([level], np.int64)
+        try:
+            symbols: npt.NDArray[np.uint8] = self._network.run(feed)["symbols"][0]
+        except BackendError as error:
+            raise BackendError(f"the head failed on an image of shape {list(image.shape)}: {error}") from error
+        return symbols
+
+
+class Exit:
+    """A local exit on any backend: symbols to the task's outputs, on the device alone."""
+
+    def __init__(self, network: Network) -> None:
+        self.name = network.name
+        self._network = network
+
+    def run(self, symbols: npt.NDArray[np.uint8], level: int) -> dict[str, Array]:
+        """Symbols uint8 ``[C, h, w]`` of a level to the outputs by name, without the batch.
+
+        Raises:
+            BackendError: the library failed.
+        """
+        feed: dict[str, Array] = {"symbols": symbols[None]}
+        if "level" in self._network.inputs:
+            feed["level"] = np.array([level], np.int64)
+        try:
+            return {name: values[0] for name, values in self._network.run(feed).items()}
+        except BackendError as error:
+            raise BackendError(f"the local exit failed: {error}") from error
+
+
 def load_backend(name: str, model: bytes, *, threads: int) -> HeadBackend:
     """Loads a head.
 
@@ -44,10 +124,20 @@ def load_backend(name: str, model: bytes, *, threads: int) -> HeadBackend:
     Raises:
         BackendError: no such backend, its library is missing, or it refuses the model.
     """
+    return Head(_load(name, model, threads, "head"))
+
+
+def load_exit(name: str, model: bytes, *, threads: int) -> Exit:
+    """Loads a local exit; see :func:`load_backend`."""
+    return Exit(_load(name, model, threads, "local exit"))
+
+
+def _load(name: str, model: bytes, threads: int, what: str) -> Network:
     if name not in BACKENDS:
         raise BackendError(f"no backend {name!r}{nearest(name, sorted(BACKENDS))}")
+    library = BACKENDS[name]
     try:
-        load: Callable[..., HeadBackend] = import_module(BACKENDS[name]).load
-    except ImportError as error:
-        raise BackendError(f"the backend {name} cannot be used: {error}; pip install 'narrowcast[head]'") from error
-    return load(model, threads=threads)
+        load: Callable[..., Network] = import_module(library.module).load
+    except Exception as error:  # a library for another machine fails in ways of its own
+        raise BackendError(f"the backend {name} cannot be used: {error}; {library.advice}") from error
+    return load(model, threads=threads, what=what)

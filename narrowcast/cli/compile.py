@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from narrowcast.cli.show import TerminalProgress, print_json, print_precisions, print_table
+from narrowcast.cli.show import TerminalProgress, print_exit, print_json, print_precisions, print_table
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import SecretKey, keys_folder
 
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         f"{compiled.work} and the caches beside it make another run quick; they may be deleted.",
     )
     print_precisions(figures)
+    print_exit(figures)
     return 0
 
 

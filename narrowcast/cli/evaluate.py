@@ -28,13 +28,18 @@ figure is computed.
 """
 
 
+UNCODED = ("teacher", "local", "split", "exit")  # in the order of the table
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder of images")
     parser.add_argument("--labels", type=Path, metavar="FILE.csv", help="columns file and label")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N images, drawn at random")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the head (default: fp32)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of what the device runs (default: fp32)"
+    )
     parser.add_argument(
         "--codecs",
         metavar="NAME,...",
@@ -80,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.as_dict())
         return 0
-    _print_levels(result, args.data)
+    _print_levels(result, args.data, args.precision)
     _print_beside(result, args.by or result.by)
     if args.all:
         _print_settings(result)
@@ -91,18 +96,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_levels(result: Evaluation, data: Path) -> None:
-    """The teacher and each level, with intervals."""
+def _print_levels(result: Evaluation, data: Path, precision: str) -> None:
+    """The teacher, each level and what the device can do alone, with intervals."""
     rows = [
         [
-            "teacher" if score.setting is None else f"split, level {score.setting}",
-            human_bytes(score.mean_bytes),
+            _name(score, precision),
+            "none" if score.mean_bytes is None else human_bytes(score.mean_bytes),
             _with(percent(score.accuracy), score.accuracy_interval),
             _with(_signed(score.accuracy_gain, ""), score.accuracy_gain_interval),
             _with(percent(score.agreement), score.agreement_interval),
             _error(score.output_error),
         ]
-        for score in (*result.of("teacher"), *result.of("split"))
+        for score in result.scores
+        if score.way in UNCODED
     ]
     print_table(
         f"{result.model}, release {result.release}, on {result.images} images of {data}",
@@ -152,7 +158,7 @@ def _print_settings(result: Evaluation) -> None:
             "yes" if score.on_front else "",
         ]
         for score in result.scores
-        if score.way not in ("teacher", "split")
+        if score.way not in UNCODED
     ]
     columns = [
         "image codec",
@@ -163,6 +169,12 @@ def _print_settings(result: Evaluation) -> None:
         "on the front",
     ]
     print_table("\nImage codecs", columns, rows)
+
+
+def _name(score: Score, precision: str) -> str:
+    """``split, level 2``."""
+    names = {"local": f"whole on the device, {precision}", "exit": "local exit"}
+    return names.get(score.way, score.way) + ("" if score.setting is None else f", level {score.setting}")
 
 
 def _setting(score: Score) -> str:

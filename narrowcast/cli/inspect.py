@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from narrowcast.cli.options import add_trust, open_bundle
-from narrowcast.cli.show import print_json, print_precisions, print_table, stdout
+from narrowcast.cli.show import print_exit, print_json, print_precisions, print_table, stdout
 from narrowcast.text import human_bytes, percent
 
 EXAMPLES = """\
@@ -67,4 +67,5 @@ def run(args: argparse.Namespace) -> int:
             [[str(row["level"]), human_bytes(row["mean_packet_bytes"]), percent(row["agreement"])] for row in levels],
         )
     print_precisions(manifest.figures)
+    print_exit(manifest.figures)
     return 0

@@ -80,6 +80,20 @@ def print_precisions(figures: dict[str, Any]) -> None:
         stdout().print(f"no {name} head: {reason}", soft_wrap=True)
 
 
+def print_exit(figures: dict[str, Any]) -> None:
+    """What a bundle's local exit costs and how often it agrees with the teacher; nothing without one."""
+    exit_figures = figures.get("exit")
+    if exit_figures is None:
+        return
+    agreements = ", ".join(f"level {row['level']} {percent(row['agreement'])}" for row in exit_figures["levels"])
+    stdout().print(
+        f"\nlocal exit: {exit_figures['parameters']:,} parameters, {exit_figures['macs'] / 1e6:.2f} M multiply-accumulates, "
+        f"{exit_figures['ms']:.2f} ms ({exit_figures['ms_with']}, on the machine that compiled it)\n"
+        f"            agrees with the teacher: {agreements}",
+        soft_wrap=True,
+    )
+
+
 class TerminalProgress:
     """Steps as bars on a terminal, as lines elsewhere."""
 

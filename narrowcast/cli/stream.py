@@ -26,7 +26,8 @@ examples:
   narrowcast stream model.ncb photos/ --to 127.0.0.1:7433
   narrowcast stream model.ncb frame.jpg --to server:7433 --level 0 | jq .outputs
 
-SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames.
+SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames. Where
+the bundle has a local exit, it answers while there is no server ("from": "exit"), and the server is tried for ever.
 """
 TOP = 5
 
@@ -51,20 +52,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the head (default: auto, the fastest here; measured once, or at every start with NARROWCAST_CACHE=off)",
     )
+    parser.add_argument(
+        "--backend",
+        choices=["auto", "onnxruntime", "tensorrt"],
+        default="auto",
+        help="runs the head (default: auto, the best for this board that loads; TensorRT builds an engine first, once)",
+    )
     parser.add_argument("--give-up", type=seconds, default=30.0, metavar="S", help="without any answer (default: 30)")
+    parser.add_argument("--no-exit", action="store_true", help="never answer by the bundle's local exit")
+    parser.add_argument(
+        "--exit-after",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="what the server does not answer in time is answered by the local exit, where the bundle has one (default: 2)",
+    )
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from narrowcast.devices.probe import preferred_backends
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
 
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
     bundle = open_bundle(args, "device")
-    session = HeadSession(bundle, precision=args.precision, threads=args.threads)
+    backends = preferred_backends() if args.backend == "auto" else [args.backend]
+    session = HeadSession(bundle, backend=backends, precision=args.precision, threads=args.threads)
     if session.choice.head_ms:
         progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
@@ -73,13 +90,17 @@ def run(args: argparse.Namespace) -> int:
     sent: list[Path] = []
     started = time.perf_counter()
     with Client(
-        session, args.to, level=args.level, window=args.window, give_up_seconds=args.give_up, on_trouble=progress.note
-    ) as client:
-        failed = 0
+        session, args.to, level=args.level, window=args.window, give_up_seconds=args.give_up, on_trouble=progress.note,
+        local_exit=session.has_exit and not args.no_exit, exit_after_seconds=args.exit_after,
+    ) as client:  # fmt: skip
+        failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
             print(json.dumps(_line(result, sent[result.frame_id], labels, full=args.full)), flush=True)
             failed += result.error is not None
+            alone += result.source == "exit"
         _summary(client, len(sent), time.perf_counter() - started, progress)
+        if alone:
+            progress.note(f"{alone} of {len(sent)} frames answered by the local exit: no server answered in time")
     return 1 if failed or len(sent) < len(files) else 0
 
 
@@ -110,6 +131,7 @@ def _line(result: Result, path: Path, labels: list[str], *, full: bool) -> dict[
     return {
         "frame": result.frame_id,
         "source": str(path),
+        "from": result.source,
         "level": result.level,
         "packet_bytes": result.packet_bytes,
         "latency_ms": round(result.latency_ms, 3),

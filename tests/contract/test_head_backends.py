@@ -1,4 +1,8 @@
-"""What every head backend must do; each one that is installed runs them on the same real ONNX head."""
+"""What every head backend must do; each one that is installed runs them on the same real ONNX head.
+
+TensorRT runs them twice: as it is, where there is a GPU, and everywhere on fakes of its library and of the CUDA driver,
+which ``test_tensorrt_api.py`` holds to the real API.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,29 @@ import threading
 
 import numpy as np
 import pytest
-from support import bundles
+from support import bundles, fake_tensorrt, gpu
 
 from narrowcast.head.backends import BACKENDS, HeadBackend, load_backend
 from narrowcast.head.errors import BackendError
 
+FAKES = [f"fake tensorrt {version}" for version in fake_tensorrt.VERSIONS]
 
-@pytest.fixture(params=sorted(BACKENDS))
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    if gpu.COMPILER is None:
+        pytest.skip("there is no C compiler for the fake CUDA driver")
+    return gpu.build_driver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(params=[*sorted(BACKENDS), *FAKES])
 def backend(request) -> HeadBackend:
+    if request.param in FAKES:
+        with gpu.machine(request.getfixturevalue("driver"), request.param.split()[-1]):
+            yield load_backend("tensorrt", bundles.head_model(), threads=1)
+        return
     try:
-        return load_backend(request.param, bundles.head_model(), threads=1)
+        yield load_backend(request.param, bundles.head_model(), threads=1)
     except BackendError as error:
         if "cannot be used" in str(error):
             pytest.skip(str(error))

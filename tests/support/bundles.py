@@ -80,6 +80,29 @@ def tail_model() -> bytes:
     return onnx_model(nodes, inputs, [value("output", TensorProto.FLOAT, ["N", 3])], constants)
 
 
+EXIT_ADDS = 1000
+
+
+def exit_model() -> bytes:
+    """A local exit: symbols uint8 [1, 3, 8, 8], level int64 [1] -> what the tail gives, plus 1000."""
+    model = onnx.load_from_string(tail_model())
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    hundred = next(tensor for tensor in model.graph.initializer if tensor.name == "hundred")
+    add = next(node for node in model.graph.node if node.op_type == "Add")
+    add.input[1] = "moved"
+    model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Add", ["column", "adds"], ["moved"]))
+    model.graph.initializer.append(helper.make_tensor("adds", hundred.data_type, [], [float(EXIT_ADDS)]))
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def with_exit(made: Made) -> Made:
+    """The bundle with a local exit."""
+    model = exit_model()
+    return made.with_part(describe_part("exit.fp32.onnx", model, "exit", ["device"], precision="fp32"), model)
+
+
 def expected_output(frame: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.float64]:
     """What head and tail give for a frame of the contract's size."""
     symbols = frame // (32 if level == 0 else 16)

@@ -18,9 +18,9 @@ MAX_PART_BYTES = 2**31 - 1  # what protobuf can hold
 MAX_PARTS = 64
 
 Role = Literal["device", "server"]
-PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "selfcheck"]
+PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "selfcheck", "exit"]
 Precision = Literal["fp32", "fp16", "int8"]
-NETWORKS = frozenset({"head", "tail", "whole"})
+NETWORKS = frozenset({"head", "tail", "whole", "exit"})
 
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _PART_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

@@ -10,7 +10,7 @@ from support.boards import READINGS, record_orin
 
 from narrowcast.devices.errors import SensorError, TargetError
 from narrowcast.devices.power import Reading, open_reader, total_mw
-from narrowcast.devices.probe import probe
+from narrowcast.devices.probe import preferred_backends, probe
 from narrowcast.devices.stages import StageTimer
 from narrowcast.devices.targets import Target, load_target, recognise, target_names
 from narrowcast.transport.errors import ConfigError
@@ -40,6 +40,12 @@ def test_boards_are_recognised_by_what_they_say():
     assert recognise("Some Board", "aarch64").name == "arm64"
     assert recognise("", "x86_64").name == "x86-64"
     assert recognise("", "riscv64") is None
+
+
+def test_backends_come_in_the_targets_order(orin, tmp_path):
+    assert preferred_backends(orin, architecture="aarch64") == ["tensorrt", "onnxruntime"]
+    assert preferred_backends(tmp_path / "empty", architecture="x86_64") == ["onnxruntime"]
+    assert preferred_backends(tmp_path / "empty", architecture="riscv64") == ["onnxruntime"]
 
 
 def test_no_such_target():

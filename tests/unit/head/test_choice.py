@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from support import bundles
+from support import bundles, gpu
 
 from narrowcast.head import choice
 from narrowcast.head.backends import load_backend
@@ -155,6 +155,40 @@ def test_real_times_are_measured_side_by_side():
     found = choice.measure(heads, (bundles.SIDE, bundles.SIDE), 1)
     assert set(found) == {"fp32", "int8"}
     assert all(value > 0 for value in found.values())
+
+
+class TestBackends:
+    """Several backends, best first."""
+
+    def test_the_next_one_runs_what_the_first_cannot(self, tmp_path, times, caplog):
+        session = HeadSession(both(tmp_path), backend=["tensorrt", "onnxruntime"])
+        assert session.choice.backend.startswith("onnxruntime ")
+        assert list(session.choice.passed_over) == ["tensorrt"]
+        assert "cannot be used" in session.choice.passed_over["tensorrt"]
+        assert "the head does not run on tensorrt, the next backend is tried: the backend tensorrt" in caplog.text
+
+    def test_the_first_that_loads_runs(self, tiny):
+        session = HeadSession(tiny, backend=["onnxruntime", "tensorrt"])
+        assert session.choice.backend.startswith("onnxruntime ")
+        assert session.choice.passed_over == {}
+
+    def test_none_that_loads(self, tiny, caplog):
+        with pytest.raises(
+            BackendError, match=r"tensorrt cannot be used.*; no backend 'tenserrt'; did you mean 'tensorrt'"
+        ):
+            HeadSession(tiny, backend=["tensorrt", "tenserrt"])
+        with pytest.raises(BackendError, match="no backend was named"):
+            HeadSession(tiny, backend=[])
+
+    @pytest.mark.skipif(gpu.COMPILER is None, reason="there is no C compiler for the fake CUDA driver")
+    def test_tensorrt_runs_where_it_is(self, tmp_path, times):
+        with gpu.machine(gpu.build_driver(tmp_path), "10.3.0"):
+            session = HeadSession(both(tmp_path), backend=["tensorrt", "onnxruntime"])
+            assert session.choice.backend == "tensorrt 10.3.0"
+            assert session.choice.precision == "int8"
+            assert session.self_check().passed
+            again = HeadSession(both(tmp_path), backend=["tensorrt", "onnxruntime"])
+            assert again.choice.remembered
 
 
 class TestSelfCheck:
