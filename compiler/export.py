@@ -34,6 +34,9 @@ def export_head(head: Head, size: tuple[int, int], levels: int) -> bytes:
         model = onnx.version_converter.convert_version(model, HEAD_OPSET)
     except RuntimeError as error:
         raise ExportError(f"the head cannot be written for opset {HEAD_OPSET}: {error}") from error
+    for node in model.graph.node:  # an attribute of opset 18, which the converter leaves behind; at 0 it says nothing
+        for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes" and not a.i]:
+            node.attribute.remove(attribute)
     data: bytes = model.SerializeToString()
     return data
 

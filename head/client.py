@@ -10,9 +10,9 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -20,17 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head import background
+from narrowcast.head.answers import AnswerReader
 from narrowcast.head.link import Link, LinkCounters
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.timing import FrameTimes
-from narrowcast.transport.bundle import Bundle, OutputSpec
+from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image, Placement
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import Address, parse_address
-from narrowcast.transport.rpc.tensors import from_tensors
+from narrowcast.transport.tasks import Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
 
@@ -48,6 +49,8 @@ class Result:
         times: where its time went.
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
+        answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
+            bundle's ``[task]`` is one of detection or segmentation.
     """
 
     frame_id: int
@@ -58,6 +61,17 @@ class Result:
     times: FrameTimes
     latency_ms: float
     placement: Placement
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+
+    @property
+    def detections(self) -> Detections | None:
+        """The first tail's boxes that there are, in pixels of the frame; None where no tail detects."""
+        return next((answer for answer in self.answers.values() if isinstance(answer, Detections)), None)
+
+    @property
+    def segmentation(self) -> Segmentation | None:
+        """The first tail's map of classes that there is; None where no tail segments."""
+        return next((answer for answer in self.answers.values() if isinstance(answer, Segmentation)), None)
 
 
 class AsyncClient:
@@ -67,6 +81,7 @@ class AsyncClient:
         model: a bundle opened for the role ``device``, or a :class:`HeadSession` that is already loaded.
         address: of the server, ``HOST:PORT``.
         level: the rate point where a call names none; the one with the most bytes if None.
+        tails: of a bundle with several, those to run; all if None.
         window: how many frames may be unanswered.
         give_up_seconds: how long to wait for a server that does not answer; None for ever.
         on_trouble: told, in a line, whenever the link breaks.
@@ -78,6 +93,7 @@ class AsyncClient:
         address: str | Address,
         *,
         level: int | None = None,
+        tails: Sequence[str] | None = None,
         window: int = 8,
         give_up_seconds: float | None = 30.0,
         on_trouble: Callable[[str], None] | None = None,
@@ -86,10 +102,11 @@ class AsyncClient:
         self.level = self.session.levels - 1 if level is None else level
         address = parse_address(address) if isinstance(address, str) else address
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
+        self._answers = AnswerReader(manifest, tails)
         self._link = Link(
-            address, manifest.name, fingerprint, window=window, give_up_seconds=give_up_seconds, on_trouble=on_trouble
-        )
-        self._outputs = manifest.outputs
+            address, manifest.name, fingerprint, tails=() if tails is None else tails, window=window,
+            give_up_seconds=give_up_seconds, on_trouble=on_trouble,
+        )  # fmt: skip
         self._next_id = 0
 
     @property
@@ -125,7 +142,7 @@ class AsyncClient:
             context.stream_id, context.fingerprint,
         )  # fmt: skip
         answer = await self._link.send(packet)
-        return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._outputs))
+        return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._answers))
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail."""
@@ -143,14 +160,15 @@ async def _finish(
     frame_id: int,
     answer: asyncio.Future[tuple[pb.Result, float]],
     started: float,
-    expected: Sequence[OutputSpec],
+    reader: AnswerReader,
 ) -> Result:
     result, waited_ms = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
+    answers: dict[str, Answer] = {}
     error = None if result.code == 0 else result.message or f"code {result.code}"
     if error is None:
         try:
-            outputs = from_tensors(result.outputs, expected)
+            outputs, answers = reader.read(result.outputs, encoded.placement)
         except TransportError as trouble:
             error = str(trouble)
     times, server = encoded.times, result.times
@@ -167,6 +185,7 @@ async def _finish(
         times=times,
         latency_ms=(time.perf_counter() - started) * 1000,
         placement=encoded.placement,
+        answers=answers,
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,7 @@ class Link:
         address: of the server.
         model: the model's name there.
         fingerprint: of the codec, 16 bytes.
+        tails: which of the model's tails to run; all where none is named.
         window: how many frames may be unanswered; the server may allow fewer.
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
         on_trouble: told, in a line, whenever the link breaks and is tried again.
@@ -84,6 +85,7 @@ class Link:
         model: str,
         fingerprint: bytes,
         *,
+        tails: Sequence[str] = (),
         window: int = 8,
         give_up_seconds: float | None = 30.0,
         on_trouble: Callable[[str], None] | None = None,
@@ -91,6 +93,7 @@ class Link:
         self.address = address
         self.counters = LinkCounters()
         self._model = model
+        self._tails = list(tails)
         self._context = StreamContext(os.urandom(16), fingerprint, time.time_ns() // 1000)
         self._began = time.monotonic_ns()
         self._window = max(1, window)
@@ -235,6 +238,7 @@ class Link:
                     stream_id=self._context.stream_id,
                     epoch_us=self._context.epoch_us,
                     window=self._window,
+                    tails=self._tails,
                 )
             )
         )
