@@ -179,7 +179,7 @@ def main() -> int:
         default=4,
         help="of the teachers (4; the segmenter, which begins with the detector's backbone, one less)",
     )
-    parser.add_argument("--images", type=int, default=16_000, help="that a bottleneck is shown (16000)")
+    parser.add_argument("--images", type=int, default=6_000, help="that a bottleneck is shown (6000)")
     parser.add_argument("--codecs", default="webp", help="beside the split (webp), or none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
     args = parser.parse_args()
