@@ -19,13 +19,15 @@ from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
 from narrowcast.compiler.exit import exit_figures, train_exit, verify_exit
 from narrowcast.compiler.export import export_exit, export_head, export_tail, export_whole
+from narrowcast.compiler.further import add_further, tail_figures
 from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
 from narrowcast.compiler.job import Job, remember
 from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.compiler.operators import check_operators
+from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
 from narrowcast.compiler.wholes import try_wholes, whole_figures, whole_times, wholes_too_lossy
-from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, describe_part, write_bundle
+from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, TailSpec, describe_part, write_bundle
 from narrowcast.transport.bundle.manifest import PartKind, Precision, Role
 from narrowcast.transport.codec import Codec, CodecSpec, open_codec
 from narrowcast.transport.structs import to_json
@@ -71,8 +73,10 @@ class Parts:
 class Assembly:
     """Makes the bundle of one finished job."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, further: Sequence[FurtherJob] = ()) -> None:
         self.job = job
+        self.further = further
+        self.tails: list[TailSpec] = []
         self.recipe = job.recipe
         self.progress = job.progress
         self.training_macs = job.settle()
@@ -89,6 +93,7 @@ class Assembly:
         head_onnx, tail_onnx = self._networks()
         frames = job.frames(job.held[:VERIFY_FRAMES])
         verified = verify(self.head, self.tail, head_onnx, tail_onnx, frames, job.bottleneck.levels)
+        self.tails = add_further(self.further, self.head, frames, parts.add, self.progress)
         heads, trials, left_out = self._heads(head_onnx, tail_onnx)
         for precision, model in heads.items():
             parts.add(f"head.{precision}.onnx", model, "head", ["device"], precision=precision)
@@ -253,6 +258,8 @@ class Assembly:
             parts=self.parts.described,
             targets=self.recipe.export.targets,
             recipe=recipe,
+            task=self.job.task,
+            tails=self.tails,
         )
 
     def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
@@ -270,7 +277,9 @@ class Assembly:
         ]
         return {
             "images": len(frames),
+            "metric": result.metric,
             "levels": levels,
+            **tail_figures(draft, self.further, frames, self.progress),
             "moved_symbols": verified.moved_symbols,
             "output_difference": verified.output_difference,
         }

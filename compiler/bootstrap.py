@@ -45,10 +45,10 @@ class Resampler:
         A second call draws the same images.
         """
         flat = values.reshape(-1, self.images).astype(np.float64)
-        found = np.concatenate([weights @ flat.T for weights in self._weights()]) / self.images
+        found = np.concatenate([weights @ flat.T for weights in self.weights()]) / self.images
         return found.reshape(self.resamples, *values.shape[:-1])
 
-    def _weights(self) -> Iterator[npt.NDArray[np.float64]]:
+    def weights(self) -> Iterator[npt.NDArray[np.float64]]:
         """How often each image is drawn, float64 ``[block, images]``, block by block."""
         random = np.random.default_rng(self.seed)
         block = max(1, _BLOCK_ENTRIES // self.images)

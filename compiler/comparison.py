@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from narrowcast.compiler.bootstrap import Resampler, interval
 from narrowcast.compiler.curves import bd_rate
+from narrowcast.compiler.samples import Samples
 from narrowcast.compiler.scores import BEST, BY, LOSSY, By, Comparison, Evaluation, Floats, Score, curves_of
 
 # A BD-rate has an interval where at most this part of the resamples leaves the curves without a common range.
@@ -33,12 +35,18 @@ def add_statistics(evaluation: Evaluation) -> None:
         evaluation.comparisons += _comparisons(evaluation.scores, by, drawn["mean_bytes"], drawn[by])
 
 
-def _resampled(resampler: Resampler, values: Sequence[npt.NDArray[np.generic] | None]) -> list[Floats | None]:
-    """Per score, the mean of its images in each resample, ``[B]``; None where there is nothing to average."""
+def _resampled(resampler: Resampler, values: Sequence[npt.NDArray[Any] | Samples | None]) -> list[Floats | None]:
+    """Per score, the figure of its images in each resample, ``[B]``; None where there is nothing to measure."""
     there = [row for row in values if row is not None]
     if not there:
         return [None] * len(values)
-    means = iter(resampler.means(np.stack(there).astype(np.float64)).T)
+    plain = [row for row in there if isinstance(row, np.ndarray)]
+    if len(plain) < len(there):
+        return [
+            None if row is None or isinstance(row, np.ndarray) or row.figure() is None else row.resampled(resampler)
+            for row in values
+        ]
+    means = iter(resampler.means(np.stack(plain).astype(np.float64)).T)
     return [None if row is None else next(means) for row in values]
 
 

@@ -8,6 +8,7 @@ from narrowcast.compiler.assemble import Assembly, Compiled
 from narrowcast.compiler.job import Job
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
+from narrowcast.compiler.tails import FurtherJob
 from narrowcast.transport.bundle import SecretKey
 
 
@@ -35,5 +36,8 @@ def compile(  # noqa: A001  (the command line's verb)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     output, work = Path(output), Path(work)
     job = Job(recipe, work, progress)
+    further = [FurtherJob(job, tail) for tail in recipe.tails]
     job.train()
-    return Assembly(job).write(output, key)
+    for one in further:
+        one.train()
+    return Assembly(job, further).write(output, key)

@@ -6,17 +6,20 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from narrowcast.compiler.codecs import CODECS, ImageCodec, available
 from narrowcast.compiler.comparison import add_statistics
-from narrowcast.compiler.data import choose, digest_of, find_images
+from narrowcast.compiler.data import choose, digest_of
 from narrowcast.compiler.errors import DataError
-from narrowcast.compiler.labels import TABLE, class_folders, read_labels
+from narrowcast.compiler.judges import judge_for
 from narrowcast.compiler.outcome_cache import OutcomeCache
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.scores import By, Evaluation, Score, check_measurable
+from narrowcast.compiler.truth import find_truth
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.compiler.ways import (
     Frames,
@@ -30,15 +33,18 @@ from narrowcast.compiler.ways import (
     top_class,
 )
 from narrowcast.head.session import HeadSession
-from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle import Bundle, TailSpec
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import read_image
+from narrowcast.transport.structs import nearest
+from narrowcast.transport.tasks import MAIN
 
 __all__ = ["Evaluation", "Score", "evaluate", "evaluate_frames", "top_class"]
 
 CHUNK = 16
-Chunk = tuple[Frames, Labels | None]
+# Frames, and each one's truth where there are labels.
+Chunk = tuple[Frames, Sequence[Any] | None]
 
 
 def evaluate(
@@ -50,6 +56,7 @@ def evaluate(
     precision: Precision = "fp32",
     codecs: Sequence[ImageCodec] = CODECS,
     by: By | None = None,
+    tail: str = MAIN,
     work: str | Path | None = None,
     progress: Progress = SILENT,
     allow_unsigned: bool = False,
@@ -59,12 +66,14 @@ def evaluate(
     Args:
         bundle: opened for any role, or its file; with its ``whole`` part, the teacher and the image codecs are run too.
         data: a folder of images. Labels come from ``labels.csv`` in it (columns ``file`` and ``label``), or from class
-            folders where there are as many as classes.
-        labels: another file of labels.
+            folders where there are as many as classes; boxes from ``annotations.json`` (COCO) in it or beside it, maps of
+            classes from a folder ``masks`` beside it.
+        labels: another file of labels, or folder of masks.
         limit: use at most so many images.
         precision: of the head, and of the uncut network as it would run on the device.
         codecs: to put beside the split; those that this machine's Pillow lacks are left out and listed.
         by: a figure that must be measurable.
+        tail: which one, of a bundle with several.
         work: where the codecs' results are kept, for another bundle of the same teacher on the same images; None keeps none.
         progress: told where it is.
         allow_unsigned: open an unsigned bundle file.
@@ -75,29 +84,35 @@ def evaluate(
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle, allow_unsigned=allow_unsigned)
-    files, truth = _labelled(Path(data), Path(labels) if labels else None, _classes(bundle))
+    spec, contract = _tail(bundle, tail), bundle.manifest.input
+    further = None if tail == MAIN else tail
+    truth = find_truth(Path(data), Path(labels) if labels else None, spec.task, _classes(spec), contract.size)
+    truth_of = truth.of
     if by is not None:
         check_measurable(
-            by, bundle.manifest.name, labelled=truth is not None, teacher=bundle.has("whole"),
-            classes=_classes(bundle) is not None,
+            by, bundle.manifest.name, labelled=truth_of is not None, teacher=bundle.has("whole", tail=further),
+            classes=_classes(spec) is not None or spec.task is not None,
         )  # fmt: skip
-    chosen = choose(files, limit, seed=0)
+    chosen = choose(truth.files, limit, seed=0)
     skipped: list[str] = []
 
     def chunks() -> Iterator[Chunk]:
         for start in range(0, len(chosen), CHUNK):
-            frames, kept = [], []
+            frames, known = [], []
             for path in chosen[start : start + CHUNK]:
                 try:
-                    frames.append(bundle.manifest.input.prepare(read_image(path)).image)
-                    kept.append(path)
+                    prepared = contract.prepare(read_image(path))
                 except FrameError as error:
                     skipped.append(str(error))
+                    continue
+                frames.append(prepared.image)
+                known.append(None if truth_of is None else truth_of(path, prepared.placement))
             if frames:
-                yield np.stack(frames), None if truth is None else np.array([truth[path] for path in kept])
+                yield np.stack(frames), None if truth_of is None else known
 
-    cache = _cache(bundle, chosen, truth, Path(work)) if work is not None and bundle.has("whole") else None
-    result = _evaluate(bundle, chunks(), len(chosen), truth is not None, codecs, precision, progress, cache)
+    has_teacher = work is not None and bundle.has("whole", tail=further)
+    cache = _cache(bundle, spec, chosen, truth.digest, Path(work)) if work is not None and has_teacher else None
+    result = _evaluate(bundle, spec, chunks(), len(chosen), truth_of is not None, codecs, precision, progress, cache)
     if result is None:
         raise DataError(f"no image of {data} can be read; the first problem: {skipped[0]}")
     result.skipped = skipped
@@ -107,22 +122,27 @@ def evaluate(
 def evaluate_frames(
     bundle: Bundle,
     frames: Frames,
-    labels: Labels | None,
+    labels: Sequence[Any] | Labels | None,
     *,
     codecs: Sequence[ImageCodec] = CODECS,
     precision: Precision = "fp32",
+    tail: str = MAIN,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """:func:`evaluate` on frames uint8 ``[N, H, W, 3]`` that are as the contract wants them, and labels int64 ``[N]``.
+    """:func:`evaluate` on frames uint8 ``[N, H, W, 3]`` that are as the contract wants them, and their truth.
+
+    Labels are int64 ``[N]``; for a detector one :class:`~narrowcast.compiler.judges.Boxes` per frame, for a segmenter one
+    map of classes ``[H, W]`` (-1 where nobody is asked).
 
     Raises:
         DataError: there are no frames.
     """
     chunks = (
-        (frames[start : start + CHUNK], None if labels is None else labels[start : start + CHUNK])
+        (frames[start : start + CHUNK], None if labels is None else list(labels[start : start + CHUNK]))
         for start in range(0, len(frames), CHUNK)
     )
-    result = _evaluate(bundle, chunks, len(frames), labels is not None, codecs, precision, progress)
+    spec = _tail(bundle, tail)
+    result = _evaluate(bundle, spec, chunks, len(frames), labels is not None, codecs, precision, progress)
     if result is None:
         raise DataError("there are no frames to evaluate on")
     return result
@@ -130,6 +150,7 @@ def evaluate_frames(
 
 def _evaluate(
     bundle: Bundle,
+    spec: TailSpec,
     chunks: Iterator[Chunk],
     count: int,
     labelled: bool,
@@ -139,24 +160,26 @@ def _evaluate(
     cache: OutcomeCache | None = None,
 ) -> Evaluation | None:
     """All ways on all chunks; None if there are none."""
-    there, absent = available(codecs if bundle.has("whole") else ())
+    further = None if spec.name == MAIN else spec.name
+    has_teacher = bundle.has("whole", tail=further)
+    judge = judge_for(spec.task, bundle.manifest.input.size)
+    there, absent = available(codecs if has_teacher else ())
     # Ways run side by side, one on a core; only where they are few does each get several cores.
     count_ways = bundle.manifest.codec.levels + sum(len(codec.qualities) * len(codec.scales) for codec in there)
     cores = len(os.sched_getaffinity(0))
     workers = min(cores, max(1, count_ways // 2))
     threads = max(1, cores // workers)
-    whole = OnnxNetwork(bundle.read("whole"), threads) if bundle.has("whole") else None
+    whole = OnnxNetwork(bundle.read("whole", tail=further), threads) if has_teacher else None
     session = HeadSession(bundle, precision=precision, threads=threads)
-    tallies = [Tally(way) for way in split_ways(session, threads)]
-    if session.has_exit:
-        tallies.append(Tally(exit_way(session)))
+    tallies = [Tally(way, judge) for way in split_ways(session, threads, further)]
+    if session.has_exit and further is None:  # the exit answers as the main tail does
+        tallies.append(Tally(exit_way(session), judge))
     sent: list[tuple[ImageCodec, Tally]] = []
     if whole is not None:
-        alone = (
-            [local_way(bundle, precision, threads)] if precision != "fp32" and bundle.has("whole", precision) else []
-        )
-        tallies = [*(Tally(way) for way in (teacher_way(), *alone)), *tallies]
-        sent = [(codec, Tally(way)) for codec in there for way in codec_ways(codec, whole)]
+        apart = precision != "fp32" and further is None and bundle.has("whole", precision)
+        alone = [local_way(bundle, precision, threads)] if apart else []
+        tallies = [*(Tally(way, judge) for way in (teacher_way(), *alone)), *tallies]
+        sent = [(codec, Tally(way, judge)) for codec in there for way in codec_ways(codec, whole)]
     new = [(codec, tally) for codec, tally in sent if cache is None or not cache.restore(codec, tally)]
     _run([*tallies, *(tally for _, tally in new)], whole, chunks, workers, count, progress)
     if not tallies[0].images:
@@ -167,19 +190,20 @@ def _evaluate(
             raise DataError(f"{cache.folder} was written when other images could be read: delete it")
     tallies += [tally for _, tally in sent]
     result = Evaluation(bundle.manifest.name, bundle.manifest.release, tallies[0].images, labelled, absent=absent)
+    result.metric, result.tail = judge.metric, spec.name
     result.scores = [tally.score() for tally in tallies]
     result.outcomes = [tally.outcome() for tally in tallies]
     add_statistics(result)
     return result
 
 
-def _cache(bundle: Bundle, files: list[Path], truth: dict[Path, int] | None, work: Path) -> OutcomeCache:
+def _cache(bundle: Bundle, spec: TailSpec, files: list[Path], labels: str, work: Path) -> OutcomeCache:
     """Where the codecs' results on these images by this teacher are kept."""
     images = digest_of([path for path in files if path.is_file()], bundle.manifest.input)
-    labels = "" if truth is None else " ".join(str(truth[path]) for path in files)
-    teacher = bundle.manifest.find("whole")
+    teacher = bundle.manifest.find("whole", tail=None if spec.name == MAIN else spec.name)
     assert teacher is not None
-    return OutcomeCache(work / "cache" / "codecs", f"{images} [{labels}]", teacher.sha256)
+    task = "" if spec.task is None else msgspec.json.encode(spec.task).decode()
+    return OutcomeCache(work / "cache" / "codecs", f"{images} [{labels}] {task}", teacher.sha256)
 
 
 def _keep(cache: OutcomeCache, measured: Sequence[tuple[ImageCodec, Tally]], progress: Progress) -> None:
@@ -211,19 +235,12 @@ def _run(
         pool.shutdown(cancel_futures=True)
 
 
-def _classes(bundle: Bundle) -> int | None:
-    return next((o.shape[0] for o in bundle.manifest.outputs if len(o.shape) == 1 and o.shape[0] > 1), None)
+def _classes(tail: TailSpec) -> int | None:
+    return next((o.shape[0] for o in tail.outputs if len(o.shape) == 1 and o.shape[0] > 1), None)
 
 
-def _labelled(folder: Path, table: Path | None, classes: int | None) -> tuple[list[Path], dict[Path, int] | None]:
-    """The images, and the label of each where there are labels."""
-    if table is None and (folder / TABLE).is_file():
-        table = folder / TABLE
-    if table is not None:
-        truth = read_labels(table, folder, classes)
-        return sorted(truth), truth
-    files = find_images(folder)
-    names = class_folders(files, folder)
-    if classes is not None and len(names) == classes:
-        return files, {path: names.index(path.relative_to(folder).parts[0]) for path in files}
-    return files, None
+def _tail(bundle: Bundle, name: str) -> TailSpec:
+    tails = {tail.name: tail for tail in bundle.manifest.all_tails()}
+    if name not in tails:
+        raise DataError(f"{bundle.manifest.name} has no tail {name!r}{nearest(name, list(tails))}")
+    return tails[name]

@@ -35,9 +35,11 @@ from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.exit import check_exit
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.labels import training_labels
-from narrowcast.compiler.modules import Head, flat, output_names
+from narrowcast.compiler.modules import Head
+from narrowcast.compiler.nesting import flat
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
+from narrowcast.compiler.tasks import output_specs, task_of
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import train
 from narrowcast.devices.targets import load_target
@@ -70,8 +72,9 @@ class Job:
         self.targets = [load_target(name) for name in recipe.export.targets]
         torch.manual_seed(recipe.train.seed)
         self.teacher = load_teacher(
-            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
-        )
+            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder,
+            part=recipe.teacher.part,
+        )  # fmt: skip
         self.cut = self._find_cut()
         files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
         self.prepared: PreparedImages = prepare_images(files, recipe.input, self.cache, progress)
@@ -84,7 +87,7 @@ class Job:
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
         # What the teacher computes, not its weights alone: its code may change under the same weights.
-        described = f"{_digest(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
+        described = f"{digest_of_state(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
         self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
         if recipe.exit is not None:
@@ -95,7 +98,8 @@ class Job:
         self.progress.note(f"tracing {recipe.teacher.model}")
         traced = trace(self.teacher, recipe.input.size)
         cut = find_cut(traced, recipe.cut.at)
-        self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device))
+        self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
+        self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device), self.task)
         return cut
 
     @torch.no_grad()
@@ -124,6 +128,8 @@ class Job:
             parts["precision"] = precision
         if self.data.labels is not None:
             parts["labels"] = hashlib.sha256(self.data.labels.tobytes()).hexdigest()
+        if self.task is not None:
+            parts["task"] = msgspec.to_builtins(self.task)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def train(self) -> None:
@@ -160,19 +166,14 @@ class Job:
     @torch.no_grad()
     def outputs(self) -> list[OutputSpec]:
         """What the teacher gives for one image."""
-        image = torch.from_numpy(self.frames(self.held[:1]))
-        result = self.teacher(self.problem.normalize(image))
-        return [
-            OutputSpec(name=name, dtype=str(tensor.numpy().dtype), shape=list(tensor.shape[1:]))
-            for name, tensor in zip(output_names(result), flat(result), strict=True)
-        ]
+        return output_specs(self.teacher(self.problem.normalize(torch.from_numpy(self.frames(self.held[:1])))))
 
     def spec(self) -> CodecSpec:
         """How the bottleneck's symbols are to be coded; its tables are not fitted yet."""
         net = self.bottleneck
         return CodecSpec(
             name=net.codec, shape=net.shape, alphabet=net.alphabet, levels=net.levels,
-            quantizer=_digest(net.encoder_state()),
+            quantizer=digest_of_state(net.encoder_state()),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -205,7 +206,7 @@ def _traces(manifest: Manifest) -> str:
     return f"{manifest.fingerprint} {tail.sha256 if tail else ''}"
 
 
-def _digest(state: dict[str, torch.Tensor]) -> str:
+def digest_of_state(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 in hex of named tensors."""
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -12,10 +12,11 @@ from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.compiler.bottlenecks.base import TablesKind
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
-from narrowcast.transport.bundle.manifest import Precision
+from narrowcast.transport.bundle.manifest import MAX_TAILS, Precision, TailName
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import Settings, from_mapping, nearest, parse_toml
+from narrowcast.transport.tasks import MAIN, Task
 
 DEFAULT_PRESET = "shallow-residual"
 
@@ -27,11 +28,13 @@ class TeacherSettings(Settings, frozen=True):
         model: ``timm:NAME``, ``torchvision:NAME``, ``package.module:function``, ``file.py:function`` or ``FILE.pt2``.
         weights: a ``.safetensors``, ``.pt`` or ``.pth`` file; none where the model brings its own.
         options: keyword arguments for the model's constructor.
+        part: the module of it that is compiled (``backbone``), where the rest cannot be traced, or runs elsewhere.
     """
 
     model: str
     weights: str | None = None
     options: dict[str, Any] = {}
+    part: str | None = None
 
 
 class DataSettings(Settings, frozen=True):
@@ -134,6 +137,31 @@ class ExitSettings(Settings, frozen=True):
     passes: Annotated[int, msgspec.Meta(ge=1)] = 20
 
 
+class TailSettings(Settings, frozen=True):
+    """``[[tails]]``: a further network on the same symbols, with a decoder of its own (``docs/tasks.md``).
+
+    Attributes:
+        name: what clients call it; ``main`` is the first one's.
+        model, weights, options, part: its teacher, as in ``[teacher]``.
+        at: where this network is cut; where it is missing, as ``[cut]`` says.
+        task: what its outputs are.
+        images: how many images its decoder is shown; half of ``[train] images`` where it is missing.
+        decoder_width: channels of the decoder, which runs on the server.
+        tune_tail: give the last fifth of the images to the decoder and a copy of the layers behind the cut.
+    """
+
+    name: TailName
+    model: str
+    weights: str | None = None
+    options: dict[str, Any] = {}
+    part: str | None = None
+    at: str | None = None
+    task: Task | None = None
+    images: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    decoder_width: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 96
+    tune_tail: bool = False
+
+
 class Recipe(Settings, frozen=True):
     """A recipe file.
 
@@ -154,7 +182,16 @@ class Recipe(Settings, frozen=True):
     coding: CodingSettings = CodingSettings()
     export: ExportSettings = ExportSettings()
     exit: ExitSettings | None = None
+    task: Task | None = None
+    tails: Annotated[list[TailSettings], msgspec.Meta(max_length=MAX_TAILS)] = []
     folder: str = ""
+
+    def __post_init__(self) -> None:
+        names = [MAIN, *(tail.name for tail in self.tails)]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"[[tails]] are called {', '.join(names[1:])}; each has a name of its own, none is {MAIN!r}"
+            )
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -7,7 +7,7 @@ folder; only stages that leave encoder and tables alone take part (``Stage.serve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from narrowcast.compiler.heads import try_heads
 from narrowcast.compiler.job import CHECKPOINT, Job, run_of
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
+from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.training import load_checkpoint
 from narrowcast.transport.bundle import Bundle, Manifest, SecretKey
 from narrowcast.transport.bundle.manifest import Precision
@@ -50,8 +51,8 @@ def retune(
         progress: told where it is.
 
     Raises:
-        RetuneError: the old bundle is not signed, its run is not in ``work``, it is of another input, cut or bottleneck, or
-            the recipe tunes no tail.
+        RetuneError: the old bundle is not signed, its run is not in ``work``, it is of another input, cut or bottleneck, the
+            recipe tunes no tail, or it lacks one of the bundle's ``[[tails]]``.
         BundleError: the old bundle must not be used.
         CompilerError: see :func:`narrowcast.compiler.compile.compile`.
     """
@@ -73,7 +74,13 @@ def retune(
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
         progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
+    dropped = {tail.name for tail in manifest.tails} - {tail.name for tail in recipe.tails}
+    if dropped:
+        raise RetuneError(
+            f"{manifest.name} has the tail {sorted(dropped)[0]!r}, and the recipe does not: add its [[tails]]"
+        )
     job = Job(recipe, work, progress)
+    further = [FurtherJob(job, tail) for tail in recipe.tails]
     job.preset = _ServerStages(job.preset)
     if not job.preset.stages(job.bottleneck, job.problem, recipe.bottleneck):
         raise RetuneError("this recipe tunes no tail: set tune_tail = true in [bottleneck]")
@@ -83,7 +90,9 @@ def retune(
     job.train()
     changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
     _check(job, manifest.codec.quantizer, changed)
-    return _OnTop(job, old).write(Path(output), key)
+    for one in further:
+        one.train()
+    return _OnTop(job, old, further).write(Path(output), key)
 
 
 def _same_problem(recipe: Recipe, manifest: Manifest) -> None:
@@ -132,8 +141,8 @@ class _ServerStages(Preset[Any]):
 class _OnTop(Assembly):
     """A bundle whose device parts are another bundle's."""
 
-    def __init__(self, job: Job, old: Bundle) -> None:
-        super().__init__(job)
+    def __init__(self, job: Job, old: Bundle, further: Sequence[FurtherJob]) -> None:
+        super().__init__(job, further)
         self.old = old
 
     def _heads(self, fp32: bytes, tail: bytes) -> Trials:

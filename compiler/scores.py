@@ -18,7 +18,9 @@ import numpy.typing as npt
 from narrowcast.compiler.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval
 from narrowcast.compiler.curves import Curve, cheapest, front, pareto
 from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.samples import Samples
 from narrowcast.transport.files import replacing
+from narrowcast.transport.tasks import MAIN
 
 Floats = npt.NDArray[np.float64]
 By = Literal["accuracy", "agreement"]
@@ -36,8 +38,9 @@ class Score:
             that was asked for, where that is not the teacher's own), ``png``, ``jpeg``, ``webp``, ``avif``.
         setting: the level or the quality; None where there is none.
         mean_bytes: per frame: a packet with its header, or an image file; None where nothing is sent.
-        accuracy: part of the images with the right top class; None without labels or classes.
-        agreement: part with the teacher's top class; None without the teacher or classes.
+        accuracy: the task's figure, 0..1: part of the images with the right top class, mAP50 or mIoU; None without labels
+            or a task that has one.
+        agreement: the same with the teacher's answers for the truth; None without the teacher or such a task.
         output_error: squared error of all outputs as a part of their variance; None without the teacher.
         scale: the side of the image that is sent, as a part of the network's input; None where no image is sent.
         mean_bytes_interval: from, to; so are the other intervals, each None where its figure is.
@@ -76,13 +79,13 @@ class Outcome(NamedTuple):
     """One score's images, one by one; all outcomes of an evaluation are of the same images in the same order.
 
     Attributes:
-        right: bool ``[N]``; None without labels or classes.
-        agreed: bool ``[N]``; None without the teacher or classes.
+        right: bool ``[N]``, or what the task's figure is computed from; None without labels or classes.
+        agreed: the same, against the teacher's answers; None without the teacher or classes.
         sizes: bytes int64 ``[N]``; None where nothing is sent.
     """
 
-    right: npt.NDArray[np.bool_] | None
-    agreed: npt.NDArray[np.bool_] | None
+    right: npt.NDArray[np.bool_] | Samples | None
+    agreed: npt.NDArray[np.bool_] | Samples | None
     sizes: npt.NDArray[np.int64] | None
 
 
@@ -119,6 +122,8 @@ class Evaluation:
         release: its release.
         images: how many were evaluated.
         labelled: whether there were labels.
+        metric: what accuracy and agreement are: ``top-1``, ``mAP50`` or ``mIoU`` (``docs/evaluation.md``).
+        tail: which of the bundle's tails was evaluated.
         skipped: files that could not be read, and why.
         scores: one per way and setting.
         comparisons: of the split with each lossy codec and the best of them, by every figure there is.
@@ -130,6 +135,8 @@ class Evaluation:
     release: int
     images: int
     labelled: bool
+    metric: str = "top-1"
+    tail: str = MAIN
     skipped: list[str] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
@@ -235,7 +242,7 @@ def check_measurable(by: By, model: str, *, labelled: bool, teacher: bool, class
     if by == "accuracy" and not labelled:
         raise DataError(
             "accuracy wants labels, and these images have none: labels.csv (columns file and label) in their folder, "
-            "--labels, or one folder per class"
+            "--labels, or one folder per class; for boxes annotations.json, for maps of classes a folder of masks"
         )
     if by == "agreement" and not teacher:
         raise DataError(

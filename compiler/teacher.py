@@ -27,10 +27,16 @@ from torch import nn
 
 from narrowcast.compiler.errors import TeacherError, WeightsError
 from narrowcast.transport.errors import MissingDependencyError
+from narrowcast.transport.structs import nearest
 
 
 def load_teacher(
-    model: str, *, weights: str | None = None, options: dict[str, Any] | None = None, folder: Path | None = None
+    model: str,
+    *,
+    weights: str | None = None,
+    options: dict[str, Any] | None = None,
+    folder: Path | None = None,
+    part: str | None = None,
 ) -> nn.Module:
     """The network named by ``model``, in eval mode, its parameters frozen.
 
@@ -39,6 +45,7 @@ def load_teacher(
         weights: a ``.safetensors``, ``.pt`` or ``.pth`` file with the network's state.
         options: keyword arguments for the function that builds the network (``num_classes`` and the like).
         folder: what relative file names are relative to; the working folder where it is None.
+        part: the module of it that is wanted, by its path (``backbone``); weights are the whole network's.
 
     Raises:
         TeacherError: no such model, or building it failed.
@@ -53,7 +60,17 @@ def load_teacher(
         _load_weights(network, folder / weights, model)
     if not model.endswith(".pt2"):  # an exported program has its mode built in
         network.eval()
-    return network.requires_grad_(False)
+    network.requires_grad_(False)
+    return network if part is None else _part(network, part, model)
+
+
+def _part(network: nn.Module, part: str, model: str) -> nn.Module:
+    modules = dict(network.named_modules())
+    if part not in modules or not part:
+        known = [name for name in modules if name and (name.count(".") == part.count(".") or "." not in name)]
+        raise TeacherError(f"{model} has no part {part!r}{nearest(part, known)}")
+    found: nn.Module = modules[part]
+    return found
 
 
 def _build(model: str, options: dict[str, Any], folder: Path) -> Any:

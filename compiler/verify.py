@@ -73,20 +73,29 @@ def verify(
         if steps.max() > 1 and head.bottleneck.ordered:
             raise VerificationError(f"level {level}: the exported head is {steps.max()} steps off in a symbol")
         moved, total = moved + int((steps > 0).sum()), total + steps.size
-        difference = max(difference, _outputs_apart(tail, exported_tail, wanted, at))
+        difference = max(difference, outputs_apart(tail, exported_tail, wanted, at))
     if moved > MAX_MOVED_SYMBOLS * total:
         raise VerificationError(
             f"{moved} of {total} symbols of the exported head differ; {MAX_MOVED_SYMBOLS} are allowed"
         )
-    if not difference <= MAX_OUTPUT_DIFFERENCE:
-        raise VerificationError(
-            f"an output of the exported tail is {difference:.2g} of its largest value off; "
-            f"{MAX_OUTPUT_DIFFERENCE} is allowed"
-        )
+    check_outputs_apart(difference, "tail")
     return Verified(moved / total, difference)
 
 
-def _outputs_apart(
+def check_outputs_apart(difference: float, what: str) -> None:
+    """Checks what :func:`outputs_apart` gave; ``what`` names the network.
+
+    Raises:
+        VerificationError: it is too much.
+    """
+    if not difference <= MAX_OUTPUT_DIFFERENCE:
+        raise VerificationError(
+            f"an output of the exported {what} is {difference:.2g} of its largest value off; "
+            f"{MAX_OUTPUT_DIFFERENCE} is allowed"
+        )
+
+
+def outputs_apart(
     tail: Tail, exported: OnnxNetwork, symbols: npt.NDArray[np.uint8], level: npt.NDArray[np.int64]
 ) -> float:
     """The largest difference of any output on the same symbols."""

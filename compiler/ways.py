@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.compiler.codecs import ImageCodec
+from narrowcast.compiler.judges import ClassJudge, Judge, top_class
+from narrowcast.compiler.samples import Hits, Samples, mean_of, restore
 from narrowcast.compiler.scores import Outcome, Score
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.session import HeadSession
@@ -20,10 +22,12 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
+__all__ = ["Frames", "Labels", "Outputs", "Tally", "Way", "codec_ways", "split_ways", "teacher_way", "top_class"]
+
 Frames = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Outputs = dict[str, npt.NDArray[Any]]
-_MOMENTS = "moments of "
+_MOMENTS, _RIGHT, _AGREED = "moments of ", "right ", "agreed "
 
 
 class Answers(NamedTuple):
@@ -55,9 +59,12 @@ class Way(NamedTuple):
     answer: Callable[[Frames, Outputs | None], Answers]
 
 
-def split_ways(session: HeadSession, threads: int) -> list[Way]:
-    """The split, level by level: head, coder and tail as on board and server, the tail on ``threads`` threads."""
-    tail = OnnxNetwork(session.bundle.read("tail"), threads)
+def split_ways(session: HeadSession, threads: int, further: str | None = None) -> list[Way]:
+    """The split, level by level: head, coder and tail as on board and server, the tail on ``threads`` threads.
+
+    ``further`` is the tail's name where it is not the main one.
+    """
+    tail = OnnxNetwork(session.bundle.read("tail", tail=further), threads)
 
     def at(level: int) -> Way:
         def answer(frames: Frames, _: Outputs | None) -> Answers:
@@ -120,38 +127,41 @@ def codec_ways(codec: ImageCodec, whole: OnnxNetwork) -> list[Way]:
 class Tally:
     """Gathers one way's results, chunk by chunk."""
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: Way, judge: Judge | None = None) -> None:
         self.way = way
+        self.judge: Judge = judge or ClassJudge()
         self.images = 0
         self._sizes: list[npt.NDArray[np.int64]] = []
-        self._right: list[npt.NDArray[np.bool_]] = []
-        self._agreed: list[npt.NDArray[np.bool_]] = []
+        self._right: list[Any] = []
+        self._agreed: list[Any] = []
         self._moments: dict[str, npt.NDArray[np.float64]] = {}
+        self._outcome: Outcome | None = None  # made of the parts, or restored
 
-    def add(self, frames: Frames, reference: Outputs | None, labels: Labels | None) -> None:
-        """The next frames; ``reference`` are the teacher's outputs."""
+    def add(self, frames: Frames, reference: Outputs | None, labels: Sequence[Any] | None) -> None:
+        """The next frames; ``reference`` are the teacher's outputs, ``labels`` the judge's truth."""
         outputs, sizes = self.way.answer(frames, reference)
         self.images += len(frames)
         if sizes is not None:
             self._sizes.append(np.array(sizes, np.int64))
-        top = top_class(outputs)
-        if top is not None and labels is not None:
-            self._right.append(top == labels)
+        answers = self.judge.answers(outputs)
+        if answers is not None and labels is not None:
+            self._right.append(self.judge.compare(answers, labels))
         if reference is None:
             return
-        other = top_class(reference)
-        if top is not None and other is not None:
-            self._agreed.append(top == other)
-        for name, wanted in reference.items():
-            if wanted.dtype.kind == "f":
-                self._moments[name] = self._moments.get(name, np.zeros(4)) + _moments(outputs[name], wanted)
+        wanted = self.judge.truth(reference)
+        if answers is not None and wanted is not None:
+            self._agreed.append(self.judge.compare(answers, wanted))
+        for name, values in reference.items():
+            if values.dtype.kind == "f":
+                self._moments[name] = self._moments.get(name, np.zeros(4)) + _moments(outputs[name], values)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All that was gathered, by name."""
-        right, agreed, sizes = self.outcome()
-        named = {"right": right, "agreed": agreed, "sizes": sizes, "images": np.array(self.images)}
-        moments = {f"{_MOMENTS}{name}": values for name, values in self._moments.items()}
-        return {name: values for name, values in named.items() if values is not None} | moments
+        right, agreed, sizes = self._samples()
+        found = {"images": np.array(self.images)} | ({} if sizes is None else {"sizes": sizes})
+        for prefix, samples in ((_RIGHT, right), (_AGREED, agreed)):
+            found |= {} if samples is None else {prefix + name: values for name, values in samples.arrays().items()}
+        return found | {f"{_MOMENTS}{name}": values for name, values in self._moments.items()}
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Takes what :meth:`arrays` gave, in place of what was gathered.
@@ -159,20 +169,36 @@ class Tally:
         Raises:
             KeyError: something is missing.
         """
+
+        def under(prefix: str) -> dict[str, npt.NDArray[Any]]:
+            return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+
         images = int(arrays["images"])
-        self._right, self._agreed, self._sizes = (
-            [arrays[name]] if name in arrays else [] for name in ("right", "agreed", "sizes")
-        )
-        self._moments = {name.removeprefix(_MOMENTS): arrays[name] for name in arrays if name.startswith(_MOMENTS)}
+        self._outcome = Outcome(restore(under(_RIGHT)), restore(under(_AGREED)), arrays.get("sizes"))
+        self._moments = under(_MOMENTS)
         self.images = images
+
+    def _samples(self) -> tuple[Samples | None, Samples | None, npt.NDArray[np.int64] | None]:
+        if self._outcome is None:
+            parts = [self.judge.join(found) if found else None for found in (self._right, self._agreed)]
+            self._outcome = Outcome(parts[0], parts[1], np.concatenate(self._sizes) if self._sizes else None)
+        right, agreed, sizes = self._outcome
+        assert not isinstance(right, np.ndarray)
+        assert not isinstance(agreed, np.ndarray)
+        return right, agreed, sizes
 
     def outcome(self) -> Outcome:
         """The single images."""
-        return Outcome(_joined(self._right), _joined(self._agreed), _joined(self._sizes))
+        right, agreed, sizes = self._samples()
+        return Outcome(
+            right.right if isinstance(right, Hits) else right,
+            agreed.right if isinstance(agreed, Hits) else agreed,
+            sizes,
+        )
 
     def score(self) -> Score:
-        """The means."""
-        right, agreed, sizes = self.outcome()
+        """The figures."""
+        right, agreed, sizes = self._samples()
         errors = [
             error / max(squares - total**2 / count, 1e-12) for count, total, squares, error in self._moments.values()
         ]
@@ -180,31 +206,14 @@ class Tally:
             way=self.way.name,
             setting=self.way.setting,
             scale=self.way.scale,
-            mean_bytes=_mean(sizes),
-            accuracy=_mean(right),
-            agreement=_mean(agreed),
+            mean_bytes=None if sizes is None else float(sizes.mean()),
+            accuracy=mean_of(right),
+            agreement=mean_of(agreed),
             output_error=float(np.mean(errors)) if errors else None,
         )
-
-
-def top_class(outputs: Outputs) -> npt.NDArray[np.int64] | None:
-    """The top class per image int64 ``[N]``: of the first output that is class scores ``[N, K]``; None without any."""
-    for values in outputs.values():
-        if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind == "f":
-            top: npt.NDArray[np.int64] = values.argmax(1)
-            return top
-    return None
 
 
 def _moments(outputs: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Of the reference: count, sum, squares; and the squared error."""
     w = wanted.astype(np.float64)
     return np.array([w.size, w.sum(), np.square(w).sum(), np.square(outputs - w).sum()])
-
-
-def _joined(parts: list[Any]) -> Any:
-    return np.concatenate(parts) if parts else None
-
-
-def _mean(values: npt.NDArray[Any] | None) -> float | None:
-    return None if values is None else float(values.mean())

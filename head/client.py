@@ -11,9 +11,9 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
@@ -21,17 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head import background
+from narrowcast.head.answers import AnswerReader
 from narrowcast.head.link import Link, LinkCounters
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.timing import FrameTimes
-from narrowcast.transport.bundle import Bundle, OutputSpec
+from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image, Placement
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import Address, parse_address
-from narrowcast.transport.rpc.tensors import from_tensors
+from narrowcast.transport.tasks import Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
 
@@ -50,6 +51,8 @@ class Result:
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
         source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
+        answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
+            bundle's ``[task]`` is one of detection or segmentation.
     """
 
     frame_id: int
@@ -61,6 +64,17 @@ class Result:
     latency_ms: float
     placement: Placement
     source: Literal["server", "exit"] = "server"
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+
+    @property
+    def detections(self) -> Detections | None:
+        """The first tail's boxes that there are, in pixels of the frame; None where no tail detects."""
+        return next((answer for answer in self.answers.values() if isinstance(answer, Detections)), None)
+
+    @property
+    def segmentation(self) -> Segmentation | None:
+        """The first tail's map of classes that there is; None where no tail segments."""
+        return next((answer for answer in self.answers.values() if isinstance(answer, Segmentation)), None)
 
 
 class AsyncClient:
@@ -70,6 +84,7 @@ class AsyncClient:
         model: a bundle opened for the role ``device``, or a :class:`HeadSession` that is already loaded.
         address: of the server, ``HOST:PORT``.
         level: the rate point where a call names none; the one with the most bytes if None.
+        tails: of a bundle with several, those to run; all if None.
         window: how many frames may be unanswered.
         give_up_seconds: how long to wait for a server that does not answer; None for ever.
         on_trouble: told, in a line, whenever the link breaks.
@@ -88,6 +103,7 @@ class AsyncClient:
         address: str | Address,
         *,
         level: int | None = None,
+        tails: Sequence[str] | None = None,
         window: int = 8,
         give_up_seconds: float | None = 30.0,
         on_trouble: Callable[[str], None] | None = None,
@@ -104,11 +120,11 @@ class AsyncClient:
         self._exit_after_seconds = exit_after_seconds
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
         self._offline = False  # a frame has waited in vain for a link that is still down
+        self._answers = AnswerReader(manifest, tails)
         self._link = Link(
-            address, manifest.name, fingerprint, window=window, give_up_seconds=give_up_seconds,
-            keep_trying=self.local_exit, on_trouble=on_trouble,
+            address, manifest.name, fingerprint, tails=() if tails is None else tails, window=window,
+            give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
         )  # fmt: skip
-        self._outputs = manifest.outputs
         self._next_id = 0
 
     @property
@@ -149,7 +165,7 @@ class AsyncClient:
             task.add_done_callback(lambda _: self._room.release())
             return task
         answer = await self._link.send(packet)
-        return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._outputs))
+        return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._answers))
 
     async def _answered(self, packet: Packet, encoded: Encoded, started: float) -> Result:
         """The server's result where it comes in time, else the local exit's."""
@@ -172,7 +188,7 @@ class AsyncClient:
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float) -> Result:
         answer = await self._link.send(packet)
-        return await _finish(encoded, packet.frame_id, answer, started, self._outputs)
+        return await _finish(encoded, packet.frame_id, answer, started, self._answers)
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail."""
@@ -190,14 +206,15 @@ async def _finish(
     frame_id: int,
     answer: asyncio.Future[tuple[pb.Result, float]],
     started: float,
-    expected: Sequence[OutputSpec],
+    reader: AnswerReader,
 ) -> Result:
     result, waited_ms = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
+    answers: dict[str, Answer] = {}
     error = None if result.code == 0 else result.message or f"code {result.code}"
     if error is None:
         try:
-            outputs = from_tensors(result.outputs, expected)
+            outputs, answers = reader.read(result.outputs, encoded.placement)
         except TransportError as trouble:
             error = str(trouble)
     times, server = encoded.times, result.times
@@ -214,6 +231,7 @@ async def _finish(
         times=times,
         latency_ms=(time.perf_counter() - started) * 1000,
         placement=encoded.placement,
+        answers=answers,
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,7 @@ class Link:
         address: of the server.
         model: the model's name there.
         fingerprint: of the codec, 16 bytes.
+        tails: which of the model's tails to run; all where none is named.
         window: how many frames may be unanswered; the server may allow fewer.
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
         keep_trying: never to fail for want of a server; ``give_up_seconds`` then ends silent streams alone.
@@ -85,6 +86,7 @@ class Link:
         model: str,
         fingerprint: bytes,
         *,
+        tails: Sequence[str] = (),
         window: int = 8,
         give_up_seconds: float | None = 30.0,
         keep_trying: bool = False,
@@ -93,6 +95,7 @@ class Link:
         self.address = address
         self.counters = LinkCounters()
         self._model = model
+        self._tails = list(tails)
         self._context = StreamContext(os.urandom(16), fingerprint, time.time_ns() // 1000)
         self._began = time.monotonic_ns()
         self._window = max(1, window)
@@ -246,6 +249,7 @@ class Link:
                     stream_id=self._context.stream_id,
                     epoch_us=self._context.epoch_us,
                     window=self._window,
+                    tails=self._tails,
                 )
             )
         )

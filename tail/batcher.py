@@ -37,6 +37,7 @@ class _Frame(NamedTuple):
     packet: Packet
     arrived: float
     answer: asyncio.Future[Answer]
+    tails: frozenset[str]
 
 
 class Batcher:
@@ -65,15 +66,15 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tail-{model.name}")
         self._task = asyncio.create_task(self._work())
 
-    def submit(self, packet: Packet) -> asyncio.Future[Answer]:
-        """Queues a frame.
+    def submit(self, packet: Packet, tails: frozenset[str] = frozenset()) -> asyncio.Future[Answer]:
+        """Queues a frame for some of the model's tails; for all of them where none is named.
 
         Returns:
             its answer; fails with :class:`FrameRefusedError` where the frame cannot be answered.
         """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
-            self._queue.put_nowait(_Frame(packet, time.perf_counter(), answer))
+            self._queue.put_nowait(_Frame(packet, time.perf_counter(), answer, tails))
         except asyncio.QueueFull:
             _refuse(answer, grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's queue is full; send this frame later")
         return answer
@@ -141,7 +142,8 @@ class Batcher:
         if len(good) < len(batch):
             symbols = symbols[good]
         try:
-            outputs = self.model.backend.run(symbols, np.array([levels[k] for k in good], np.int64))
+            at, wanted = np.array([levels[k] for k in good], np.int64), [batch[k].tails for k in good]
+            outputs = self.model.answer(symbols, at, wanted)
         except TailBackendError as error:
             raise FrameRefusedError(grpc.StatusCode.INTERNAL.value[0], str(error)) from error
         done = time.perf_counter()
@@ -152,7 +154,7 @@ class Batcher:
                 tail_us=_microseconds(done - decoded),
                 batch=len(batch),
             )
-            results[k] = Answer([to_tensor(name, array[row]) for name, array in outputs.items()], times)
+            results[k] = Answer([to_tensor(name, array) for name, array in outputs[row].items()], times)
         return results
 
 

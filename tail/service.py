@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -57,11 +57,12 @@ class TailService(TailServiceServicer):
         try:
             packet = Packet.from_bytes(request.packet)
             batcher = _find(self._batchers, request.model, packet.fingerprint, VERSION)
+            tails = _tails(batcher, request.tails)
         except PacketError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
         except _EndedError as ended:
             await context.abort(ended.code, str(ended))
-        result = await _result(packet, _submit(batcher, packet), arrived)
+        result = await _result(packet, _submit(batcher, packet, tails), arrived)
         return pb.InferResponse(result=result)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -74,6 +75,7 @@ class TailService(TailServiceServicer):
                     codec_fingerprint=batcher.model.codec.fingerprint,
                     symbols_shape=batcher.model.codec.spec.shape,
                     levels=batcher.model.codec.spec.levels,
+                    tails=batcher.model.tails,
                 )
                 for name, batcher in self._batchers.items()
             ]
@@ -88,6 +90,7 @@ class _Stream:
         self._draining = draining
         self._context = context
         self._window = 0
+        self._tails: frozenset[str] = frozenset()
         self._taken = 0
         self._answered = 0
         # A packet's answer to come, an error that ends the stream, or None at its end.
@@ -125,6 +128,7 @@ class _Stream:
                 grpc.StatusCode.INVALID_ARGUMENT, f"a stream id has 16 bytes, not {len(wanted.stream_id)}"
             )
         batcher = _find(self._batchers, wanted.model, wanted.codec_fingerprint, wanted.packet_version)
+        self._tails = _tails(batcher, wanted.tails)
         self._window = min(max(1, wanted.window), MAX_WINDOW)
         await self._context.write(
             pb.StreamResponse(
@@ -151,7 +155,7 @@ class _Stream:
                     )
                 packet = Packet.from_stream_bytes(request.packet, stream)
                 self._taken += 1
-                self._under_way.put_nowait((packet, _submit(batcher, packet), arrived))
+                self._under_way.put_nowait((packet, _submit(batcher, packet, self._tails), arrived))
             self._under_way.put_nowait(None)
         except PacketError as error:
             self._under_way.put_nowait(_EndedError(grpc.StatusCode.DATA_LOSS, str(error)))
@@ -170,7 +174,23 @@ class _Stream:
         self._under_way.put_nowait(_EndedError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down"))
 
 
-def _submit(batcher: Batcher, packet: Packet) -> asyncio.Future[Answer]:
+def _tails(batcher: Batcher, wanted: Sequence[str]) -> frozenset[str]:
+    """The tails that a client asks for; empty for all.
+
+    Raises:
+        _EndedError: the model has no such tail.
+    """
+    unknown = sorted(set(wanted) - set(batcher.model.tails))
+    if unknown:
+        release, there = batcher.model.manifest.release, ", ".join(batcher.model.tails)
+        raise _EndedError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"no tail {unknown[0][:80]!r} in {batcher.model.name!r}, release {release}; it has {there}",
+        )
+    return frozenset(wanted)
+
+
+def _submit(batcher: Batcher, packet: Packet, tails: frozenset[str]) -> asyncio.Future[Answer]:
     spec = batcher.model.codec.spec
     refused: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     if packet.codec is not batcher.model.codec.codec_id:
@@ -179,7 +199,7 @@ def _submit(batcher: Batcher, packet: Packet) -> asyncio.Future[Answer]:
     elif packet.level >= spec.levels:
         message = f"a packet of level {packet.level}; {batcher.model.name!r} has levels 0..{spec.levels - 1}"
     else:
-        return batcher.submit(packet)
+        return batcher.submit(packet, tails)
     refused.set_exception(FrameRefusedError(grpc.StatusCode.INVALID_ARGUMENT.value[0], message))
     return refused
 

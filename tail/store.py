@@ -3,34 +3,75 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from narrowcast.tail.backends import TailBackend
+from narrowcast.tail.backends import Array, TailBackend
 from narrowcast.tail.backends.onnxruntime import OnnxRuntimeTail
 from narrowcast.tail.errors import StoreError, TailBackendError
-from narrowcast.transport.bundle import Bundle, Manifest, PublicKey
+from narrowcast.transport.bundle import Bundle, Manifest, PublicKey, TailSpec
 from narrowcast.transport.codec import Codec
 from narrowcast.transport.errors import BundleError, NarrowcastError
+from narrowcast.transport.tasks import MAIN, finish
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Model:
-    """One loaded model."""
+    """One loaded model.
+
+    Attributes:
+        manifest: the bundle's.
+        codec: of its symbols.
+        backend: runs the main tail.
+        further: run the further tails, by name.
+    """
 
     manifest: Manifest
     codec: Codec
     backend: TailBackend
+    further: Mapping[str, TailBackend] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """What clients ask for."""
         return self.manifest.name
+
+    @property
+    def tails(self) -> list[str]:
+        """Every tail, the main one first."""
+        return [MAIN, *self.further]
+
+    def answer(
+        self, symbols: npt.NDArray[np.uint8], levels: npt.NDArray[np.int64], wanted: Sequence[frozenset[str]]
+    ) -> list[dict[str, Array]]:
+        """What goes back for each frame of a batch, by name (``docs/tasks.md``).
+
+        Args:
+            symbols: uint8 ``[N, C, h, w]``.
+            levels: int64 ``[N]``.
+            wanted: per frame, the tails to run; all of them where it is empty.
+
+        Raises:
+            TailBackendError: a tail failed.
+        """
+        answers: list[dict[str, Array]] = [{} for _ in wanted]
+        for spec in self.manifest.all_tails():
+            rows = [row for row, names in enumerate(wanted) if not names or spec.name in names]
+            if not rows:
+                continue
+            backend = self.backend if spec.name == MAIN else self.further[spec.name]
+            all_rows = len(rows) == len(wanted)
+            outputs = backend.run(symbols if all_rows else symbols[rows], levels if all_rows else levels[rows])
+            prefix = "" if spec.name == MAIN else f"{spec.name}/"
+            for row, found in zip(rows, finish(spec.task, outputs, self.manifest.input.size), strict=True):
+                answers[row] |= {prefix + name: values for name, values in found.items()}
+        return answers
 
 
 def load_models(
@@ -91,10 +132,27 @@ def load_model(bundle: Bundle, *, threads: int = 0) -> Model:
     """
     codec = bundle.codec()
     backend = OnnxRuntimeTail(bundle.read("tail"), threads=threads)
+    further = {
+        spec.name: OnnxRuntimeTail(bundle.read("tail", tail=spec.name), threads=threads)
+        for spec in bundle.manifest.tails
+    }
+    for spec in bundle.manifest.all_tails():
+        _try(bundle, codec, backend if spec.name == MAIN else further[spec.name], spec)
+    return Model(bundle.manifest, codec, backend, further)
+
+
+def _try(bundle: Bundle, codec: Codec, backend: TailBackend, spec: TailSpec) -> None:
+    """Runs a tail once, and compares what it gives with the manifest."""
     outputs = backend.run(np.zeros((1, *codec.spec.shape), np.uint8), np.zeros(1, np.int64))
-    promised = {output.name for output in bundle.manifest.outputs}
+    promised = {output.name for output in spec.outputs}
     if outputs.keys() != promised:
+        which = "tail" if spec.name == MAIN else f"tail {spec.name!r}"
         raise TailBackendError(
-            f"{bundle.path.name}: its tail gives {sorted(outputs)}; its manifest promises {sorted(promised)}"
+            f"{bundle.path.name}: its {which} gives {sorted(outputs)}; its manifest promises {sorted(promised)}"
         )
-    return Model(bundle.manifest, codec, backend)
+    if spec.task is not None:  # what is made of outputs goes by their shapes
+        shapes = {output.name: list(outputs[output.name].shape[1:]) for output in spec.outputs}
+        if shapes != {output.name: output.shape for output in spec.outputs}:
+            raise TailBackendError(
+                f"{bundle.path.name}: the tail {spec.name!r} gives other shapes than its manifest says"
+            )

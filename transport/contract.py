@@ -164,6 +164,29 @@ class Placement(NamedTuple):
         full[~(row_seen[:, None] & column_seen[None, :])] = outside
         return full
 
+    def mask_to_input(self, mask: npt.NDArray[Any], input_size: tuple[int, int], outside: int = 0) -> npt.NDArray[Any]:
+        """A map over the source image as a map over the input, by nearest neighbour.
+
+        Args:
+            mask: ``[source height, source width, ...]``.
+            input_size: the contract's height and width.
+            outside: the value where the input shows no source (the bars of a letterbox).
+
+        Returns:
+            ``[input_size[0], input_size[1], ...]`` of the mask's dtype.
+        """
+        found = [
+            (np.arange(input_size[axis]) + 0.5) * self.scale[axis] + self.origin[axis] for axis in (0, 1)
+        ]  # the centres of the input's pixels, in source pixels
+        seen = [(centres >= 0) & (centres < extent) for centres, extent in zip(found, self.source, strict=True)]
+        rows, columns = (
+            np.clip(np.floor(centres), 0, extent - 1).astype(np.intp)
+            for centres, extent in zip(found, self.source, strict=True)
+        )
+        full: npt.NDArray[Any] = mask[rows[:, None], columns[None, :]]
+        full[~(seen[0][:, None] & seen[1][None, :])] = outside
+        return full
+
     def _nearest(self, axis: int, entries: int, extent: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """For each source row (column): the mask's row that shows it, and whether any does."""
         centres = (np.arange(self.source[axis]) + 0.5 - self.origin[axis]) / self.scale[axis]

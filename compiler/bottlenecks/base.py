@@ -26,6 +26,7 @@ from narrowcast.compiler.layout import Layout, layout_of
 from narrowcast.compiler.normalize import Normalize
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.structs import Settings
+from narrowcast.transport.tasks import Task
 
 Symbols = npt.NDArray[np.uint8]
 TablesKind = Literal["context", "channel", "none"]
@@ -43,13 +44,17 @@ class Problem:
         before: the teacher up to the cut: ``[N, 3, H, W]`` to ``[N, *cut.shape]``.
         after: the teacher behind the cut: ``[N, *cut.shape]`` to its outputs.
         device: where to train.
+        task: what the outputs are, every output named; None where nothing is said about them.
     """
 
-    def __init__(self, traced: Traced, cut: Cut, contract: InputContract, device: torch.device) -> None:
+    def __init__(
+        self, traced: Traced, cut: Cut, contract: InputContract, device: torch.device, task: Task | None = None
+    ) -> None:
         self.traced = traced
         self.cut = cut
         self.contract = contract
         self.device = device
+        self.task = task
         self.layout: Layout = layout_of(cut.shape, contract.size)
         self.normalize = Normalize(contract).to(device)
         self.before: fx.GraphModule = prefix(traced, cut.node).to(device)

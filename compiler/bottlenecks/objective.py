@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Loss, Problem
 from narrowcast.compiler.bottlenecks.crops import WHOLE, Cropper
 from narrowcast.compiler.bottlenecks.exact import in_fp32
+from narrowcast.compiler.bottlenecks.outputs import output_errors, relative_errors
 from narrowcast.compiler.bottlenecks.saliency import saliency_weights
 from narrowcast.compiler.cuts import find_cuts
 from narrowcast.compiler.cuts.split import suffix
@@ -73,6 +73,7 @@ class Objective:
     ) -> None:
         self._code = code
         self._layout = problem.layout
+        self._task = problem.task
         self._terms = terms = terms or Terms()
         self._crop = crop
         self._pixels = problem.contract.size[0] * problem.contract.size[1]
@@ -103,10 +104,10 @@ class Objective:
         deep, outputs = self._deep(coded.features)
         errors = {"features": self._errors_at_cut(coded.features, batch.features, wanted.saliency)}
         if deep:
-            each = [_relative_errors(one, other) for one, other in zip(deep, wanted.deep, strict=True)]
+            each = [relative_errors(one, other) for one, other in zip(deep, wanted.deep, strict=True)]
             errors["deep"] = torch.stack(each).mean(0)
         if self._terms.outputs:
-            errors["outputs"] = _output_errors(outputs, wanted.outputs)
+            errors["outputs"] = output_errors(outputs, wanted.outputs, self._task)
         return self._loss(coded, errors, 1.0, self._pixels)
 
     def _teacher(self, batch: Batch) -> _Wanted:
@@ -151,27 +152,6 @@ class _Wanted(NamedTuple):
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
-
-
-@in_fp32
-def _relative_errors(got: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error per image, as a part of the wanted tensor's variance over the batch."""
-    return (got - wanted).square().flatten(1).mean(1) / wanted.var().clamp_min(1e-12)
-
-
-@in_fp32
-def _output_errors(got: Any, wanted: Any) -> Tensor:
-    """Per image: Kullback-Leibler divergence for class scores ``[N, K]``, relative squared error for other float tensors."""
-    errors = []
-    for one, other in zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True):
-        if not isinstance(other, Tensor) or not other.is_floating_point():
-            continue
-        if other.ndim == 2 and other.shape[1] > 1:
-            divergence = F.kl_div(F.log_softmax(one, 1), F.log_softmax(other, 1), reduction="none", log_target=True)
-            errors.append(divergence.sum(1))
-        else:
-            errors.append(_relative_errors(one, other))
-    return torch.stack(errors).sum(0)
 
 
 def _deep_taps(problem: Problem, count: int = 3) -> list[Any]:

@@ -21,7 +21,9 @@ from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Loss, Optimizer, Problem, Stage
 from narrowcast.compiler.bottlenecks.exact import in_fp32, without_autocast
+from narrowcast.compiler.bottlenecks.outputs import output_errors
 from narrowcast.compiler.errors import DataError
+from narrowcast.transport.tasks import DetectTask, SegmentTask, Task
 
 LabelWeight = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -60,13 +62,13 @@ class Answers(NamedTuple):
     temperature: float = 1.0
     label_weight: float = 0.0
 
-    def loss(self, got: Any, wanted: Any, labels: Tensor | None) -> Loss:
+    def loss(self, got: Any, wanted: Any, labels: Tensor | None, task: Task | None = None) -> Loss:
         """How far outputs are from the teacher's, and from the labels int64 ``[N]``.
 
         Raises:
             DataError: the labels weigh something, and there are none, or the network gives no class scores.
         """
-        error = distillation(got, wanted, self.temperature)
+        error = distillation(got, wanted, self.temperature, task)
         if not self.label_weight:
             return Loss(error, {"outputs": error.item()})
         wrong = F.cross_entropy(class_scores(got).float(), labelled(labels))
@@ -110,7 +112,7 @@ def tuning_stage(
             with without_autocast(level.device):  # the symbols that a board will send, not those of another precision
                 symbols = bottleneck.encode(problem.normalize(batch.images), level)
             wanted = problem.after(batch.features)
-        return answers.loss(answer(bottleneck.decode(symbols, level)), wanted, batch.labels)
+        return answers.loss(answer(bottleneck.decode(symbols, level)), wanted, batch.labels, problem.task)
 
     parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
     return Stage(name, share, [Group(parameters, speed)], imitate, optimizer, server_only=True)
@@ -146,13 +148,16 @@ def labelled(labels: Tensor | None) -> Tensor:
 
 
 @in_fp32
-def distillation(got: Any, wanted: Any, temperature: float) -> Tensor:
+def distillation(got: Any, wanted: Any, temperature: float, task: Task | None = None) -> Tensor:
     """How far a network's outputs are from the teacher's, the mean over the batch; a scalar.
 
     Class scores ``[N, K]``: the Kullback-Leibler divergence of their softened distributions times the temperature's square
     (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015). Other float tensors: squared error as a
-    part of their variance over the batch.
+    part of their variance over the batch. The maps of a detector or segmenter: see
+    :func:`~narrowcast.compiler.bottlenecks.outputs.output_errors`.
     """
+    if isinstance(task, DetectTask | SegmentTask):
+        return output_errors(got, wanted, task).mean()
     errors = []
     for one, other in zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True):
         if not isinstance(other, Tensor) or not other.is_floating_point():

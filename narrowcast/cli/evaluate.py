@@ -20,11 +20,14 @@ examples:
   narrowcast evaluate model.ncb --data photos/ --labels truth.csv --json > curve.json
   narrowcast evaluate model.ncb --data photos/ --by agreement --plot curve.svg --csv curve.csv
   narrowcast evaluate model.ncb --data photos/ --codecs webp,avif --limit 100 --all
+  narrowcast evaluate detector.ncb --data scenes/images --labels scenes/annotations.json
+  narrowcast evaluate both.ncb --data scenes/images --labels scenes/masks --tail segment
 
-Labels come from labels.csv in the folder (columns file and label) or from class folders. Without labels, the agreement
-with the teacher is what counts; for that the bundle must hold the whole network ([export] whole = true). The split is put
-beside JPEG, WebP and AVIF at several qualities and sizes, and beside the best of them. docs/evaluation.md says how each
-figure is computed.
+Labels come from labels.csv in the folder (columns file and label) or from class folders; for a detector from
+annotations.json (COCO), for a segmenter from a folder of masks, beside the images or by --labels. Without labels, the
+agreement with the teacher is what counts; for that the bundle must hold the whole network ([export] whole = true). The
+split is put beside JPEG, WebP and AVIF at several qualities and sizes, and beside the best of them. docs/evaluation.md says
+how each figure is computed.
 """
 
 
@@ -35,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder of images")
-    parser.add_argument("--labels", type=Path, metavar="FILE.csv", help="columns file and label")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="PATH",
+        help="a table (columns file and label), boxes (.json) or a folder of masks",
+    )
+    parser.add_argument("--tail", default="main", metavar="NAME", help="of a bundle with several (default: main)")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="at most N images, drawn at random")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of what the device runs (default: fp32)"
@@ -72,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args, "any")
     result = evaluate(
         bundle, args.data, labels=args.labels, limit=args.limit, precision=args.precision, codecs=codecs, by=args.by,
-        work=args.work, progress=progress,
+        tail=args.tail, work=args.work, progress=progress,
     )  # fmt: skip
     if result.skipped:
         progress.note(f"{len(result.skipped)} images skipped; the first: {result.skipped[0]}")
@@ -98,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_levels(result: Evaluation, data: Path, precision: str) -> None:
     """The teacher, each level and what the device can do alone, with intervals."""
+    exact = result.metric == "top-1"  # then the figures are called by their plain names
+    accuracy, agreement = ("accuracy", "agreement") if exact else (result.metric, f"{result.metric} to the teacher")
     rows = [
         [
             _name(score, precision),
@@ -111,8 +122,9 @@ def _print_levels(result: Evaluation, data: Path, precision: str) -> None:
         if score.way in UNCODED
     ]
     print_table(
-        f"{result.model}, release {result.release}, on {result.images} images of {data}",
-        ["way", ">bytes a frame", ">accuracy", ">minus the teacher", ">agreement", ">output error"],
+        f"{result.model}, release {result.release}, {'' if result.tail == 'main' else f'tail {result.tail}, '}"
+        f"on {result.images} images of {data}",
+        ["way", ">bytes a frame", f">{accuracy}", ">minus the teacher", f">{agreement}", ">output error"],
         rows,
     )
 
@@ -142,7 +154,8 @@ def _print_beside(result: Evaluation, by: By) -> None:
     rows.append(["  95 % interval, %", "", *(_range(one.bd_rate_interval) for one in comparisons), "", ""])
     rows.append(["  over, %", "", *(_range((one.low, one.high)) for one in comparisons), "", ""])
     names = [f">{one.against}" for one in comparisons]
-    title = "Bytes at equal accuracy" if by == "accuracy" else "Bytes at equal agreement with the teacher"
+    figure = "accuracy" if result.metric == "top-1" else result.metric
+    title = f"Bytes at equal {figure}" if by == "accuracy" else "Bytes at equal agreement with the teacher"
     print_table(f"\n{title}", ["", ">split", *names, ">saved", "first there"], rows)
 
 

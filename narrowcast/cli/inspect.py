@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from narrowcast.cli.options import add_trust, open_bundle
 from narrowcast.cli.show import print_exit, print_json, print_precisions, print_table, stdout
 from narrowcast.text import human_bytes, percent
+from narrowcast.transport.bundle import TailSpec
+from narrowcast.transport.tasks import DetectTask, SegmentTask, Task
 
 EXAMPLES = """\
 examples:
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels",
         "codec": f"{manifest.codec.name}, fingerprint {manifest.fingerprint}",
         "outputs": ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in manifest.outputs),
+        "task": _task(manifest.task),
+        **{f"tail {tail.name}": _tail(tail) for tail in manifest.tails},
         "targets": ", ".join(manifest.targets) or "any",
     }
     for name, value in facts.items():
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             p.kind,
             ", ".join(p.roles),
             human_bytes(p.size_bytes),
-            "" if bundle.has(p.kind, p.precision) else "not here",
+            "" if bundle.has(p.kind, p.precision, p.tail) else "not here",
         ]
         for p in manifest.parts
     ]
@@ -63,9 +68,26 @@ def run(args: argparse.Namespace) -> int:
         console.print()
         print_table(
             "",
-            ["level", ">bytes a frame", ">agrees with the teacher"],
+            ["level", ">bytes a frame", f">{_agreement(manifest.figures)}"],
             [[str(row["level"]), human_bytes(row["mean_packet_bytes"]), percent(row["agreement"])] for row in levels],
         )
     print_precisions(manifest.figures)
     print_exit(manifest.figures)
     return 0
+
+
+def _task(task: Task | None) -> str:
+    if task is None:
+        return "outputs as they are"
+    kind = str(msgspec.to_builtins(task)["kind"])
+    where = f", decoded on the {task.decode_on}" if isinstance(task, DetectTask | SegmentTask) else ""
+    return f"{kind}, {len(task.classes)} classes{where}"
+
+
+def _tail(tail: TailSpec) -> str:
+    return f"{_task(tail.task)}; " + ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in tail.outputs)
+
+
+def _agreement(figures: dict[str, Any]) -> str:
+    metric = figures.get("metric", "top-1")
+    return "agrees with the teacher" if metric == "top-1" else f"{metric} to the teacher"

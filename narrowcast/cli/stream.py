@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from narrowcast.cli.answers import answers, write_masks
 from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
@@ -19,12 +20,15 @@ from narrowcast.transport.frames import SUFFIXES, read_image
 
 if TYPE_CHECKING:
     from narrowcast.head.client import Client, Result
+    from narrowcast.transport.bundle import Bundle
     from narrowcast.transport.contract import Image
 
 EXAMPLES = """\
 examples:
   narrowcast stream model.ncb photos/ --to 127.0.0.1:7433
   narrowcast stream model.ncb frame.jpg --to server:7433 --level 0 | jq .outputs
+  narrowcast stream detector.ncb photos/ --to server:7433 | jq .detections
+  narrowcast stream both.ncb photos/ --to server:7433 --tail segment --masks masks/
 
 SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames. Where
 the bundle has a local exit, it answers while there is no server ("from": "exit"), and the server is tried for ever.
@@ -67,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="what the server does not answer in time is answered by the local exit, where the bundle has one (default: 2)",
     )
+    parser.add_argument(
+        "--tail", action="append", metavar="NAME", help="of a bundle with several, only this one (may be repeated)"
+    )
+    parser.add_argument(
+        "--masks", type=Path, metavar="DIR", help="write maps of classes there as PNG, of the source's size"
+    )
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_trust(parser)
 
@@ -86,22 +96,34 @@ def run(args: argparse.Namespace) -> int:
         progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
-    labels = bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
+    labels = _labels(bundle)
     sent: list[Path] = []
     started = time.perf_counter()
     with Client(
-        session, args.to, level=args.level, window=args.window, give_up_seconds=args.give_up, on_trouble=progress.note,
-        local_exit=session.has_exit and not args.no_exit, exit_after_seconds=args.exit_after,
+        session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
+        on_trouble=progress.note, local_exit=session.has_exit and not args.no_exit, exit_after_seconds=args.exit_after,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
-            print(json.dumps(_line(result, sent[result.frame_id], labels, full=args.full)), flush=True)
+            path = sent[result.frame_id]
+            found = answers(result)
+            if args.masks is not None:
+                found["masks"] = write_masks(result, args.masks, path, args.source)
+            print(json.dumps(_line(result, path, labels, full=args.full) | found), flush=True)
             failed += result.error is not None
             alone += result.source == "exit"
         _summary(client, len(sent), time.perf_counter() - started, progress)
         if alone:
             progress.note(f"{alone} of {len(sent)} frames answered by the local exit: no server answered in time")
     return 1 if failed or len(sent) < len(files) else 0
+
+
+def _labels(bundle: Bundle) -> list[str]:
+    """The names of the classes, where the bundle has them."""
+    task = bundle.manifest.task
+    if task is not None and task.classes:
+        return task.classes
+    return bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
 
 
 def _files(source: Path) -> list[Path]:

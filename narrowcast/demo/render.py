@@ -41,11 +41,15 @@ class Rendered(NamedTuple):
     centres: npt.NDArray[np.int64]
 
 
-class Renderer:
-    """Draws frames from one half of the sources.
+class Sources:
+    """One half of the digits and of the photographs.
 
     Args:
         test: the half that is kept for testing.
+
+    Attributes:
+        digits: float32 ``[N, 8, 8]``, 0 (paper) to 1 (ink).
+        labels: which digits they are, int64 ``[N]``.
     """
 
     def __init__(self, *, test: bool) -> None:
@@ -54,40 +58,61 @@ class Renderer:
         digits = load_digits()
         order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits.images))
         half = order[_TRAIN_DIGITS:] if test else order[:_TRAIN_DIGITS]
-        self._digits = (digits.images[half] / 16.0).astype(np.float32)
-        self._labels = digits.target[half].astype(np.int64)
+        self.digits = (digits.images[half] / 16.0).astype(np.float32)
+        self.labels = digits.target[half].astype(np.int64)
         columns = slice(_TRAIN_WIDTH, None) if test else slice(None, _TRAIN_WIDTH)
         self._photos = [np.ascontiguousarray(photo[:, columns]) for photo in load_sample_images().images]
+
+    def digit(self, random: np.random.Generator, kinds: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], int]:
+        """One digit of some kinds, and the place of its kind among them; every kind is as likely."""
+        kind = int(random.integers(len(kinds)))
+        return self.digits[random.choice(np.flatnonzero(self.labels == kinds[kind]))], kind
+
+    def background(self, random: np.random.Generator, side: int, crop_sides: tuple[int, int]) -> Frames:
+        """A square crop of a photograph, perhaps mirrored, as uint8 ``[side, side, 3]``."""
+        photo = self._photos[random.integers(len(self._photos))]
+        crop_side = int(random.integers(crop_sides[0], min(crop_sides[1], photo.shape[1])))
+        top, left = (
+            random.integers(0, photo.shape[0] - crop_side + 1),
+            random.integers(0, photo.shape[1] - crop_side + 1),
+        )
+        crop = Pillow.fromarray(photo[top : top + crop_side, left : left + crop_side])
+        crop = crop if random.random() < 0.5 else crop.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(crop.resize((side, side), Pillow.Resampling.BICUBIC))
+
+
+class Renderer:
+    """Draws frames from one half of the sources.
+
+    Args:
+        test: the half that is kept for testing.
+    """
+
+    def __init__(self, *, test: bool) -> None:
+        self._sources = Sources(test=test)
 
     def render(self, count: int, seed: int) -> Rendered:
         """``count`` frames; the same for the same seed."""
         random = np.random.default_rng(seed)
-        chosen = random.integers(len(self._digits), size=count)
-        frames, centres = zip(*(self._frame(self._digits[k], random) for k in chosen), strict=True)
-        return Rendered(np.stack(frames), self._labels[chosen], np.array(centres))
+        digits, labels = self._sources.digits, self._sources.labels
+        chosen = random.integers(len(digits), size=count)
+        frames, centres = zip(*(self._frame(digits[k], random) for k in chosen), strict=True)
+        return Rendered(np.stack(frames), labels[chosen], np.array(centres))
 
     def _frame(self, digit: npt.NDArray[np.float32], random: np.random.Generator) -> tuple[Frames, tuple[int, int]]:
-        frame = self._background(random)
+        frame = self._sources.background(random, SIDE, _CROP_SIDES)
         height = int(random.integers(*_DIGIT_SIDES))
         width = int(height * random.uniform(0.75, 1.0))
         top, left = int(random.integers(0, SIDE - height + 1)), int(random.integers(0, SIDE - width + 1))
         ink = Pillow.fromarray((digit * 255).astype(np.uint8)).resize((width, height), Pillow.Resampling.BICUBIC)
         alpha = np.asarray(ink, np.float32)[..., None] / 255
         place = frame[top : top + height, left : left + width]
-        colour = _colour_against(place.mean((0, 1)), random)
+        colour = colour_against(place.mean((0, 1)), random)
         place[:] = np.rint(place * (1 - alpha) + colour * alpha)
         return frame, (top + height // 2, left + width // 2)
 
-    def _background(self, random: np.random.Generator) -> Frames:
-        photo = self._photos[random.integers(len(self._photos))]
-        side = int(random.integers(_CROP_SIDES[0], min(_CROP_SIDES[1], photo.shape[1])))
-        top, left = random.integers(0, photo.shape[0] - side + 1), random.integers(0, photo.shape[1] - side + 1)
-        crop = Pillow.fromarray(photo[top : top + side, left : left + side])
-        crop = crop if random.random() < 0.5 else crop.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
-        return np.array(crop.resize((SIDE, SIDE), Pillow.Resampling.BICUBIC))
 
-
-def _colour_against(mean: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:
+def colour_against(mean: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:
     """A random colour that stands out from ``mean``."""
     while True:
         colour = random.integers(0, 256, 3).astype(np.float64)

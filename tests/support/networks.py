@@ -108,3 +108,49 @@ def not_a_module() -> int:
 def failing() -> nn.Module:
     """A constructor that raises."""
     raise RuntimeError("no such file: secret.bin")
+
+
+class DenseNet(nn.Module):
+    """A one-stage detector's maps at strides 4 and 8, as FCOS gives them: three classes, [N, 3, 32, 32]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.fine = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.coarse = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU())
+        self.scores, self.boxes, self.centerness = (nn.Conv2d(16, count, 1) for count in (3, 4, 1))
+
+    def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+        fine = self.fine(self.stem(x))
+        maps = [fine, self.coarse(fine)]
+        return {
+            "scores": [4 * self.scores(m) for m in maps],
+            "boxes": [1 + F.softplus(self.boxes(m)) for m in maps],
+            "centerness": [self.centerness(m) for m in maps],
+        }
+
+
+def dense() -> DenseNet:
+    """Random weights, the same every time."""
+    torch.manual_seed(0)
+    return DenseNet()
+
+
+class MapNet(nn.Module):
+    """A segmenter of two classes at half resolution: [N, 3, 32, 32] -> ([N, 2, 16, 16],); for detector and all, a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        scores = self.last(self.body(self.stem(x)))
+        return (8 * (scores - scores.mean((2, 3), keepdim=True)),)
+
+
+def maps() -> MapNet:
+    """Random weights, the same every time."""
+    torch.manual_seed(1)
+    return MapNet()

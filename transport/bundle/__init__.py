@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from narrowcast.transport.bundle.manifest import Manifest, OutputSpec, Part
+from narrowcast.transport.bundle.manifest import Manifest, OutputSpec, Part, TailSpec
 from narrowcast.transport.bundle.reader import Bundle
 from narrowcast.transport.bundle.signing import PublicKey, SecretKey, keys_folder, trusted_keys
 from narrowcast.transport.bundle.writer import describe_part, sign_bundle, write_bundle, write_subset
@@ -14,6 +14,7 @@ __all__ = [
     "Part",
     "PublicKey",
     "SecretKey",
+    "TailSpec",
     "describe_part",
     "keys_folder",
     "sign_bundle",

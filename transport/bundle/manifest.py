@@ -11,11 +11,13 @@ from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError, ManifestError, NewerSchemaError, UnsafePathError
 from narrowcast.transport.structs import Settings, from_json
+from narrowcast.transport.tasks import MAIN, Task, check_outputs
 
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 1024 * 1024
 MAX_PART_BYTES = 2**31 - 1  # what protobuf can hold
 MAX_PARTS = 64
+MAX_TAILS = 16
 
 Role = Literal["device", "server"]
 PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "selfcheck", "exit"]
@@ -36,6 +38,7 @@ class Part(Settings, frozen=True):
     sha256: _Sha256
     optional: bool = False
     precision: Precision | None = None
+    tail: str | None = None
 
 
 class OutputSpec(Settings, frozen=True):
@@ -44,6 +47,17 @@ class OutputSpec(Settings, frozen=True):
     name: str
     dtype: str
     shape: list[int]
+
+
+TailName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+
+
+class TailSpec(Settings, frozen=True):
+    """A further tail on the same symbols: what it is called, what it gives and what that means."""
+
+    name: TailName
+    outputs: list[OutputSpec]
+    task: Task | None = None
 
 
 class Manifest(Settings, frozen=True):
@@ -62,10 +76,23 @@ class Manifest(Settings, frozen=True):
     targets: list[str] = []
     figures: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
+    task: Task | None = None
+    tails: Annotated[list[TailSpec], msgspec.Meta(max_length=MAX_TAILS)] = []
 
-    def find(self, kind: PartKind, precision: Precision | None = None) -> Part | None:
-        """The part of this kind (and precision, where given)."""
-        return next((p for p in self.parts if p.kind == kind and (precision is None or p.precision == precision)), None)
+    def find(self, kind: PartKind, precision: Precision | None = None, tail: str | None = None) -> Part | None:
+        """The part of this kind (and precision, where given); of the further tail ``tail``, where that is given."""
+        return next(
+            (
+                part
+                for part in self.parts
+                if part.kind == kind and part.tail == tail and (precision is None or part.precision == precision)
+            ),
+            None,
+        )
+
+    def all_tails(self) -> list[TailSpec]:
+        """Every tail, the main one first."""
+        return [TailSpec(name=MAIN, outputs=self.outputs, task=self.task), *self.tails]
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -100,4 +127,24 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     names = [part.name for part in manifest.parts]
     if len(set(names)) != len(names):
         raise ManifestError(f"{name}: two parts have the same name")
+    _check_tails(manifest, name)
     return manifest
+
+
+def _check_tails(manifest: Manifest, name: str) -> None:
+    """Tasks must fit the outputs, and further tails be told apart."""
+    names = [tail.name for tail in manifest.all_tails()]
+    if len(set(names)) != len(names):
+        raise ManifestError(f"{name}: two tails have the same name ({MAIN!r} is the first one's)")
+    unknown = sorted({part.tail for part in manifest.parts if part.tail is not None} - set(names[1:]))
+    if unknown:
+        raise ManifestError(f"{name}: a part belongs to the tail {unknown[0]!r}, which it does not list")
+    for tail in manifest.all_tails():
+        if tail.task is not None:
+            shapes = {output.name: output.shape for output in tail.outputs}
+            try:
+                checked = check_outputs(tail.task, shapes, manifest.input.size, f"{name}: the task of {tail.name!r}")
+            except ConfigError as error:
+                raise ManifestError(str(error)) from error
+            if checked != tail.task:
+                raise ManifestError(f"{name}: the task of {tail.name!r} does not name its outputs")

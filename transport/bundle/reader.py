@@ -111,21 +111,22 @@ class Bundle:
             raise ManifestError(f"{path.name}: its codec is rans, and it lists no tables")
         return bundle
 
-    def has(self, kind: PartKind, precision: Precision | None = None) -> bool:
+    def has(self, kind: PartKind, precision: Precision | None = None, tail: str | None = None) -> bool:
         """Whether the part is in this file."""
-        part = self.manifest.find(kind, precision)
+        part = self.manifest.find(kind, precision, tail)
         return part is not None and part.name in self._present
 
-    def read(self, kind: PartKind, precision: Precision | None = None) -> bytes:
+    def read(self, kind: PartKind, precision: Precision | None = None, tail: str | None = None) -> bytes:
         """A part's bytes, verified.
 
         Raises:
             MissingPartError: it is not in this file.
             BundleError: it was changed since the bundle was opened.
         """
-        part = self.manifest.find(kind, precision)
+        part = self.manifest.find(kind, precision, tail)
         if part is None or part.name not in self._present:
             exact = f"{kind} ({precision})" if precision else kind
+            exact += f" of the tail {tail!r}" if tail else ""
             raise MissingPartError(f"{self.path.name} has no {exact} part; it has {', '.join(sorted(self._present))}")
         with open_zip(self.path) as archive:
             return self._read(archive, part)

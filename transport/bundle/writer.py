@@ -40,12 +40,14 @@ def describe_part(
     *,
     optional: bool = False,
     precision: Precision | None = None,
+    tail: str | None = None,
 ) -> Part:
     """The manifest's entry for a part with these bytes."""
     digest = hashlib.sha256(data).hexdigest()
     return Part(
-        name=name, kind=kind, roles=roles, size_bytes=len(data), sha256=digest, optional=optional, precision=precision
-    )
+        name=name, kind=kind, roles=roles, size_bytes=len(data), sha256=digest, optional=optional,
+        precision=precision, tail=tail,
+    )  # fmt: skip
 
 
 def write_bundle(path: Path, manifest: Manifest, parts: Mapping[str, bytes], key: SecretKey | None) -> None:

@@ -54,20 +54,22 @@ class StreamResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window")
+    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_US_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
     model: str
     codec_fingerprint: bytes
     packet_version: int
     stream_id: bytes
     epoch_us: int
     window: int
-    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    tails: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("model", "release", "window", "max_packet_bytes")
@@ -82,12 +84,14 @@ class Opened(_message.Message):
     def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., window: _Optional[int] = ..., max_packet_bytes: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("model", "packet")
+    __slots__ = ("model", "packet", "tails")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PACKET_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
     model: str
     packet: bytes
-    def __init__(self, model: _Optional[str] = ..., packet: _Optional[bytes] = ...) -> None: ...
+    tails: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., packet: _Optional[bytes] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InferResponse(_message.Message):
     __slots__ = ("result",)
@@ -148,15 +152,17 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "release", "codec_fingerprint", "symbols_shape", "levels")
+    __slots__ = ("name", "release", "codec_fingerprint", "symbols_shape", "levels", "tails")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SYMBOLS_SHAPE_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
     name: str
     release: int
     codec_fingerprint: bytes
     symbols_shape: _containers.RepeatedScalarFieldContainer[int]
     levels: int
-    def __init__(self, name: _Optional[str] = ..., release: _Optional[int] = ..., codec_fingerprint: _Optional[bytes] = ..., symbols_shape: _Optional[_Iterable[int]] = ..., levels: _Optional[int] = ...) -> None: ...
+    tails: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., release: _Optional[int] = ..., codec_fingerprint: _Optional[bytes] = ..., symbols_shape: _Optional[_Iterable[int]] = ..., levels: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...

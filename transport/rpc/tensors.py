@@ -12,6 +12,7 @@ import zstandard
 from narrowcast.transport.bundle.manifest import OutputSpec
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.tasks.answers import SentOutput
 
 Array = npt.NDArray[np.generic]
 
@@ -74,7 +75,7 @@ def from_tensor(tensor: pb.Tensor) -> Array:
     return np.frombuffer(data, dtype).reshape(tuple(tensor.shape))
 
 
-def from_tensors(tensors: Sequence[pb.Tensor], expected: Sequence[OutputSpec]) -> dict[str, Array]:
+def from_tensors(tensors: Sequence[pb.Tensor], expected: Sequence[OutputSpec | SentOutput]) -> dict[str, Array]:
     """Arrays by name.
 
     Args:
@@ -86,7 +87,12 @@ def from_tensors(tensors: Sequence[pb.Tensor], expected: Sequence[OutputSpec]) -
     """
     found = {tensor.name: (_TYPES.get(tensor.data_type), list(tensor.shape)) for tensor in tensors}
     wanted = {spec.name: (np.dtype(spec.dtype).newbyteorder("<"), spec.shape) for spec in expected}
-    if found != wanted or len(tensors) != len(wanted):
+    limits = {spec.name: spec.shape[0] for spec in expected if isinstance(spec, SentOutput) and spec.up_to}
+    seen = {
+        name: (dtype, [limits[name], *shape[1:]] if name in limits and shape and shape[0] <= limits[name] else shape)
+        for name, (dtype, shape) in found.items()
+    }
+    if seen != wanted or len(tensors) != len(wanted):
         raise TransportError(
             f"the server answers with {_listed(found) or 'no outputs'}; the bundle says {_listed(wanted)}"
         )

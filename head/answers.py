@@ -1,0 +1,68 @@
+"""A server's tensors as outputs and answers, by what the bundle says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from narrowcast.transport.bundle import Manifest
+from narrowcast.transport.contract import Placement
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.tensors import from_tensors
+from narrowcast.transport.structs import nearest
+from narrowcast.transport.tasks import MAIN, Answer, answer_of, sent_outputs
+
+
+class AnswerReader:
+    """Reads the results for one client.
+
+    Args:
+        manifest: the bundle's.
+        tails: those that the client asks for; None for all.
+
+    Raises:
+        ConfigError: the bundle has no such tail.
+    """
+
+    def __init__(self, manifest: Manifest, tails: Sequence[str] | None = None) -> None:
+        there = manifest.all_tails()
+        names = [tail.name for tail in there]
+        for name in tails or ():
+            if name not in names:
+                raise ConfigError(f"{manifest.name} has no tail {name!r}{nearest(name, names)}")
+        self._size = manifest.input.size
+        self._tails = [tail for tail in there if not tails or tail.name in tails]
+        self._expected = [
+            output._replace(name=_prefix(tail.name) + output.name)
+            for tail in self._tails
+            for output in sent_outputs(tail.task, tail.outputs)
+        ]
+
+    def read(
+        self, tensors: Sequence[pb.Tensor], placement: Placement
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Answer]]:
+        """One frame's outputs by name, and its answers by tail.
+
+        Args:
+            tensors: the result's.
+            placement: where the frame lies in the network's input.
+
+        Raises:
+            TransportError: they are not what the bundle says.
+        """
+        outputs = from_tensors(tensors, self._expected)
+        answers: dict[str, Answer] = {}
+        for tail in self._tails:
+            prefix = _prefix(tail.name)
+            names = [output.name for output in sent_outputs(tail.task, tail.outputs)]
+            found = answer_of(tail.task, {name: outputs[prefix + name] for name in names}, placement, self._size)
+            if found is not None:
+                answers[tail.name] = found
+        return outputs, answers
+
+
+def _prefix(tail: str) -> str:
+    return "" if tail == MAIN else f"{tail}/"
