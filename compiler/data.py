@@ -25,6 +25,7 @@ from narrowcast.transport.frames import SUFFIXES, read_image
 from narrowcast.transport.structs import to_json
 
 FEATURE_BATCH = 32
+TOO_LARGE = "too large for float16"
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ class TrainingData:
     def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
         """Computes the features of all images once; whether they fit within ``limit_bytes``.
 
-        They are kept as float16. Features that float16 cannot hold are left to be computed when asked for.
+        They are kept as float16. Features that float16 cannot hold are computed when asked for; that they are of this kind
+        is kept instead.
         """
         shape = (len(self.prepared), *self.problem.cut.shape)
         if np.prod(shape, dtype=np.float64) * 2 > limit_bytes:
@@ -173,7 +175,10 @@ class TrainingData:
                 try:
                     _write_array(path, np.float16, self._compute(task.advance), index)
                 except OverflowError:
-                    return False
+                    with replacing(index) as out:
+                        out.write(json.dumps(TOO_LARGE).encode())
+        if json.loads(index.read_text()) == TOO_LARGE:
+            return False
         self._cached = np.memmap(path, np.float16, "r", shape=shape)
         return True
 
@@ -195,10 +200,11 @@ class TrainingData:
         features: torch.Tensor = self.problem.before(self.problem.normalize(images))
         return features.float()
 
-    def batch(self, step: int, size: int) -> Batch:
-        """The batch of training step ``step``: the same whenever it is asked for.
+    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The part that process ``rank`` of ``ranks`` has in the batch of training step ``step``.
 
-        Every pass over the data has an order of its own; a batch may straddle two passes.
+        It is the same whenever it is asked for. Every pass over the data has an order of its own; a batch may straddle two
+        passes. Parts differ by one image at most.
         """
         count = len(self.indices)
         wanted = np.arange(step * size, (step + 1) * size)
@@ -207,8 +213,8 @@ class TrainingData:
             order = np.random.default_rng((self.seed, int(epoch))).permutation(count)
             of_epoch = wanted // count == epoch
             rows[of_epoch] = self.indices[order[wanted[of_epoch] % count]]
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step)
-        return self.rows(rows, generator)
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step + (rank << 40))
+        return self.rows(rows[rank * size // ranks : (rank + 1) * size // ranks], generator)
 
     def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None) -> Batch:
         """The images numbered ``rows`` as a batch."""

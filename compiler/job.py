@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_fabric import Fabric
 
 import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
@@ -34,16 +35,17 @@ from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.labels import training_labels
 from narrowcast.compiler.modules import flat, output_names
-from narrowcast.compiler.progress import Progress
+from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.teacher import load_teacher
-from narrowcast.compiler.training import train
+from narrowcast.compiler.training import is_finished, train
+from narrowcast.compiler.workers import train_in_workers
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Manifest, OutputSpec
 from narrowcast.transport.codec import CodecSpec
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
-ELSEWHERE = {"cache_gigabytes", "precision"}
+ELSEWHERE = {"cache_gigabytes", "devices", "precision"}
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
 
@@ -60,9 +62,11 @@ class Job:
         bottleneck: made by ``preset``; trained after :meth:`train`.
     """
 
-    def __init__(self, recipe: Recipe, work: Path, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, work: Path, progress: Progress, *, device: torch.device | None = None) -> None:
         self.recipe = recipe
         self.progress = progress
+        self.work = work
+        self.device = device or resolve_device(recipe.train.device)
         self.cache = work / "cache"
         folder = Path(recipe.folder)
         self.targets = [load_target(name) for name in recipe.export.targets]
@@ -91,7 +95,7 @@ class Job:
         self.progress.note(f"tracing {recipe.teacher.model}")
         traced = trace(self.teacher, recipe.input.size)
         cut = find_cut(traced, recipe.cut.at)
-        self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device))
+        self.problem = Problem(traced, cut, recipe.input, self.device)
         return cut
 
     @torch.no_grad()
@@ -115,7 +119,7 @@ class Job:
             "bottleneck": msgspec.to_builtins(self.recipe.bottleneck),
             "train": {k: v for k, v in msgspec.to_builtins(self.recipe.train).items() if k not in ELSEWHERE},
         }
-        precision = resolve_precision(self.recipe.train.precision, self.problem.device)
+        precision = resolve_precision(self.recipe.train.precision, self.device)
         if precision != "fp32":
             parts["precision"] = precision
         if self.data.labels is not None:
@@ -123,16 +127,33 @@ class Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def train(self) -> None:
-        """Trains the bottleneck, or takes it from a finished run."""
+        """Trains the bottleneck on the recipe's devices, or takes it from a finished run."""
+        stages = self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck)
+        if stages and self.recipe.train.devices > 1 and not is_finished(self.checkpoint, len(stages)):
+            self._cache_features(self.progress)  # once, not in every process
+            train_in_workers(self.recipe, self.work, self.device, self.progress)
+            self.train_here(None, SILENT)  # takes what they have trained
+        else:
+            self.train_here(None, self.progress)
+
+    def train_here(self, fabric: Fabric | None, progress: Progress) -> None:
+        """Trains the bottleneck in this process, one of ``fabric``'s where it is given."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        schedule = self.recipe.train
         if self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck):
-            limit = schedule.cache_gigabytes * 1e9
-            self.data.cache_features(self.cache, self.teacher_digest, limit, self.progress)
+            self._cache_features(progress)
         train(
-            self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, schedule,
-            self.folder / CHECKPOINT, self.progress,
+            self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, self.recipe.train,
+            self.checkpoint, progress, fabric,
         )  # fmt: skip
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training keeps its state."""
+        return self.folder / CHECKPOINT
+
+    def _cache_features(self, progress: Progress) -> None:
+        limit = self.recipe.train.cache_gigabytes * 1e9
+        self.data.cache_features(self.cache, self.teacher_digest, limit, progress)
 
     def settle(self) -> None:
         """Ends training: everything to the CPU, and what only training needs folded away."""

@@ -62,6 +62,7 @@ class TrainSettings(Settings, frozen=True):
         learning_rate: at the start.
         seed: of everything random.
         device: ``auto`` takes a GPU where there is one.
+        devices: how many devices of that kind share each step's images, one process for each; on CPUs, processes.
         precision: ``bf16`` computes convolutions and matrix products in bfloat16 while training, where that is faster (GPUs
             since 2020, CPUs with AMX or AVX512-BF16); weights stay float32, and so does the bundle. ``auto`` is bf16 on
             GPUs that have it, fp32 elsewhere.
@@ -73,6 +74,7 @@ class TrainSettings(Settings, frozen=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
     seed: int = 0
     device: str = "auto"
+    devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     cache_gigabytes: Annotated[float, msgspec.Meta(ge=0)] = 8.0
 
@@ -140,8 +142,12 @@ class Recipe(Settings, frozen=True):
     folder: str = ""
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, **tables: dict[str, Any]) -> Recipe:
     """Reads a recipe.
+
+    Args:
+        path: the file.
+        tables: keys that go before the file's, by table.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key or preset, or a value of the wrong type.
@@ -152,7 +158,12 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"no recipe {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return recipe_from(parse_toml(text, path.name), path.name, path.stem, path.parent)
+    mapping = parse_toml(text, path.name)
+    for name, keys in tables.items():
+        table = mapping.setdefault(name, {})
+        if isinstance(table, dict):  # else it is refused with all the others
+            table.update(keys)
+    return recipe_from(mapping, path.name, path.stem, path.parent)
 
 
 def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -> Recipe:

@@ -16,6 +16,7 @@ examples:
   narrowcast compile examples/mobilenet_v2.toml -o mobilenet.ncb
   narrowcast compile recipe.toml -o model.ncb --key ~/release.key
   narrowcast compile recipe.toml -o better.ncb --retune model.ncb    another tail; boards go on as they are
+  narrowcast compile recipe.toml -o model.ncb --devices 4
 
 A run that was killed goes on where it was. Python files named as [teacher] model run with your rights.
 """
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OLD.ncb",
         help="train only what runs on the server, for the boards that have OLD.ncb",
     )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="train on N devices, one process each; goes before [train] devices"
+    )
     signing = parser.add_mutually_exclusive_group()
     signing.add_argument(
         "--key", type=Path, metavar="FILE.key", help="sign with this key, not the keys folder's signing.key"
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.compiler.progress import Progress
     from narrowcast.compiler.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe)
+    recipe = load_recipe(args.recipe, train={} if args.devices is None else {"devices": args.devices})
     progress = TerminalProgress(quiet=args.quiet)
     reporter: Progress = progress
     key = None if args.unsigned else signing_key(args.key, progress)
