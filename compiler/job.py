@@ -27,25 +27,28 @@ from narrowcast.compiler.data import (
     PreparedImages,
     TrainingData,
     choose,
-    find_images,
+    find_sources,
     prepare_images,
     split_holdout,
 )
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
-from narrowcast.compiler.labels import training_labels
+from narrowcast.compiler.labels import labels_of
 from narrowcast.compiler.modules import flat, output_names
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe
+from narrowcast.compiler.streaming import StreamedImages
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import is_finished, train
 from narrowcast.compiler.workers import train_in_workers
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Manifest, OutputSpec
 from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.files import replacing
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
 ELSEWHERE = {"cache_gigabytes", "devices", "precision"}
+SKIPPED_SHOWN = 3
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
 
@@ -75,11 +78,7 @@ class Job:
             recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
         )
         self.cut = self._find_cut()
-        files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
-        self.prepared: PreparedImages = prepare_images(files, recipe.input, self.cache, progress)
-        if self.prepared.skipped:
-            count, first = len(self.prepared.skipped), self.prepared.skipped[0]
-            progress.note(f"{count} images skipped; the first: {first}")
+        self.prepared: PreparedImages = self._prepare(folder)
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
         self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.held = held
@@ -98,6 +97,27 @@ class Job:
         self.problem = Problem(traced, cut, recipe.input, self.device)
         return cut
 
+    def _prepare(self, folder: Path) -> PreparedImages:
+        recipe, progress = self.recipe, self.progress
+        sources, problems = find_sources(recipe.data.train, folder)
+        chosen = choose(sources, recipe.data.limit, recipe.train.seed)
+        limit = recipe.train.cache_gigabytes * 1e9
+        prepared = prepare_images(chosen, recipe.input, self.cache, progress, limit)
+        skipped = [*problems, *prepared.skipped]
+        if skipped:
+            path = self.cache / f"skipped-{prepared.digest}.txt"
+            with replacing(path) as out:
+                out.write("".join(f"{line}\n" for line in skipped).encode())
+            progress.note(f"{len(prepared.skipped)} of {len(chosen)} images cannot be read; all are listed in {path}")
+            for line in skipped[:SKIPPED_SHOWN]:
+                progress.note(f"  {line}")
+        if isinstance(prepared.images, StreamedImages):
+            progress.note(
+                f"{len(prepared)} images take more than [train] cache_gigabytes = {recipe.train.cache_gigabytes:g}: "
+                "each is decoded when it is needed"
+            )
+        return prepared
+
     @torch.no_grad()
     def _labels(self, folder: Path) -> npt.NDArray[np.int64] | None:
         """The class of every image, where the recipe gives labels a weight."""
@@ -105,7 +125,7 @@ class Job:
             return None
         image = torch.from_numpy(self.frames(np.arange(1))).to(self.problem.device)
         classes = class_scores(self.problem.after(self.problem.before(self.problem.normalize(image)))).shape[1]
-        return training_labels([Path(path) for path in self.prepared.files], folder / self.recipe.data.train, classes)
+        return labels_of(self.prepared.sources, folder / self.recipe.data.train, classes)
 
     def _run_digest(self) -> str:
         """Names what the trained bottleneck depends on."""

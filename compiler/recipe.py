@@ -37,7 +37,8 @@ class DataSettings(Settings, frozen=True):
     """``[data]``: images to learn from; labels are not needed.
 
     Attributes:
-        train: a folder of images, searched with its sub-folders.
+        train: a folder of images, searched with its sub-folders; or tar shards in webdataset's layout:
+            ``photos-{000..012}.tar``, ``photos-*.tar``, or a folder of them.
         holdout: the part of the images that is kept from training; the bundle's figures are measured on it.
         limit: use at most so many images (chosen by the seed).
     """
@@ -66,7 +67,8 @@ class TrainSettings(Settings, frozen=True):
         precision: ``bf16`` computes convolutions and matrix products in bfloat16 while training, where that is faster (GPUs
             since 2020, CPUs with AMX or AVX512-BF16); weights stay float32, and so does the bundle. ``auto`` is bf16 on
             GPUs that have it, fp32 elsewhere.
-        cache_gigabytes: teacher features at the cut are computed once and kept on disk where they fit in this.
+        cache_gigabytes: prepared images are kept on disk where they fit in this, else decoded whenever they are needed; so
+            are the teacher's features at the cut, else computed.
     """
 
     images: Annotated[int, msgspec.Meta(ge=1)] = 40_000
