@@ -37,6 +37,7 @@ from narrowcast.compiler.labels import labels_of
 from narrowcast.compiler.modules import flat, output_names
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe
+from narrowcast.compiler.scalars import NoScalars, TensorBoard, writer_class
 from narrowcast.compiler.streaming import StreamedImages
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import is_finished, train
@@ -47,7 +48,7 @@ from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.files import replacing
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
-ELSEWHERE = {"cache_gigabytes", "devices", "precision"}
+ELSEWHERE = {"cache_gigabytes", "devices", "precision", "tensorboard"}
 SKIPPED_SHOWN = 3
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
@@ -69,6 +70,8 @@ class Job:
         self.recipe = recipe
         self.progress = progress
         self.work = work
+        if recipe.train.tensorboard:
+            writer_class()  # or it would be missing after an hour of preparations
         self.device = device or resolve_device(recipe.train.device)
         self.cache = work / "cache"
         folder = Path(recipe.folder)
@@ -161,10 +164,15 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck):
             self._cache_features(progress)
-        train(
-            self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, self.recipe.train,
-            self.checkpoint, progress, fabric,
-        )  # fmt: skip
+        first = fabric is None or fabric.global_rank == 0
+        scalars = TensorBoard(self.folder / "tensorboard") if first and self.recipe.train.tensorboard else NoScalars()
+        try:
+            train(
+                self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, self.recipe.train,
+                self.checkpoint, progress, fabric, scalars,
+            )  # fmt: skip
+        finally:
+            scalars.close()
 
     @property
     def checkpoint(self) -> Path:

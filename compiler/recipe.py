@@ -69,6 +69,7 @@ class TrainSettings(Settings, frozen=True):
             GPUs that have it, fp32 elsewhere.
         cache_gigabytes: prepared images are kept on disk where they fit in this, else decoded whenever they are needed; so
             are the teacher's features at the cut, else computed.
+        tensorboard: write every step's figures for TensorBoard, in ``tensorboard/`` in the run's folder.
     """
 
     images: Annotated[int, msgspec.Meta(ge=1)] = 40_000
@@ -79,6 +80,7 @@ class TrainSettings(Settings, frozen=True):
     devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     cache_gigabytes: Annotated[float, msgspec.Meta(ge=0)] = 8.0
+    tensorboard: bool = False
 
 
 class CodingSettings(Settings, frozen=True):

@@ -24,6 +24,7 @@ from narrowcast.compiler.errors import TrainingError
 from narrowcast.compiler.fabric import has_bf16, open_fabric, resolve_precision
 from narrowcast.compiler.progress import SILENT, Progress, Task
 from narrowcast.compiler.recipe import TrainSettings
+from narrowcast.compiler.scalars import NoScalars, Scalars
 from narrowcast.compiler.sharing import add_up, agree
 from narrowcast.transport.files import replacing
 
@@ -53,10 +54,12 @@ def train(
     checkpoint: Path,
     progress: Progress = SILENT,
     fabric: Fabric | None = None,
+    scalars: Scalars | None = None,
 ) -> None:
     """Calibrates and trains ``bottleneck`` in place, from ``checkpoint`` where that exists.
 
-    ``fabric`` tells of the processes that train together; None trains in this one alone.
+    ``fabric`` tells of the processes that train together; None trains in this one alone. ``scalars`` gets every step's
+    figures.
 
     Raises:
         TrainingError: the loss or its gradient is no number, or the checkpoint belongs to another run.
@@ -80,7 +83,7 @@ def train(
     if before != fabric.world_size and where.stage < len(stages):
         progress.note(f"{before} processes trained it so far, now {fabric.world_size}: other noise, as good a result")
     steps = [max(1, round(stage.share * schedule.images / schedule.batch)) for stage in stages]
-    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps))
+    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps), scalars or NoScalars())
     for number in range(where.stage, len(stages)):
         where.stage = number
         prepare = stages[number].prepare
@@ -104,6 +107,7 @@ class _Run:
         schedule: TrainSettings,
         checkpoint: Path,
         steps: int,
+        scalars: Scalars,
     ) -> None:
         self.fabric = fabric
         self.bottleneck = bottleneck
@@ -111,6 +115,7 @@ class _Run:
         self.schedule = schedule
         self.checkpoint = checkpoint
         self.steps = max(1, steps)
+        self.scalars = scalars
         self.saved_at = time.monotonic()
 
     def stage(self, stage: Stage, steps: int, where: Position, state: Any, task: Task) -> None:
@@ -123,6 +128,8 @@ class _Run:
             batch = self.data.batch(where.step, self.schedule.batch, self.fabric.global_rank, self.fabric.world_size)
             rate = _rate(stage.optimizer, where.in_stage / steps, where.step / self.steps)
             figures = self._step(stage, optimizer, batch, where, rate)
+            rates = {"learning_rate": rate * self.schedule.learning_rate, "stage": where.stage}
+            self.scalars.write(where.step, {**figures, **rates}, self.schedule.batch)
             for name, value in figures.items():
                 smooth[name] = SMOOTHING * smooth.get(name, value) + (1 - SMOOTHING) * value
             where.step, where.in_stage = where.step + 1, where.in_stage + 1

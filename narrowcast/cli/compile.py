@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices", type=int, metavar="N", help="train on N devices, one process each; goes before [train] devices"
     )
+    parser.add_argument("--tensorboard", action="store_true", help="write every step's figures for TensorBoard")
     signing = parser.add_mutually_exclusive_group()
     signing.add_argument(
         "--key", type=Path, metavar="FILE.key", help="sign with this key, not the keys folder's signing.key"
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.compiler.progress import Progress
     from narrowcast.compiler.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, train={} if args.devices is None else {"devices": args.devices})
+    recipe = load_recipe(args.recipe, train=_train_keys(args))
     progress = TerminalProgress(quiet=args.quiet)
     reporter: Progress = progress
     key = None if args.unsigned else signing_key(args.key, progress)
@@ -91,6 +93,12 @@ def run(args: argparse.Namespace) -> int:
     )
     print_precisions(figures)
     return 0
+
+
+def _train_keys(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about ``[train]``."""
+    keys: dict[str, Any] = {} if args.devices is None else {"devices": args.devices}
+    return {**keys, "tensorboard": True} if args.tensorboard else keys
 
 
 def signing_key(path: Path | None, progress: TerminalProgress) -> SecretKey:
