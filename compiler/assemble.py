@@ -100,6 +100,7 @@ class Assembly:
             **self._costs(),
             **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
             **self._precision_figures(heads, trials, codec),
+            **({} if job.start is None else {"started_from": job.start.name}),
             "left_out": left_out,
             "unsupported": unsupported,
         }

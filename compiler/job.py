@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
-from narrowcast.compiler.cuts import Cut, find_cut
-from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.cuts import find_cut
+from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.data import (
     PreparedImages,
     TrainingData,
@@ -64,9 +65,26 @@ class Job:
         teacher, cut, problem: the user's network, where it is cut, and what a bottleneck must be built for.
         prepared, data, held: all images, those to learn from, and the numbers of those that are held out.
         bottleneck: made by ``preset``; trained after :meth:`train`.
+
+    Args:
+        recipe: what to do.
+        work: the work folder.
+        progress: told where it is.
+        device: where to train; None takes the recipe's.
+        like: a job with the same teacher, input and seed, whose loaded network is taken.
+        start: a finished run's folder, whose weights training starts from instead of a calibration.
     """
 
-    def __init__(self, recipe: Recipe, work: Path, progress: Progress, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        work: Path,
+        progress: Progress,
+        *,
+        device: torch.device | None = None,
+        like: Job | None = None,
+        start: Path | None = None,
+    ) -> None:
         self.recipe = recipe
         self.progress = progress
         self.work = work
@@ -76,29 +94,33 @@ class Job:
         self.cache = work / "cache"
         folder = Path(recipe.folder)
         self.targets = [load_target(name) for name in recipe.export.targets]
+        self.start = start
+        self.teacher: nn.Module
+        self.traced: Traced
         torch.manual_seed(recipe.train.seed)
-        self.teacher = load_teacher(
-            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
-        )
-        self.cut = self._find_cut()
+        known = None if like is None else (like.teacher, like.traced)
+        self.teacher, self.traced = known or self._load_teacher(folder)
+        # As it is behind a teacher's random first weights: a run comes out the same whether or not it shares the teacher.
+        self.random: torch.Tensor = torch.get_rng_state() if like is None else like.random
+        self.cut = find_cut(self.traced, recipe.cut.at)
+        self.problem = Problem(self.traced, self.cut, recipe.input, self.device)
         self.prepared: PreparedImages = self._prepare(folder)
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
         self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.held = held
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
+        torch.set_rng_state(self.random)
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
         # What the teacher computes, not its weights alone: its code may change under the same weights.
         described = f"{_digest(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
         self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
 
-    def _find_cut(self) -> Cut:
-        recipe = self.recipe
-        self.progress.note(f"tracing {recipe.teacher.model}")
-        traced = trace(self.teacher, recipe.input.size)
-        cut = find_cut(traced, recipe.cut.at)
-        self.problem = Problem(traced, cut, recipe.input, self.device)
-        return cut
+    def _load_teacher(self, folder: Path) -> tuple[nn.Module, Traced]:
+        named = self.recipe.teacher
+        teacher = load_teacher(named.model, weights=named.weights, options=named.options, folder=folder)
+        self.progress.note(f"tracing {named.model}")
+        return teacher, trace(teacher, self.recipe.input.size)
 
     def _prepare(self, folder: Path) -> PreparedImages:
         recipe, progress = self.recipe, self.progress
@@ -145,6 +167,8 @@ class Job:
         precision = resolve_precision(self.recipe.train.precision, self.device)
         if precision != "fp32":
             parts["precision"] = precision
+        if self.start is not None:
+            parts["start"] = self.start.name
         if self.data.labels is not None:
             parts["labels"] = hashlib.sha256(self.data.labels.tobytes()).hexdigest()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -154,7 +178,7 @@ class Job:
         stages = self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck)
         if stages and self.recipe.train.devices > 1 and not is_finished(self.checkpoint, len(stages)):
             self._cache_features(self.progress)  # once, not in every process
-            train_in_workers(self.recipe, self.work, self.device, self.progress)
+            train_in_workers(self.recipe, self.work, self.device, self.progress, self.start)
             self.train_here(None, SILENT)  # takes what they have trained
         else:
             self.train_here(None, self.progress)
@@ -169,7 +193,7 @@ class Job:
         try:
             train(
                 self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, self.recipe.train,
-                self.checkpoint, progress, fabric, scalars,
+                self.checkpoint, progress, fabric, scalars, None if self.start is None else self.start / CHECKPOINT,
             )  # fmt: skip
         finally:
             scalars.close()

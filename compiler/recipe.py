@@ -156,6 +156,15 @@ def load_recipe(path: Path, **tables: dict[str, Any]) -> Recipe:
     Raises:
         ConfigError: no such file, not TOML, an unknown key or preset, or a value of the wrong type.
     """
+    return recipe_from(read_mapping(path, **tables), path.name, path.stem, path.parent)
+
+
+def read_mapping(path: Path, **tables: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe file says, unchecked; ``tables`` as for :func:`load_recipe`.
+
+    Raises:
+        ConfigError: no such file, or not TOML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -167,7 +176,7 @@ def load_recipe(path: Path, **tables: dict[str, Any]) -> Recipe:
         table = mapping.setdefault(name, {})
         if isinstance(table, dict):  # else it is refused with all the others
             table.update(keys)
-    return recipe_from(mapping, path.name, path.stem, path.parent)
+    return mapping
 
 
 def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -> Recipe:

@@ -55,11 +55,12 @@ def train(
     progress: Progress = SILENT,
     fabric: Fabric | None = None,
     scalars: Scalars | None = None,
+    start: Path | None = None,
 ) -> None:
     """Calibrates and trains ``bottleneck`` in place, from ``checkpoint`` where that exists.
 
     ``fabric`` tells of the processes that train together; None trains in this one alone. ``scalars`` gets every step's
-    figures.
+    figures. ``start`` is another run's checkpoint, whose weights stand in for calibration.
 
     Raises:
         TrainingError: the loss or its gradient is no number, or the checkpoint belongs to another run.
@@ -71,7 +72,9 @@ def train(
     fabric = fabric or open_fabric(problem.device, precision)
     where = Position()
     saved = load_checkpoint(checkpoint, problem.device) if checkpoint.exists() else None
-    if saved is None:
+    if saved is None and start is not None:
+        _start_from(bottleneck, load_checkpoint(start, problem.device)["bottleneck"], start)
+    elif saved is None:
         preset.calibrate(bottleneck, problem, settings, _endless(data, schedule.batch))
     else:
         where = Position(**saved["position"])
@@ -235,6 +238,14 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:
         raise TrainingError(f"the checkpoint {path} cannot be read ({error}); delete it to start anew") from error
     return state
+
+
+def _start_from(bottleneck: Bottleneck, state: dict[str, Any], path: Path) -> None:
+    try:
+        bottleneck.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise TrainingError(f"training cannot start from {path}, a bottleneck of another shape: {first}") from error
 
 
 def _restore(bottleneck: Bottleneck, state: dict[str, Any], path: Path) -> None:

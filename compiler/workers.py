@@ -35,8 +35,12 @@ SECONDS_TO_END = 5.0
 Pipes = list[Any]  # multiprocessing.connection.Connection, which takes types on some versions of typeshed only
 
 
-def train_in_workers(recipe: Recipe, work: Path, device: torch.device, progress: Progress) -> None:
+def train_in_workers(
+    recipe: Recipe, work: Path, device: torch.device, progress: Progress, start: Path | None = None
+) -> None:
     """Trains a recipe on ``[train] devices`` devices of ``device``'s kind, up to its finished checkpoint.
+
+    ``start`` is :class:`~narrowcast.compiler.job.Job`'s.
 
     Raises:
         CompilerError: there are not so many devices.
@@ -52,7 +56,7 @@ def train_in_workers(recipe: Recipe, work: Path, device: torch.device, progress:
     try:
         with _as_it_was(), relay.running([reader for reader, _ in pairs], writers):
             try:
-                fabric.launch(partial(_work, recipe=recipe, work=str(work), pipes=writers))
+                fabric.launch(partial(_work, recipe=recipe, work=work, start=start, pipes=writers))
             finally:
                 _end(set(multiprocessing.active_children()) - before)
     except (ProcessExitedException, ProcessRaisedException) as error:
@@ -101,7 +105,7 @@ def _end(processes: set[Any]) -> None:
             process.join()
 
 
-def _work(fabric: Fabric, recipe: Recipe, work: str, pipes: Pipes) -> None:
+def _work(fabric: Fabric, recipe: Recipe, work: Path, start: Path | None, pipes: Pipes) -> None:
     """One process, from its first line to its last."""
     from narrowcast.compiler.job import Job
 
@@ -112,7 +116,7 @@ def _work(fabric: Fabric, recipe: Recipe, work: str, pipes: Pipes) -> None:
             pipe.close()
     try:
         progress: Progress = _Sender(pipes[rank]) if rank == 0 else SILENT
-        Job(recipe, Path(work), SILENT, device=fabric.device).train_here(fabric, progress)
+        Job(recipe, work, SILENT, device=fabric.device, start=start).train_here(fabric, progress)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None  # torch would take it for a success
     except NarrowcastError as error:

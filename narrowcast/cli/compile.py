@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from narrowcast.cli import sweeps
 from narrowcast.cli.show import TerminalProgress, print_json, print_precisions, print_table
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import SecretKey, keys_folder
@@ -18,6 +19,7 @@ examples:
   narrowcast compile recipe.toml -o model.ncb --key ~/release.key
   narrowcast compile recipe.toml -o better.ncb --retune model.ncb    another tail; boards go on as they are
   narrowcast compile recipe.toml -o model.ncb --devices 4
+  narrowcast compile recipe.toml -o model.ncb --sweep bottleneck.beta=0.08,0.32,1.28 --csv rates.csv
 
 A run that was killed goes on where it was. Python files named as [teacher] model run with your rights.
 """
@@ -47,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     signing.add_argument(
         "--unsigned", action="store_true", help="do not sign; servers and boards will refuse the bundle"
     )
-    parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="the manifest, or the sweep's table, as JSON on stdout")
+    sweeps.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.compiler.progress import Progress
     from narrowcast.compiler.recipe import load_recipe
 
+    sweeps.check(args)
     recipe = load_recipe(args.recipe, train=_train_keys(args))
     progress = TerminalProgress(quiet=args.quiet)
     reporter: Progress = progress
     key = None if args.unsigned else signing_key(args.key, progress)
+    if args.sweep:
+        return sweeps.run(args, _train_keys(args), key, progress)
     if args.retune:
         from narrowcast.compiler.retune import retune
 
