@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 import narrowcast
+from narrowcast.compiler.clipping import check_alphabet
 from narrowcast.compiler.codec import collect_symbols, fit_codec
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
@@ -175,7 +176,10 @@ class Assembly:
         rows = np.random.default_rng(self.recipe.train.seed).permutation(job.data.indices)[: coding.images]
         symbols = collect_symbols(heads, job.frames(np.sort(rows)), job.spec(), self.progress)
         spec = job.spec()
-        spec, data = fit_codec(spec, symbols, job.bottleneck.density() if spec.name == "rans" else None, coding)
+        density = job.bottleneck.density() if spec.name == "rans" else None
+        if density is not None:
+            check_alphabet(symbols, spec.alphabet, self.progress)
+        spec, data = fit_codec(spec, symbols, density, coding)
         if data:
             kind: PartKind = "dictionary" if spec.name == "zstd" else "tables"
             self.parts.add(kind, data, kind, ["device", "server"])

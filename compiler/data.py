@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from narrowcast.compiler.bottlenecks import Batch, Problem
-from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.errors import DataError, TeacherError
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.shards import SUFFIX as SHARD
 from narrowcast.compiler.shards import Member, find_shards, index_shard
@@ -262,6 +262,12 @@ class TrainingData:
         for start in range(0, len(self.prepared), FEATURE_BATCH):
             images = self._images(np.arange(start, min(start + FEATURE_BATCH, len(self.prepared))))
             features = self._teacher(images).cpu().numpy()
+            if not np.isfinite(features).all():
+                bad = start + int(np.argmin(np.isfinite(features).reshape(len(features), -1).all(1)))
+                raise TeacherError(
+                    f"the teacher's features at {self.problem.cut.name!r} are no numbers for {self.prepared.sources[bad]}: "
+                    "check its weights, and [input] range, mean and std"
+                )
             if not np.abs(features).max() < np.finfo(np.float16).max:
                 raise OverflowError
             for row in features.astype(np.float16):
