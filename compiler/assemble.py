@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 import narrowcast
+from narrowcast.compiler.clipping import check_alphabet
 from narrowcast.compiler.codec import collect_symbols, fit_codec, symbols_of
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
@@ -109,6 +110,7 @@ class Assembly:
             **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
             **self._precision_figures(heads, trials, codec),
             **alone,
+            **({} if job.start is None else {"started_from": job.start.name}),
             "left_out": left_out,
             "unsupported": unsupported,
         }
@@ -231,6 +233,8 @@ class Assembly:
         symbols = collect_symbols(heads, job.frames(np.sort(rows)), job.spec(), self.progress)
         spec = job.spec()
         density = job.bottleneck.density() if spec.name == "rans" else None
+        if density is not None:
+            check_alphabet(symbols, spec.alphabet, self.progress)
         spec, data = fit_codec(spec, symbols, density, coding, job.bottleneck.sent)
         if data:
             kind: PartKind = "dictionary" if spec.name == "zstd" else "tables"

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from narrowcast.compiler.bottlenecks import Batch, Problem
-from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.errors import DataError, TeacherError
 from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.shards import SUFFIX as SHARD
+from narrowcast.compiler.shards import Member, find_shards, index_shard
+from narrowcast.compiler.streaming import Source, StreamedImages, read
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.files import replacing
-from narrowcast.transport.frames import SUFFIXES, read_image
+from narrowcast.transport.frames import SUFFIXES
 from narrowcast.transport.structs import to_json
 
 FEATURE_BATCH = 32
+STEPS_AHEAD = 3
+TOO_LARGE = "too large for float16"
+
+S = TypeVar("S", bound=Source)
 
 
 @dataclass(frozen=True)
@@ -32,19 +40,60 @@ class PreparedImages:
     """Images as the network takes them.
 
     Attributes:
-        images: uint8 ``[N, H, W, 3]``, memory-mapped.
-        files: where each came from.
-        skipped: files that could not be read, and why.
-        digest: of the files and the contract.
+        images: uint8 ``[N, H, W, 3]``: memory-mapped, or decoded whenever rows are taken.
+        sources: where each came from.
+        skipped: those that could not be read, and why.
+        digest: of the sources and the contract.
     """
 
-    images: npt.NDArray[np.uint8]
-    files: list[str]
+    images: npt.NDArray[np.uint8] | StreamedImages
+    sources: list[Source]
     skipped: list[str]
     digest: str
 
+    @property
+    def files(self) -> list[str]:
+        """The sources' names."""
+        return [str(source) for source in self.sources]
+
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.sources)
+
+
+def find_sources(text: str, folder: Path) -> tuple[list[Source], list[str]]:
+    """What ``[data] train`` names, relative to ``folder``, and what of it cannot be used.
+
+    A folder of images; a folder of tar shards, where it has no images; or shards: ``photos-{000..012}.tar``,
+    ``photos-*.tar``, one file.
+
+    Raises:
+        DataError: there is nothing of the kind.
+    """
+    place = folder / text
+    if place.is_dir():
+        shards = sorted(path for path in place.rglob(f"*{SHARD}") if path.is_file() and not path.name.startswith("."))
+        if not shards or _has_images(place):
+            return list(find_images(place)), []
+    elif SHARD in text or "*" in text:
+        shards = find_shards(text, folder)
+    else:
+        raise DataError(f"no folder {place}, and it names no {SHARD} shards either")
+    sources: list[Source] = []
+    problems = []
+    for shard in shards:
+        members, problem = index_shard(shard)
+        sources += members
+        problems += [] if problem is None else [problem]
+    if not sources:
+        raise DataError(f"no images in {place} ({len(shards)} shards){': ' + problems[0] if problems else ''}")
+    return sources, problems
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        return bool(find_images(folder))
+    except DataError:
+        return False
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -67,7 +116,7 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def choose(files: list[Path], limit: int | None, seed: int) -> list[Path]:
+def choose(files: list[S], limit: int | None, seed: int) -> list[S]:
     """At most ``limit`` of the files, drawn by ``seed``, in their order."""
     if limit is None or limit >= len(files):
         return files
@@ -75,44 +124,69 @@ def choose(files: list[Path], limit: int | None, seed: int) -> list[Path]:
     return [files[k] for k in sorted(drawn)]
 
 
-def digest_of(files: list[Path], contract: InputContract) -> str:
+def digest_of(files: Sequence[Source], contract: InputContract) -> str:
     """Names files, as they are now, and the contract that prepares them.
 
     Raises:
         OSError: one is not there.
     """
-    stamps = [f"{path.resolve()}\0{(stat := path.stat()).st_size}\0{stat.st_mtime_ns}" for path in files]
+    shards = {file.shard: _stamp(file.shard) for file in files if isinstance(file, Member)}
+    stamps = [
+        f"{shards[f.shard]}\0{f.name}\0{f.offset}\0{f.size_bytes}" if isinstance(f, Member) else _stamp(f)
+        for f in files
+    ]
     return hashlib.sha256("\n".join([to_json(contract).decode(), *stamps]).encode()).hexdigest()[:16]
 
 
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+
+
 def prepare_images(
-    files: list[Path], contract: InputContract, cache: Path, progress: Progress = SILENT
+    files: Sequence[Source],
+    contract: InputContract,
+    cache: Path,
+    progress: Progress = SILENT,
+    limit_bytes: float = math.inf,
 ) -> PreparedImages:
     """Decodes and resizes the files by the contract, once: a second call finds them in ``cache``.
+
+    Where they would take more than ``limit_bytes``, all are decoded once to learn which can be, and again whenever they
+    are asked for: the same images in the same order, slower.
 
     Raises:
         DataError: fewer than two could be read.
     """
     digest = digest_of(files, contract)
     data, index = cache / f"images-{digest}.u8", cache / f"images-{digest}.json"
+    streamed = len(files) * math.prod(contract.size) * 3 > limit_bytes and not index.exists()
+    if streamed:
+        index = cache / f"checked-{digest}.json"
     if not index.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _write_array(data, np.uint8, _prepared(files, contract, progress), index)
+        rows = _prepared(files, contract, progress)
+        if streamed:
+            _write_index(index, [problem for _, problem in rows])
+        else:
+            _write_array(data, np.uint8, rows, index)
     listed = json.loads(index.read_text())
-    kept = [str(path) for path, problem in zip(files, listed, strict=True) if problem is None]
-    skipped = [f"{path}: {problem}" for path, problem in zip(files, listed, strict=True) if problem is not None]
+    kept = [file for file, problem in zip(files, listed, strict=True) if problem is None]
+    skipped = [f"{file}: {problem}" for file, problem in zip(files, listed, strict=True) if problem is not None]
     if len(kept) < 2:
         raise DataError(f"{len(kept)} of {len(files)} images can be read; the first problem: {skipped[0]}")
+    if streamed:
+        return PreparedImages(StreamedImages(kept, contract), kept, skipped, digest)
     images = np.memmap(data, np.uint8, "r", shape=(len(kept), *contract.size, 3))
     return PreparedImages(images, kept, skipped, digest)
 
 
 def _prepared(
-    files: list[Path], contract: InputContract, progress: Progress
+    files: Sequence[Source], contract: InputContract, progress: Progress
 ) -> Iterator[tuple[npt.NDArray[np.uint8] | None, str | None]]:
-    def one(path: Path) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
+    def one(file: Source) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
         try:
-            return contract.prepare(read_image(path)).image, None
+            return read(file, contract), None
         except FrameError as error:
             return None, str(error)
 
@@ -136,8 +210,12 @@ def _write_array(
             problems.append(problem)
             if row is not None:
                 out.write(np.ascontiguousarray(row, dtype).tobytes())
-    with replacing(index) as out:
-        out.write(json.dumps(problems).encode())
+    _write_index(index, problems)
+
+
+def _write_index(path: Path, content: Any) -> None:
+    with replacing(path) as out:
+        out.write(json.dumps(content).encode())
 
 
 class TrainingData:
@@ -161,7 +239,8 @@ class TrainingData:
     def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
         """Computes the features of all images once; whether they fit within ``limit_bytes``.
 
-        They are kept as float16. Features that float16 cannot hold are left to be computed when asked for.
+        They are kept as float16. Features that float16 cannot hold are computed when asked for; that they are of this kind
+        is kept instead.
         """
         shape = (len(self.prepared), *self.problem.cut.shape)
         if np.prod(shape, dtype=np.float64) * 2 > limit_bytes:
@@ -173,7 +252,9 @@ class TrainingData:
                 try:
                     _write_array(path, np.float16, self._compute(task.advance), index)
                 except OverflowError:
-                    return False
+                    _write_index(index, TOO_LARGE)
+        if json.loads(index.read_text()) == TOO_LARGE:
+            return False
         self._cached = np.memmap(path, np.float16, "r", shape=shape)
         return True
 
@@ -181,6 +262,12 @@ class TrainingData:
         for start in range(0, len(self.prepared), FEATURE_BATCH):
             images = self._images(np.arange(start, min(start + FEATURE_BATCH, len(self.prepared))))
             features = self._teacher(images).cpu().numpy()
+            if not np.isfinite(features).all():
+                bad = start + int(np.argmin(np.isfinite(features).reshape(len(features), -1).all(1)))
+                raise TeacherError(
+                    f"the teacher's features at {self.problem.cut.name!r} are no numbers for {self.prepared.sources[bad]}: "
+                    "check its weights, and [input] range, mean and std"
+                )
             if not np.abs(features).max() < np.finfo(np.float16).max:
                 raise OverflowError
             for row in features.astype(np.float16):
@@ -195,11 +282,20 @@ class TrainingData:
         features: torch.Tensor = self.problem.before(self.problem.normalize(images))
         return features.float()
 
-    def batch(self, step: int, size: int) -> Batch:
-        """The batch of training step ``step``: the same whenever it is asked for.
+    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The part that process ``rank`` of ``ranks`` has in the batch of training step ``step``.
 
-        Every pass over the data has an order of its own; a batch may straddle two passes.
+        It is the same whenever it is asked for. Every pass over the data has an order of its own; a batch may straddle two
+        passes. Parts differ by one image at most.
         """
+        if isinstance(self.prepared.images, StreamedImages):
+            ahead = [self._drawn(step + k, size, rank, ranks) for k in range(STEPS_AHEAD + 1)]
+            self.prepared.images.expect(np.unique(np.concatenate(ahead)))
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step + (rank << 40))
+        return self.rows(self._drawn(step, size, rank, ranks), generator)
+
+    def _drawn(self, step: int, size: int, rank: int, ranks: int) -> npt.NDArray[np.int64]:
+        """Which images those are."""
         count = len(self.indices)
         wanted = np.arange(step * size, (step + 1) * size)
         rows = np.empty(size, np.int64)
@@ -207,8 +303,7 @@ class TrainingData:
             order = np.random.default_rng((self.seed, int(epoch))).permutation(count)
             of_epoch = wanted // count == epoch
             rows[of_epoch] = self.indices[order[wanted[of_epoch] % count]]
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step)
-        return self.rows(rows, generator)
+        return rows[rank * size // ranks : (rank + 1) * size // ranks]
 
     def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None) -> Batch:
         """The images numbered ``rows`` as a batch."""

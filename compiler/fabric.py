@@ -53,12 +53,17 @@ def has_bf16(device: torch.device) -> bool:
     return ask is None or any(bool(ask().get(name)) for name in BF16_INSTRUCTIONS)
 
 
+def fabric_precision(precision: Computed) -> Literal["bf16-mixed", "32-true"]:
+    """What Fabric calls it."""
+    return "bf16-mixed" if precision == "bf16" else "32-true"
+
+
 def open_fabric(device: torch.device, precision: Computed) -> Fabric:
     """Fabric for one process that computes on ``device``."""
     fabric = Fabric(
         accelerator=device.type,
         devices=1 if device.index is None or device.type == "cpu" else [device.index],
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        precision=fabric_precision(precision),
         plugins=[LightningEnvironment()],  # a scheduler's variables around us are not meant for us
     )
     fabric.launch()

@@ -16,38 +16,45 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 
 import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.cost import count_macs
-from narrowcast.compiler.cuts import Cut, find_cut
-from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.cuts import find_cut
+from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.data import (
     PreparedImages,
     TrainingData,
     choose,
-    find_images,
+    find_sources,
     prepare_images,
     split_holdout,
 )
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.exit import check_exit
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
-from narrowcast.compiler.labels import training_labels
+from narrowcast.compiler.labels import labels_of
 from narrowcast.compiler.modules import Head
 from narrowcast.compiler.nesting import flat
-from narrowcast.compiler.progress import Progress
+from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe
+from narrowcast.compiler.scalars import NoScalars, TensorBoard, writer_class
+from narrowcast.compiler.streaming import StreamedImages
 from narrowcast.compiler.tasks import output_specs, task_of
 from narrowcast.compiler.teacher import load_teacher
-from narrowcast.compiler.training import train
+from narrowcast.compiler.training import is_finished, train
+from narrowcast.compiler.workers import train_in_workers
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Manifest, OutputSpec
 from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.files import replacing
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
-ELSEWHERE = {"cache_gigabytes", "precision"}
+ELSEWHERE = {"cache_gigabytes", "devices", "precision", "tensorboard"}
+SKIPPED_SHOWN = 3
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
 
@@ -62,29 +69,52 @@ class Job:
         teacher, cut, problem: the user's network, where it is cut, and what a bottleneck must be built for.
         prepared, data, held: all images, those to learn from, and the numbers of those that are held out.
         bottleneck: made by ``preset``; trained after :meth:`train`.
+
+    Args:
+        recipe: what to do.
+        work: the work folder.
+        progress: told where it is.
+        device: where to train; None takes the recipe's.
+        like: a job with the same teacher, input and seed, whose loaded network is taken.
+        start: a finished run's folder, whose weights training starts from instead of a calibration.
     """
 
-    def __init__(self, recipe: Recipe, work: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        work: Path,
+        progress: Progress,
+        *,
+        device: torch.device | None = None,
+        like: Job | None = None,
+        start: Path | None = None,
+    ) -> None:
         self.recipe = recipe
         self.progress = progress
+        self.work = work
+        if recipe.train.tensorboard:
+            writer_class()  # or it would be missing after an hour of preparations
+        self.device = device or resolve_device(recipe.train.device)
         self.cache = work / "cache"
         folder = Path(recipe.folder)
         self.targets = [load_target(name) for name in recipe.export.targets]
+        self.start = start
+        self.teacher: nn.Module
+        self.traced: Traced
         torch.manual_seed(recipe.train.seed)
-        self.teacher = load_teacher(
-            recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder,
-            part=recipe.teacher.part,
-        )  # fmt: skip
-        self.cut = self._find_cut()
-        files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
-        self.prepared: PreparedImages = prepare_images(files, recipe.input, self.cache, progress)
-        if self.prepared.skipped:
-            count, first = len(self.prepared.skipped), self.prepared.skipped[0]
-            progress.note(f"{count} images skipped; the first: {first}")
+        known = None if like is None else (like.teacher, like.traced)
+        self.teacher, self.traced = known or self._load_teacher(folder)
+        # As it is behind a teacher's random first weights: a run comes out the same whether or not it shares the teacher.
+        self.random: torch.Tensor = torch.get_rng_state() if like is None else like.random
+        self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
+        self.cut = find_cut(self.traced, recipe.cut.at)
+        self.problem = Problem(self.traced, self.cut, recipe.input, self.device, self.task)
+        self.prepared: PreparedImages = self._prepare(folder)
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
         self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.held = held
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
+        torch.set_rng_state(self.random)
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
         # What the teacher computes, not its weights alone: its code may change under the same weights.
         described = f"{digest_of_state(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
@@ -93,14 +123,34 @@ class Job:
         if recipe.exit is not None:
             check_exit(self)
 
-    def _find_cut(self) -> Cut:
-        recipe = self.recipe
-        self.progress.note(f"tracing {recipe.teacher.model}")
-        traced = trace(self.teacher, recipe.input.size)
-        cut = find_cut(traced, recipe.cut.at)
-        self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
-        self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device), self.task)
-        return cut
+    def _load_teacher(self, folder: Path) -> tuple[nn.Module, Traced]:
+        named = self.recipe.teacher
+        teacher = load_teacher(
+            named.model, weights=named.weights, options=named.options, folder=folder, part=named.part
+        )
+        self.progress.note(f"tracing {named.model}")
+        return teacher, trace(teacher, self.recipe.input.size)
+
+    def _prepare(self, folder: Path) -> PreparedImages:
+        recipe, progress = self.recipe, self.progress
+        sources, problems = find_sources(recipe.data.train, folder)
+        chosen = choose(sources, recipe.data.limit, recipe.train.seed)
+        limit = recipe.train.cache_gigabytes * 1e9
+        prepared = prepare_images(chosen, recipe.input, self.cache, progress, limit)
+        skipped = [*problems, *prepared.skipped]
+        if skipped:
+            path = self.cache / f"skipped-{prepared.digest}.txt"
+            with replacing(path) as out:
+                out.write("".join(f"{line}\n" for line in skipped).encode())
+            progress.note(f"{len(prepared.skipped)} of {len(chosen)} images cannot be read; all are listed in {path}")
+            for line in skipped[:SKIPPED_SHOWN]:
+                progress.note(f"  {line}")
+        if isinstance(prepared.images, StreamedImages):
+            progress.note(
+                f"{len(prepared)} images take more than [train] cache_gigabytes = {recipe.train.cache_gigabytes:g}: "
+                "each is decoded when it is needed"
+            )
+        return prepared
 
     @torch.no_grad()
     def _labels(self, folder: Path) -> npt.NDArray[np.int64] | None:
@@ -109,7 +159,7 @@ class Job:
             return None
         image = torch.from_numpy(self.frames(np.arange(1))).to(self.problem.device)
         classes = class_scores(self.problem.after(self.problem.before(self.problem.normalize(image)))).shape[1]
-        return training_labels([Path(path) for path in self.prepared.files], folder / self.recipe.data.train, classes)
+        return labels_of(self.prepared.sources, folder / self.recipe.data.train, classes)
 
     def _run_digest(self) -> str:
         """Names what the trained bottleneck depends on."""
@@ -123,9 +173,11 @@ class Job:
             "bottleneck": msgspec.to_builtins(self.recipe.bottleneck),
             "train": {k: v for k, v in msgspec.to_builtins(self.recipe.train).items() if k not in ELSEWHERE},
         }
-        precision = resolve_precision(self.recipe.train.precision, self.problem.device)
+        precision = resolve_precision(self.recipe.train.precision, self.device)
         if precision != "fp32":
             parts["precision"] = precision
+        if self.start is not None:
+            parts["start"] = self.start.name
         if self.data.labels is not None:
             parts["labels"] = hashlib.sha256(self.data.labels.tobytes()).hexdigest()
         if self.task is not None:
@@ -133,16 +185,38 @@ class Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def train(self) -> None:
-        """Trains the bottleneck, or takes it from a finished run."""
+        """Trains the bottleneck on the recipe's devices, or takes it from a finished run."""
+        stages = self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck)
+        if stages and self.recipe.train.devices > 1 and not is_finished(self.checkpoint, len(stages)):
+            self._cache_features(self.progress)  # once, not in every process
+            train_in_workers(self.recipe, self.work, self.device, self.progress, self.start)
+            self.train_here(None, SILENT)  # takes what they have trained
+        else:
+            self.train_here(None, self.progress)
+
+    def train_here(self, fabric: Fabric | None, progress: Progress) -> None:
+        """Trains the bottleneck in this process, one of ``fabric``'s where it is given."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        schedule = self.recipe.train
         if self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck):
-            limit = schedule.cache_gigabytes * 1e9
-            self.data.cache_features(self.cache, self.teacher_digest, limit, self.progress)
-        train(
-            self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, schedule,
-            self.folder / CHECKPOINT, self.progress,
-        )  # fmt: skip
+            self._cache_features(progress)
+        first = fabric is None or fabric.global_rank == 0
+        scalars = TensorBoard(self.folder / "tensorboard") if first and self.recipe.train.tensorboard else NoScalars()
+        try:
+            train(
+                self.bottleneck, self.preset, self.problem, self.recipe.bottleneck, self.data, self.recipe.train,
+                self.checkpoint, progress, fabric, scalars, None if self.start is None else self.start / CHECKPOINT,
+            )  # fmt: skip
+        finally:
+            scalars.close()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training keeps its state."""
+        return self.folder / CHECKPOINT
+
+    def _cache_features(self, progress: Progress) -> None:
+        limit = self.recipe.train.cache_gigabytes * 1e9
+        self.data.cache_features(self.cache, self.teacher_digest, limit, progress)
 
     def settle(self) -> int:
         """Ends training: everything to the CPU, and what only training needs folded away.

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.shards import Member
+from narrowcast.compiler.streaming import Source
 
 TABLE = "labels.csv"
 
@@ -37,6 +39,27 @@ def class_folders(files: Sequence[Path], folder: Path) -> list[str]:
     if any(path.parent == folder for path in files):
         return []
     return sorted({path.relative_to(folder).parts[0] for path in files})
+
+
+def labels_of(sources: Sequence[Source], folder: Path, classes: int) -> npt.NDArray[np.int64]:
+    """The class of each training image, int64 ``[N]``: of files see :func:`training_labels`; of shards, from ``.cls``.
+
+    Raises:
+        DataError: an image has no label, or one that is no class.
+    """
+    members = [source for source in sources if isinstance(source, Member)]
+    if not members:
+        return training_labels([source for source in sources if isinstance(source, Path)], folder, classes)
+    bare = [member for member in members if member.label is None]
+    if bare:
+        raise DataError(
+            f"{bare[0]} and {len(bare) - 1} other images have no .cls beside them; "
+            "label_weight wants the label of every image"
+        )
+    wrong = [member for member in members if not 0 <= (member.label or 0) < classes]
+    if wrong:
+        raise DataError(f"{wrong[0]} has class {wrong[0].label}; the teacher has classes 0..{classes - 1}")
+    return np.array([member.label for member in members], np.int64)
 
 
 def training_labels(files: Sequence[Path], folder: Path, classes: int) -> npt.NDArray[np.int64]:

@@ -41,7 +41,8 @@ class DataSettings(Settings, frozen=True):
     """``[data]``: images to learn from; labels are not needed.
 
     Attributes:
-        train: a folder of images, searched with its sub-folders.
+        train: a folder of images, searched with its sub-folders; or tar shards in webdataset's layout:
+            ``photos-{000..012}.tar``, ``photos-*.tar``, or a folder of them.
         holdout: the part of the images that is kept from training; the bundle's figures are measured on it.
         limit: use at most so many images (chosen by the seed).
     """
@@ -66,10 +67,13 @@ class TrainSettings(Settings, frozen=True):
         learning_rate: at the start.
         seed: of everything random.
         device: ``auto`` takes a GPU where there is one.
+        devices: how many devices of that kind share each step's images, one process for each; on CPUs, processes.
         precision: ``bf16`` computes convolutions and matrix products in bfloat16 while training, where that is faster (GPUs
             since 2020, CPUs with AMX or AVX512-BF16); weights stay float32, and so does the bundle. ``auto`` is bf16 on
             GPUs that have it, fp32 elsewhere.
-        cache_gigabytes: teacher features at the cut are computed once and kept on disk where they fit in this.
+        cache_gigabytes: prepared images are kept on disk where they fit in this, else decoded whenever they are needed; so
+            are the teacher's features at the cut, else computed.
+        tensorboard: write every step's figures for TensorBoard, in ``tensorboard/`` in the run's folder.
     """
 
     images: Annotated[int, msgspec.Meta(ge=1)] = 40_000
@@ -77,8 +81,10 @@ class TrainSettings(Settings, frozen=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
     seed: int = 0
     device: str = "auto"
+    devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     cache_gigabytes: Annotated[float, msgspec.Meta(ge=0)] = 8.0
+    tensorboard: bool = False
 
 
 class CodingSettings(Settings, frozen=True):
@@ -194,11 +200,24 @@ class Recipe(Settings, frozen=True):
             )
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, **tables: dict[str, Any]) -> Recipe:
     """Reads a recipe.
+
+    Args:
+        path: the file.
+        tables: keys that go before the file's, by table.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key or preset, or a value of the wrong type.
+    """
+    return recipe_from(read_mapping(path, **tables), path.name, path.stem, path.parent)
+
+
+def read_mapping(path: Path, **tables: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe file says, unchecked; ``tables`` as for :func:`load_recipe`.
+
+    Raises:
+        ConfigError: no such file, or not TOML.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -206,7 +225,12 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"no recipe {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return recipe_from(parse_toml(text, path.name), path.name, path.stem, path.parent)
+    mapping = parse_toml(text, path.name)
+    for name, keys in tables.items():
+        table = mapping.setdefault(name, {})
+        if isinstance(table, dict):  # else it is refused with all the others
+            table.update(keys)
+    return mapping
 
 
 def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -> Recipe:

@@ -87,7 +87,7 @@ def retune(
     _start_from(job.bottleneck, load_checkpoint(run / CHECKPOINT, job.problem.device)["bottleneck"], manifest.name)
     _check(job, manifest.codec.quantizer, RetuneError(f"the recipe's bottleneck is not that of {manifest.name}"))
     job.folder = work / f"{job.folder.name}-on-{run.name.rpartition('-')[2]}"
-    job.train()
+    job.train_here(None, progress)  # a worker would not know of the old run
     changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
     _check(job, manifest.codec.quantizer, changed)
     for one in further:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def load_teacher(
         _load_weights(network, folder / weights, model)
     if not model.endswith(".pt2"):  # an exported program has its mode built in
         network.eval()
+    _must_be_in_eval_mode(network, model)
     network.requires_grad_(False)
     return network if part is None else _part(network, part, model)
 
@@ -163,7 +165,11 @@ def _load_weights(network: nn.Module, path: Path, model: str) -> None:
         raise WeightsError(f"{path} holds a {type(state).__name__} that is no state_dict of tensors{hint}")
     expected = network.state_dict()
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
+    shapes = [
+        f"{k} {list(state[k].shape)} instead of {list(expected[k].shape)}"
+        for k in expected.keys() & state.keys()
+        if expected[k].shape != state[k].shape
+    ]
     problems = [
         f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
         for names, what in ((missing, "missing"), (surplus, "surplus"), (shapes, "of another shape"))
@@ -171,4 +177,40 @@ def _load_weights(network: nn.Module, path: Path, model: str) -> None:
     ]
     if problems:
         raise WeightsError(f"{path} does not fit {model}: {', '.join(problems)}")
+    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise WeightsError(
+            f"{path} holds values that are no numbers, in {', '.join(broken[:3])}: its training went wrong"
+        )
     network.load_state_dict(state)
+
+
+def _must_be_in_eval_mode(network: nn.Module, model: str) -> None:
+    """Batch statistics and dropout would make the teacher's answers depend on what else is in a batch, and on chance."""
+    stubborn = [] if model.endswith(".pt2") else [name for name, module in network.named_modules() if module.training]
+    if stubborn:
+        raise TeacherError(
+            f"{model} is still in training mode after eval() (in {stubborn[0] or 'the network itself'}): an overridden "
+            "train() must hand its mode on"
+        )
+    graph = getattr(network, "graph", None)
+    for node in [] if graph is None else graph.nodes:
+        trains = _TRAINS.get(str(node.target))
+        if trains is not None and trains(node.args):
+            raise TeacherError(
+                f"{model} was exported in training mode ({node.target} in {node.name!r}): call eval() on the network before "
+                "torch.export.export"
+            )
+
+
+# Operators of exported programs that have their mode built in, and whether that is training, by their arguments.
+_TRAINS: dict[str, Callable[[Sequence[Any]], bool]] = {
+    "aten.batch_norm.default": lambda args: bool(args[5]),
+    "aten.dropout.default": lambda args: bool(args[2]) and args[1] != 0,
+    "aten.dropout_.default": lambda args: bool(args[2]) and args[1] != 0,
+    "aten.feature_dropout.default": lambda args: bool(args[2]) and args[1] != 0,
+    "aten.native_batch_norm.default": lambda args: bool(args[5]),
+    "aten._native_batch_norm_legit.default": lambda args: bool(args[5]),
+    "aten._native_batch_norm_legit_functional.default": lambda args: bool(args[5]),
+    "aten.native_dropout.default": lambda args: bool(args[2]) and args[1] != 0,
+}

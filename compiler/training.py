@@ -1,7 +1,7 @@
 """The training loop: any preset's stages, on the CPU or a GPU, resumed after a kill where it was.
 
-A step's images, levels and noise follow from the seed and the step's number alone, so a resumed run goes on exactly as
-the uninterrupted one would have.
+A step's images, levels and noise follow from the seed, the step's number and the process's alone, so a resumed run goes on
+exactly as the uninterrupted one would have. Processes that train together (``workers.py``) divide each step's images.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from narrowcast.compiler.errors import TrainingError
 from narrowcast.compiler.fabric import has_bf16, open_fabric, resolve_precision
 from narrowcast.compiler.progress import SILENT, Progress, Task
 from narrowcast.compiler.recipe import TrainSettings
+from narrowcast.compiler.scalars import NoScalars, Scalars
+from narrowcast.compiler.sharing import add_up, agree
 from narrowcast.transport.files import replacing
 
 CHECKPOINT_SECONDS = 30.0
@@ -51,33 +53,46 @@ def train(
     schedule: TrainSettings,
     checkpoint: Path,
     progress: Progress = SILENT,
+    fabric: Fabric | None = None,
+    scalars: Scalars | None = None,
+    start: Path | None = None,
 ) -> None:
     """Calibrates and trains ``bottleneck`` in place, from ``checkpoint`` where that exists.
 
+    ``fabric`` tells of the processes that train together; None trains in this one alone. ``scalars`` gets every step's
+    figures. ``start`` is another run's checkpoint, whose weights stand in for calibration.
+
     Raises:
-        TrainingError: the loss is no number, or the checkpoint belongs to another run.
+        TrainingError: the loss or its gradient is no number, or the checkpoint belongs to another run.
     """
     bottleneck.to(problem.device)
     precision = resolve_precision(schedule.precision, problem.device)
     if precision == "bf16" and not has_bf16(problem.device):
         progress.note(f"{problem.device} has no bfloat16 instructions: bf16 will be slower than fp32")
-    fabric = open_fabric(problem.device, precision)
+    fabric = fabric or open_fabric(problem.device, precision)
     where = Position()
     saved = load_checkpoint(checkpoint, problem.device) if checkpoint.exists() else None
-    if saved is None:
+    if saved is None and start is not None:
+        _start_from(bottleneck, load_checkpoint(start, problem.device)["bottleneck"], start)
+    elif saved is None:
         preset.calibrate(bottleneck, problem, settings, _endless(data, schedule.batch))
     else:
         where = Position(**saved["position"])
         _restore(bottleneck, saved["bottleneck"], checkpoint)
-        progress.note(f"resuming at step {where.step} from {checkpoint}")
     stages = preset.stages(bottleneck, problem, settings)
+    if saved is not None and where.stage < len(stages):
+        progress.note(f"resuming at step {where.step} from {checkpoint}")
+    before = saved.get("processes", 1) if saved else fabric.world_size
+    if before != fabric.world_size and where.stage < len(stages):
+        progress.note(f"{before} processes trained it so far, now {fabric.world_size}: other noise, as good a result")
     steps = [max(1, round(stage.share * schedule.images / schedule.batch)) for stage in stages]
-    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps))
+    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps), scalars or NoScalars())
     for number in range(where.stage, len(stages)):
         where.stage = number
         prepare = stages[number].prepare
         if prepare is not None and where.in_stage == 0:
             prepare(_endless(data, schedule.batch))
+        agree(fabric, bottleneck)
         state = saved["optimizer"] if saved and where.in_stage else None
         with progress.task(f"training: {stages[number].name}", steps[number] * schedule.batch, "images") as task:
             run.stage(stages[number], steps[number], where, state, task)
@@ -95,6 +110,7 @@ class _Run:
         schedule: TrainSettings,
         checkpoint: Path,
         steps: int,
+        scalars: Scalars,
     ) -> None:
         self.fabric = fabric
         self.bottleneck = bottleneck
@@ -102,6 +118,7 @@ class _Run:
         self.schedule = schedule
         self.checkpoint = checkpoint
         self.steps = max(1, steps)
+        self.scalars = scalars
         self.saved_at = time.monotonic()
 
     def stage(self, stage: Stage, steps: int, where: Position, state: Any, task: Task) -> None:
@@ -111,9 +128,11 @@ class _Run:
         task.advance(where.in_stage * self.schedule.batch)
         smooth: dict[str, float] = {}
         while where.in_stage < steps:
-            batch = self.data.batch(where.step, self.schedule.batch)
+            batch = self.data.batch(where.step, self.schedule.batch, self.fabric.global_rank, self.fabric.world_size)
             rate = _rate(stage.optimizer, where.in_stage / steps, where.step / self.steps)
             figures = self._step(stage, optimizer, batch, where, rate)
+            rates = {"learning_rate": rate * self.schedule.learning_rate, "stage": where.stage}
+            self.scalars.write(where.step, {**figures, **rates}, self.schedule.batch)
             for name, value in figures.items():
                 smooth[name] = SMOOTHING * smooth.get(name, value) + (1 - SMOOTHING) * value
             where.step, where.in_stage = where.step + 1, where.in_stage + 1
@@ -129,23 +148,38 @@ class _Run:
         self.bottleneck.train()
         with self.fabric.autocast():
             loss = stage.loss(batch)
-        if not torch.isfinite(loss.total):
-            kept = f"; the last good state is in {self.checkpoint}" if self.checkpoint.exists() else ""
-            raise TrainingError(
-                f"the loss is {loss.total.item()} at step {where.step} (stage {stage.name!r}){kept}: "
-                "try a smaller [train] learning_rate, and check [input] range, mean and std"
-            )
+        self._must_be_finite("loss", loss.total.detach(), stage, where)
+        part = len(batch.features) / self.schedule.batch
         optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss.total)
+        self.fabric.backward(loss.total if stage.over_images == "sum" else loss.total * part)
+        whole = loss.total.item() * (part if stage.over_images == "mean" else 1)
+        trained = [p for group in stage.groups for p in group.parameters]
+        shares = {"loss": whole, **{name: value * part for name, value in loss.figures.items()}}
+        figures = add_up(self.fabric, trained, shares)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in trained if p.grad is not None)
+        self._must_be_finite("gradient's norm", norm, stage, where)
         if stage.optimizer.max_gradient_norm is not None:
-            trained = [p for group in stage.groups for p in group.parameters]
-            torch.nn.utils.clip_grad_norm_(trained, stage.optimizer.max_gradient_norm)
+            torch.nn.utils.clip_grads_with_norm_(trained, stage.optimizer.max_gradient_norm, norm)
         optimizer.step()
-        return {"loss": loss.total.item(), **loss.figures}
+        return figures
+
+    def _must_be_finite(self, what: str, value: torch.Tensor, stage: Stage, where: Position) -> None:
+        """Looked at before any weight is changed by it, so that no checkpoint ever holds what came of it."""
+        if torch.isfinite(value):
+            return
+        kept = f"; the last good state is in {self.checkpoint}" if self.checkpoint.exists() else ""
+        raise TrainingError(
+            f"the {what} is {value.item()} at step {where.step} (stage {stage.name!r}){kept}: "
+            "try a smaller [train] learning_rate, and check [input] range, mean and std"
+        )
 
     def save(self, where: Position, optimizer: torch.optim.Optimizer | None) -> None:
-        """Writes a checkpoint; the old one stays until the new one is whole on disk."""
+        """Writes a checkpoint, in process 0; the old one stays until the new one is whole on disk."""
+        self.saved_at = time.monotonic()
+        if self.fabric.global_rank != 0:
+            return
         state = {
+            "processes": self.fabric.world_size,
             "position": vars(where),
             "bottleneck": self.bottleneck.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
@@ -154,7 +188,17 @@ class _Run:
         torch.save(state, buffer)  # to memory first: on a full disk it would give a RuntimeError about its own insides
         with replacing(self.checkpoint) as out:
             out.write(buffer.getbuffer())
-        self.saved_at = time.monotonic()
+
+
+def is_finished(checkpoint: Path, stages: int) -> bool:
+    """Whether ``checkpoint`` is of a run that has all its ``stages`` behind it.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    if not checkpoint.exists():
+        return False
+    return bool(load_checkpoint(checkpoint, torch.device("cpu"))["position"]["stage"] >= stages)
 
 
 def rate_at(done: float) -> float:
@@ -194,6 +238,14 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:
         raise TrainingError(f"the checkpoint {path} cannot be read ({error}); delete it to start anew") from error
     return state
+
+
+def _start_from(bottleneck: Bottleneck, state: dict[str, Any], path: Path) -> None:
+    try:
+        bottleneck.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise TrainingError(f"training cannot start from {path}, a bottleneck of another shape: {first}") from error
 
 
 def _restore(bottleneck: Bottleneck, state: dict[str, Any], path: Path) -> None:

@@ -136,6 +136,8 @@ class Stage:
         prepare: called once before the stage's first step, with batches without end: sets what is measured on the result of
             the stages before it. It must come to the same result when it is called again in the same state.
         server_only: it trains nothing that decides a symbol or its code: it can be done again for a finished bundle.
+        over_images: whether ``loss`` is a mean or a sum over the batch's images: devices that share a batch put its parts
+            together accordingly.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Stage:
     optimizer: Optimizer = Optimizer()
     prepare: Callable[[Iterator[Batch]], None] | None = None
     server_only: bool = False
+    over_images: Literal["mean", "sum"] = "mean"
 
 
 class Bottleneck(nn.Module, ABC):

@@ -151,6 +151,13 @@ class BottleFitPreset(Preset[BottleFitSettings]):
         second = settings.second(bottleneck, problem, decoder)
         second.prepare = fix_quantizer
         return [
-            Stage("features", settings.first_stage, [Group(first)], match_features, settings.first_optimizer),
+            Stage(
+                "features",
+                settings.first_stage,
+                [Group(first)],
+                match_features,
+                settings.first_optimizer,
+                over_images="sum",
+            ),
             second,
         ]

@@ -155,6 +155,13 @@ class EntropicStudentPreset(Preset[EntropicStudentSettings]):
         decoder = [bottleneck.decoder, bottleneck.grid]
         first = [p for module in (bottleneck.encoder, bottleneck.prior, *decoder) for p in module.parameters()]
         return [
-            Stage("features", settings.first_stage, [Group(first)], match_features, settings.first_optimizer),
+            Stage(
+                "features",
+                settings.first_stage,
+                [Group(first)],
+                match_features,
+                settings.first_optimizer,
+                over_images="sum",
+            ),
             settings.second(bottleneck, problem, decoder),
         ]

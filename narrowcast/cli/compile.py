@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from narrowcast.cli import sweeps
 from narrowcast.cli.show import TerminalProgress, print_exit, print_json, print_precisions, print_table
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import SecretKey, keys_folder
@@ -16,6 +18,8 @@ examples:
   narrowcast compile examples/mobilenet_v2.toml -o mobilenet.ncb
   narrowcast compile recipe.toml -o model.ncb --key ~/release.key
   narrowcast compile recipe.toml -o better.ncb --retune model.ncb    another tail; boards go on as they are
+  narrowcast compile recipe.toml -o model.ncb --devices 4
+  narrowcast compile recipe.toml -o model.ncb --sweep bottleneck.beta=0.08,0.32,1.28 --csv rates.csv
 
 A run that was killed goes on where it was. Python files named as [teacher] model run with your rights.
 """
@@ -34,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OLD.ncb",
         help="train only what runs on the server, for the boards that have OLD.ncb",
     )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="train on N devices, one process each; goes before [train] devices"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write every step's figures for TensorBoard")
     signing = parser.add_mutually_exclusive_group()
     signing.add_argument(
         "--key", type=Path, metavar="FILE.key", help="sign with this key, not the keys folder's signing.key"
@@ -41,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     signing.add_argument(
         "--unsigned", action="store_true", help="do not sign; servers and boards will refuse the bundle"
     )
-    parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="the manifest, or the sweep's table, as JSON on stdout")
+    sweeps.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.compiler.progress import Progress
     from narrowcast.compiler.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe)
+    sweeps.check(args)
+    recipe = load_recipe(args.recipe, train=_train_keys(args))
     progress = TerminalProgress(quiet=args.quiet)
     reporter: Progress = progress
     key = None if args.unsigned else signing_key(args.key, progress)
+    if args.sweep:
+        return sweeps.run(args, _train_keys(args), key, progress)
     if args.retune:
         from narrowcast.compiler.retune import retune
 
@@ -88,6 +100,12 @@ def run(args: argparse.Namespace) -> int:
     print_precisions(figures)
     print_exit(figures)
     return 0
+
+
+def _train_keys(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about ``[train]``."""
+    keys: dict[str, Any] = {} if args.devices is None else {"devices": args.devices}
+    return {**keys, "tensorboard": True} if args.tensorboard else keys
 
 
 def signing_key(path: Path | None, progress: TerminalProgress) -> SecretKey:

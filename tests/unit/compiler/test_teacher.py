@@ -136,7 +136,10 @@ def bent(change):
     [
         (bent(lambda s: s.pop("stem.0.weight")), r"1 missing \(stem.0.weight\)"),
         (bent(lambda s: s.update(extra=torch.zeros(1))), r"1 surplus \(extra\)"),
-        (bent(lambda s: s.update({"classifier.bias": torch.zeros(9)})), r"1 of another shape \(classifier.bias\)"),
+        (
+            bent(lambda s: s.update({"classifier.bias": torch.zeros(9)})),
+            r"shape \(classifier.bias \[9\] instead of \[4\]\)",
+        ),
         ({f"a{k}": torch.zeros(1) for k in range(9)}, r"9 surplus \(a0, a1, a2, \.\.\.\)"),
     ],
 )

@@ -1,0 +1,174 @@
+"""What users get wrong while compiling, and what they are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support import networks
+from support.training import Bench, Notes
+from torch import nn
+
+from narrowcast.compiler import training
+from narrowcast.compiler.bottlenecks import Group, Loss, Optimizer, Stage
+from narrowcast.compiler.clipping import check_alphabet
+from narrowcast.compiler.errors import BottleneckError, DataError, TeacherError, TrainingError, WeightsError
+from narrowcast.compiler.job import Job
+from narrowcast.compiler.progress import SILENT
+from narrowcast.compiler.teacher import load_teacher
+
+BATCHES = ({0: torch.export.Dim("batch")},)
+
+
+class Stubborn(nn.Module):
+    """Never leaves training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def train(self, mode: bool = True):
+        return super().train(True)
+
+
+class TestTeacherInTheWrongMode:
+    def test_eval_is_called_for_the_user(self):
+        network = networks.normalised()
+        assert network.training
+        assert not any(module.training for module in load_teacher("support.networks:normalised").modules())
+
+    def test_a_network_that_stays_in_training_mode(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(networks, "tiny", Stubborn)
+        with pytest.raises(
+            TeacherError, match=r"tiny is still in training mode after eval\(\) \(in the network itself\)"
+        ):
+            load_teacher("support.networks:tiny")
+        monkeypatch.setattr(networks, "tiny", lambda: nn.Sequential(nn.ReLU(), Stubborn()))
+        with pytest.raises(TeacherError, match=r"after eval\(\) \(in 1\)"):
+            load_teacher("support.networks:tiny")
+
+    @pytest.mark.parametrize(
+        ("network", "operator"),
+        [
+            (networks.normalised(), "batch_norm"),
+            (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)), "dropout"),
+            (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout2d(0.5)), "feature_dropout"),
+        ],
+    )
+    def test_a_program_that_was_exported_in_training_mode(self, tmp_path, network, operator):
+        example = (torch.randn(2, 3, 32, 32),)
+        program = torch.export.export(network.train(), example, dynamic_shapes=BATCHES)
+        torch.export.save(program, tmp_path / "net.pt2")
+        with pytest.raises(TeacherError, match=rf"exported in training mode \(aten\.{operator}.*call eval\(\)"):
+            load_teacher("net.pt2", folder=tmp_path)
+        program = torch.export.export(network.eval(), example, dynamic_shapes=BATCHES)
+        torch.export.save(program, tmp_path / "net.pt2")
+        load_teacher("net.pt2", folder=tmp_path)
+
+
+class TestWeights:
+    def save(self, path, **changes) -> str:
+        state = {**networks.tiny().state_dict(), **changes}
+        torch.save({name: value for name, value in state.items() if value is not None}, path / "w.pt")
+        return str(path / "w.pt")
+
+    def test_all_that_does_not_fit_is_named(self, tmp_path):
+        file = self.save(
+            tmp_path, **{"classifier.bias": None, "head.bias": torch.zeros(4), "stem.0.bias": torch.zeros(9)}
+        )
+        wanted = (
+            r"1 missing \(classifier.bias\), 1 surplus \(head.bias\), "
+            r"1 of another shape \(stem.0.bias \[9\] instead of \[8\]\)"
+        )
+        with pytest.raises(WeightsError, match=wanted):
+            load_teacher("support.networks:tiny", weights=file)
+
+    def test_values_that_are_no_numbers(self, tmp_path):
+        file = self.save(tmp_path, **{"classifier.bias": torch.tensor([0.0, float("nan"), 0, 0])})
+        with pytest.raises(WeightsError, match="values that are no numbers, in classifier.bias"):
+            load_teacher("support.networks:tiny", weights=file)
+
+
+def test_features_that_are_no_numbers_name_the_image(recipe_for, tmp_path):
+    job = Job(recipe_for(), tmp_path, SILENT)
+    job.problem.before.register_forward_hook(
+        lambda module, args, result: result.index_fill(0, torch.tensor([1]), torch.inf)
+    )
+    with pytest.raises(TeacherError, match=r"features at 'stem' are no numbers for .*04\.png: check its weights"):
+        job.train()
+    assert not list(tmp_path.glob("cache/features-*"))
+
+
+class NoSlope:
+    """A loss that is a number, whose gradient from the fourth step on is none."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def calibrate(self, *args):
+        pass
+
+    def stages(self, net, *args):
+        parameter = net.log_gain
+
+        def loss(batch):
+            self.steps += 1
+            spoilt = (parameter * 0).sum().sqrt() if self.steps > 3 else 0
+            return Loss(parameter.square().sum() + spoilt)
+
+        return [Stage("only", 1.0, [Group([parameter])], loss, Optimizer(max_gradient_norm=None))]
+
+
+def test_a_gradient_that_is_no_number_never_reaches_weights_or_checkpoint(recipe_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    bench = Bench(recipe_for(), tmp_path)
+    with pytest.raises(
+        TrainingError, match=r"the gradient's norm is nan at step 3 \(stage 'only'\); the last good state is in"
+    ):
+        bench.train(NoSlope())
+    saved = torch.load(bench.checkpoint, weights_only=True)
+    assert saved["position"]["step"] == 3
+    assert all(value.isfinite().all() for value in saved["bottleneck"].values())
+    assert all(torch.equal(value, saved["bottleneck"][name]) for name, value in bench.net.state_dict().items())
+
+
+def test_labels_that_are_not_there(recipe_for, tmp_path, photo_folder):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in sorted(photo_folder.rglob("*.png"))[:4]:
+        (flat / file.name).write_bytes(file.read_bytes())
+    recipe = recipe_for(data={"train": str(flat)}, bottleneck={"tune_tail": True, "label_weight": 0.5})
+    with pytest.raises(DataError, match=r"images that are not in class folders and no labels\.csv"):
+        Job(recipe, tmp_path / "work", SILENT)
+
+
+class TestAlphabet:
+    def symbols(self, clipped: int) -> np.ndarray:
+        found = np.full((2, 10, 1, 10, 10), 128, np.uint8)
+        found[1].reshape(-1)[:clipped] = [0, 255] * (clipped // 2)
+        return found
+
+    def test_a_few_clipped_symbols_are_nobodys_business(self):
+        notes: list[str] = []
+        check_alphabet(self.symbols(0), 256, Notes(notes))
+        assert notes == []
+
+    def test_some_are_told(self):
+        notes: list[str] = []
+        check_alphabet(self.symbols(20), 256, Notes(notes))
+        assert "2 % of the symbols at level 1 lie at the ends of the alphabet of 256" in notes[0]
+
+    def test_many_are_refused(self):
+        with pytest.raises(BottleneckError, match=r"10 % of the symbols at level 1 .*Let a bit weigh more"):
+            check_alphabet(self.symbols(100), 256, SILENT)
+
+    def test_a_real_encoder_that_is_too_loud(self, recipe_for, tmp_path):
+        from narrowcast.compiler.assemble import Assembly
+
+        job = Job(recipe_for(train={"images": 8}), tmp_path, SILENT)
+        job.train()
+        with torch.no_grad():
+            job.bottleneck.log_gain.add_(8.0)
+        with pytest.raises(BottleneckError, match="the latent is too large"):
+            Assembly(job).write(tmp_path / "m.ncb", None)
+        assert not (tmp_path / "m.ncb").exists()
