@@ -59,7 +59,10 @@ def test_macs(text, number):
     [
         ({"bottlneck": {}}, "unknown key 'bottlneck'; did you mean 'bottleneck'"),
         ({"bottleneck": {"preset": "bottlefitt"}}, "unknown preset 'bottlefitt'; did you mean 'bottlefit'"),
-        ({"bottleneck": {"preset": "zip"}}, "unknown preset 'zip'; known: bottlefit, codebook, entropic-student, plain, shallow"),
+        (
+            {"bottleneck": {"preset": "zip"}},
+            "unknown preset 'zip'; known: bottlefit, codebook, entropic-student, plain, shallow",
+        ),
         ({"bottleneck": {"preset": "bottlefit", "levels": 3}}, "levels is 3; this preset has one rate per model"),
         ({"bottleneck": {"preset": "entropic-student", "levels": 4}}, "compile one for each, or use shallow-residual"),
         ({"bottleneck": {"preset": "entropic-student", "beta": 0}}, "beta"),
