@@ -86,3 +86,30 @@ def test_the_search_is_left_in_fp32(pair):
         weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
         assert weights[node.input[1]] == onnx.TensorProto.FLOAT
         assert producers[node.input[0]].op_type not in {"DequantizeLinear", "Cast"}
+
+
+@pytest.fixture(scope="module")
+def pruned(recipe_for, tmp_path_factory):
+    """A bundle for which bits are so dear that channels die, with all that may lie behind pruning."""
+    folder = tmp_path_factory.mktemp("pruned")
+    recipe = recipe_for(
+        bottleneck={"channels": 24, "levels": 2, "rate_weights": [64.0, 128.0], "prune": True, "tune_tail": True},
+        export={"precisions": ["fp32", "int8"], "max_agreement_loss": 1.0},
+    )
+    return compile_recipe(recipe, folder / "pruned.ncb", key=bundles.KEY, work=folder / "work")
+
+
+def test_irrelevant_channels_are_gone_from_all_parts(pruned, photo_folder):
+    bundle = Bundle.open(pruned.bundle, trusted=TRUSTED)
+    found = bundle.manifest.figures["channels"]
+    assert found["start"] == 24
+    assert 1 <= found["kept"] < 24
+    assert found["saved_macs"] > 0
+    assert bundle.manifest.codec.shape == (found["kept"], 8, 8)
+    for part in ("head", "tail"):
+        shapes = {tuple(tensor.dims) for tensor in onnx.load_from_string(bundle.read(part)).graph.initializer}
+        assert not any(24 in shape for shape in shapes)
+    for precision in ("fp32", "int8"):
+        assert HeadSession(bundle, precision=precision).self_check().passed
+    low, high = evaluate(bundle, photo_folder, limit=12).of("split")
+    assert low.mean_bytes <= high.mean_bytes
