@@ -102,6 +102,7 @@ class Assembly:
             **self._precision_figures(heads, trials, codec),
             "left_out": left_out,
             "unsupported": unsupported,
+            **({"plan": job.plan} if job.plan else {}),
         }
         manifest = msgspec.structs.replace(manifest, figures=figures)
         write_bundle(output, manifest, parts.contents, key)

@@ -22,7 +22,7 @@ from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import Cut, find_cut
-from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.data import (
     PreparedImages,
     TrainingData,
@@ -35,6 +35,8 @@ from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.labels import training_labels
 from narrowcast.compiler.modules import Head, flat, output_names
+from narrowcast.compiler.planner.choice import AUTO, choose_cut, with_cut
+from narrowcast.compiler.planner.trunk import resolve_trunk
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.teacher import load_teacher
@@ -53,7 +55,8 @@ class Job:
     """One compilation; the steps share the loaded teacher and the data.
 
     Attributes:
-        recipe: what to do.
+        recipe: what to do; with the planner's cut and trunk in place of ``auto``.
+        plan: what those were chosen by; empty where the recipe names both.
         cache: where images and features are kept, for all runs.
         folder: of this run: checkpoints and drafts.
         teacher, cut, problem: the user's network, where it is cut, and what a bottleneck must be built for.
@@ -71,29 +74,47 @@ class Job:
         self.teacher = load_teacher(
             recipe.teacher.model, weights=recipe.teacher.weights, options=recipe.teacher.options, folder=folder
         )
-        self.cut = self._find_cut()
+        progress.note(f"tracing {recipe.teacher.model}")
+        traced = trace(self.teacher, recipe.input.size)
+        # What the teacher computes, not its weights alone: its code may change under the same weights.
+        described = f"{_digest(self.teacher.state_dict())}\n{traced.module.code}\n{self.teacher}"
+        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         files = choose(find_images(folder / recipe.data.train), recipe.data.limit, recipe.train.seed)
         self.prepared: PreparedImages = prepare_images(files, recipe.input, self.cache, progress)
         if self.prepared.skipped:
             count, first = len(self.prepared.skipped), self.prepared.skipped[0]
             progress.note(f"{count} images skipped; the first: {first}")
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
-        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.held = held
+        self.plan: dict[str, Any] = {}
+        self.cut, self.problem = self._cut(traced, seen)
+        recipe = self.recipe = self._with_trunk()
+        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
-        # What the teacher computes, not its weights alone: its code may change under the same weights.
-        described = f"{_digest(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
-        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
 
-    def _find_cut(self) -> Cut:
+    def _cut(self, traced: Traced, seen: npt.NDArray[np.int64]) -> tuple[Cut, Problem]:
+        """The recipe's cut, or the planner's where that is ``auto``."""
         recipe = self.recipe
-        self.progress.note(f"tracing {recipe.teacher.model}")
-        traced = trace(self.teacher, recipe.input.size)
-        cut = find_cut(traced, recipe.cut.at)
-        self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device))
-        return cut
+        if recipe.cut.at == AUTO:
+            rows = np.random.default_rng(recipe.train.seed).permutation(seen)[: recipe.plan.images]
+            digest = f"{self.teacher_digest} {self.prepared.digest} {recipe.data.holdout} {recipe.train.seed}"
+            frames = self.frames(np.sort(rows))
+            self.plan = choose_cut(recipe, self.teacher, traced, frames, digest, self.cache, self.progress)
+            self.recipe = with_cut(recipe, self.plan["cut"])
+        cut = find_cut(traced, self.recipe.cut.at)
+        return cut, Problem(traced, cut, recipe.input, resolve_device(recipe.train.device))
+
+    def _with_trunk(self) -> Recipe:
+        """The recipe with ``trunk = "auto"`` decided."""
+        recipe = self.recipe
+        bottleneck, choice = resolve_trunk(
+            self.problem, recipe.bottleneck, recipe.plan.threads, self.cache, self.progress
+        )
+        if choice is not None:
+            self.plan["trunk"] = choice.as_dict()
+        return msgspec.structs.replace(recipe, bottleneck=bottleneck)
 
     @torch.no_grad()
     def _labels(self, folder: Path) -> npt.NDArray[np.int64] | None:

@@ -28,8 +28,8 @@ FORMATS = (".svg", ".png")
 NAMES = {"split": "narrowcast split", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", BEST: "best of the codecs"}
 _INK = "#333333"
 # Distinct in the common forms of colour blindness (M. Okabe, K. Ito, "Color Universal Design", 2008).
-_SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-_STYLE: Any = {
+SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "narrowcast",
     "axes.spines.top": False,
@@ -125,7 +125,7 @@ def write_plot(evaluation: Evaluation, path: Path, by: By | None = None) -> None
     if not lines:
         raise DataError(f"nothing to plot: {evaluation.model} has no {by} on these images")
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 5))
         axes = figure.subplots()
         best = evaluation.curve(BEST, by)
@@ -136,7 +136,7 @@ def write_plot(evaluation: Evaluation, path: Path, by: By | None = None) -> None
         for teacher in evaluation.of("teacher"):
             if by == "accuracy" and teacher.accuracy is not None:
                 draw_teacher(axes, teacher.accuracy, _INK, teacher.accuracy_interval)
-        draw_over_bytes(axes, lines, by, _SERIES)
+        draw_over_bytes(axes, lines, by, SERIES)
         axes.set_title(f"{evaluation.model}, release {evaluation.release}, {evaluation.images} images", fontsize=10)
         kind = path.suffix.lower().lstrip(".")
         metadata = {"Date": None} if kind == "svg" else None

@@ -9,7 +9,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
+<<<<<<< HEAD
 from narrowcast.compiler.bottlenecks.base import TablesKind
+=======
+from narrowcast.compiler.planner.link import PlanSettings
+>>>>>>> 08468bb (Plan cuts: time heads and tails, estimate bytes from features, compare ways over a link)
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle.manifest import Precision
@@ -49,7 +53,7 @@ class DataSettings(Settings, frozen=True):
 
 
 class CutSettings(Settings, frozen=True):
-    """``[cut]``: where. ``narrowcast cuts MODEL`` lists the names."""
+    """``[cut]``: where. ``narrowcast cuts MODEL`` lists the names; ``auto`` lets the planner choose, by ``[plan]``."""
 
     at: str
 
@@ -139,6 +143,7 @@ class Recipe(Settings, frozen=True):
     train: TrainSettings = TrainSettings()
     coding: CodingSettings = CodingSettings()
     export: ExportSettings = ExportSettings()
+    plan: PlanSettings = PlanSettings()
     folder: str = ""
 
 
