@@ -44,13 +44,14 @@ class Network:
     def recipes(self) -> list[Recipe]:
         """One recipe per cut; the teacher's own layers are the trunk, so every head is another."""
         options = {"weights": self.teacher.get("weights"), "size": tuple(self.input["size"])}
-        table = {cut.name: cut for cut in cuts(self.teacher["model"], **options).cuts}
+        found_cuts = cuts(self.teacher["model"], **options).cuts
+        table = {name: cut for cut in found_cuts for name in (cut.name, *cut.aliases)}
         found = []
         for at in self.cuts:
             budget = table[at].macs_before + self.neck_macs
             sections = {
                 "teacher": self.teacher, "data": self.data, "input": self.input, "cut": {"at": at},
-                "train": self.train, "export": {"whole": False},
+                "train": self.train, "export": {"whole": True},
                 "bottleneck": {**self.bottleneck, "trunk": "teacher", "encoder_macs": budget},
             }  # fmt: skip
             name = f"{self.name}-{at}"
@@ -80,11 +81,11 @@ def mobilenet(teacher: Path, photos: Path) -> Network:
     return Network(
         "mobilenet_v2",
         {"model": f"{teacher}:load"},
-        {"train": str(photos), "limit": 1600, "holdout": 0.15},
+        {"train": str(photos), "limit": 1000, "holdout": 0.2},
         {"size": [128, 128], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         ("features.3", "features.6", "features.10", "features.13", "features.16"),
-        {"preset": "shallow-residual", "levels": 4, "rate_weights": [0.05, 4.0]},
-        {"images": 3200, "batch": 32, "learning_rate": 2e-3},
+        {"preset": "shallow-residual", "levels": 3, "rate_weights": [0.03, 2.0]},
+        {"images": 1600, "batch": 32, "learning_rate": 2e-3},
         NECK_MACS,
     )
 

@@ -194,10 +194,11 @@ class Planner:
         self.normalize = Normalize(contract)
         self.timing = Timing(contract.size, settings.threads)
         self.preset = PRESETS[msgspec.to_builtins(bottleneck)["preset"]]
+        self._teacher: tuple[float | None, Tails | None] | None = None
 
     def plan(self, frames: npt.NDArray[np.uint8] | None, link: Link | None) -> Plan:
         """Times every part, estimates bytes where there are ``frames`` uint8 ``[N, H, W, 3]``, and compares over a link."""
-        whole_ms, tails = self._teacher()
+        whole_ms, tails = self._teacher = self._teacher or self._time_teacher()
         captured = None
         if frames is not None:
             captured = capture(self.traced, self.normalize, frames[: self.settings.images], self.cuts, self.progress)
@@ -233,7 +234,7 @@ class Planner:
             machine=f"ONNX Runtime, {self.settings.threads} thread{'s' * (self.settings.threads > 1)}, this machine",
         )
 
-    def _teacher(self) -> tuple[float | None, Tails | None]:
+    def _time_teacher(self) -> tuple[float | None, Tails | None]:
         """The whole network's time, and its graph to take tails from; None, with a note, where it does not export."""
         with self.progress.task("timing the whole network", 2, "exports") as task:
             try:

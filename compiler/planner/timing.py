@@ -140,21 +140,36 @@ class Tails:
         self._outputs = [f"output_{number}" for number in range(count)]
         data = export_network(module, images, [*self._names.values(), *self._outputs])
         self._model = onnx.load_from_string(data)
+        self._made_by = {name: node for node in self._model.graph.node for name in node.output}
 
-    def tail_ms(self, cut: Cut) -> float:
-        """Features to outputs.
+    def network(self, cut: Cut) -> OnnxNetwork:
+        """The part behind a cut: its one input takes the features, float32 ``[1, *cut.shape]``.
 
         Raises:
-            ExportError: the part behind the cut cannot be taken out, or does not run.
+            ExportError: it cannot be taken out, or does not load.
         """
-        name = self._names[cut.name]
         try:
-            part = Extractor(self._model).extract_model([name], self._outputs)
-            network = OnnxNetwork(part.SerializeToString(), self._threads)
+            part = Extractor(self._model).extract_model([self._value(cut)], self._outputs)
+            return OnnxNetwork(part.SerializeToString(), self._threads)
         except (ValueError, CompilerError) as error:
             raise ExportError(f"the layers behind {cut.name!r} cannot be timed: {error}") from error
+
+    def _value(self, cut: Cut) -> str:
+        """The name of the features at a cut: the exporter gives a copy of them as the output."""
+        name = self._names[cut.name]
+        while (node := self._made_by.get(name)) is not None and node.op_type == "Identity":
+            name = node.input[0]
+        return name
+
+    def tail_ms(self, cut: Cut) -> float:
+        """How long the layers behind a cut take.
+
+        Raises:
+            ExportError: see :meth:`network`.
+        """
+        network = self.network(cut)
         features = np.random.default_rng(0).standard_normal((1, *cut.shape)).astype(np.float32)
-        return median_ms(lambda: network(**{name: features}))
+        return median_ms(lambda: network(**{network.inputs[0]: features}))
 
 
 class _Tapped(nn.Module):
@@ -170,8 +185,8 @@ class _Tapped(nn.Module):
                 graph.output(([taps[cut.node] for cut in cuts], fx.node.map_arg(node.args[0], copied.__getitem__)))
                 break
             copied[node] = graph.node_copy(node, copied.__getitem__)
-            if node in wanted:  # what follows reads the tap, so that the graph behind it hangs on that alone
-                taps[node] = copied[node] = graph.call_function(torch.clone, (copied[node],))
+            if node in wanted:  # a later layer must not change in place what was tapped
+                taps[node] = graph.call_function(torch.clone, (copied[node],))
         self.module = fx.GraphModule(traced.module, graph)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

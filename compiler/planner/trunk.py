@@ -1,8 +1,9 @@
 """``trunk = "auto"``: whether an encoder keeps the teacher's layers before the cut, or has layers of its own in their place.
 
 The rule. The teacher's layers stay where they leave the encoder room (at most three quarters of ``encoder_macs``) and where
-the head that keeps them takes at most twice as long, measured, as the one with layers of its own; else they are replaced. They may be slower and still be chosen, since a kept trunk has nothing to learn again: on MobileNetV2 at the same
-3 kB a new trunk gave 30 % of the right answers after 31,000 images, the kept one 71 % after 38,000.
+the head that keeps them takes at most twice as long, measured, as the one with layers of its own; else they are replaced.
+They may be slower and still be chosen, since a kept trunk has nothing to learn again: on MobileNetV2 at the same 3 kB a new
+trunk gave 30 % of the right answers after 31,000 images, the kept one 71 % after 38,000.
 """
 
 from __future__ import annotations
