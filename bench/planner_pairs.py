@@ -14,7 +14,7 @@ from narrowcast.compiler.recipe import Recipe, recipe_from
 
 DEMO_FRAMES = 4_000
 NECK_MACS = 25_000_000
-DEMO_NECK_MACS = 5_000_000
+DEMO_NECK_MACS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def mobilenet(teacher: Path, photos: Path) -> Network:
         {"train": str(photos), "limit": 1000, "holdout": 0.2},
         {"size": [128, 128], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         ("features.3", "features.6", "features.10", "features.13", "features.16"),
-        {"preset": "shallow-residual", "levels": 3, "rate_weights": [0.03, 2.0]},
-        {"images": 1600, "batch": 32, "learning_rate": 2e-3},
+        {"preset": "shallow-residual", "levels": 4, "rate_weights": [0.003, 3.0], "channels": 160},
+        {"images": 1600, "batch": 16, "learning_rate": 2e-3},
         NECK_MACS,
     )
 

@@ -65,6 +65,7 @@ class PlanSettings(LinkSettings, frozen=True):
         slowdown: how many times as long as here the board takes; 1 on the board itself.
         threads: that it times with, for board and server alike.
         cuts: the cuts to look at; up to 12, outer modules first, where none are named.
+        seconds: after these no further cut is begun.
     """
 
     keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
@@ -72,6 +73,7 @@ class PlanSettings(LinkSettings, frozen=True):
     slowdown: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     cuts: list[str] = []
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 900.0
 
 
 class Link(NamedTuple):
@@ -183,7 +185,8 @@ def decide(ways: Sequence[Way]) -> Decision:
         gain = "" if other is None else f": {_ms(other.total_ms - best.total_ms)} before {_words(other)}"
         return Decision(best, ranked, f"Split at {best.detail}{gain}.")
     if split is None:
-        return Decision(best, ranked, f"Do not split: {_words(best)} answers, and no cut could be measured.")
+        why = "no split can be compared: a cut's bytes and times are missing (bytes want images)"
+        return Decision(best, ranked, f"Do not split: {_words(best)} takes {_ms(best.total_ms)}; {why}.")
     return Decision(best, ranked, f"Do not split: {_words(best)} takes {_ms(best.total_ms)}; {_reason(best, split)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,9 +253,13 @@ class Planner:
     def _rows(
         self, tails: Tails | None, captured: Captured | None, frames: npt.NDArray[np.uint8] | None
     ) -> Iterator[CutPlan]:
+        until = time.monotonic() + self.settings.seconds
         with self.progress.task("cuts", len(self.cuts), "cuts") as task:
             for cut in self.cuts:
-                yield self._row(cut, tails, captured, frames)
+                if time.monotonic() < until:
+                    yield self._row(cut, tails, captured, frames)
+                else:
+                    yield CutPlan(cut, why_not=f"the time for planning was up ({self.settings.seconds:g} s)")
                 task.advance(1)
 
     def _row(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Any of these makes the verb measure, not only list.
 _PLANNING = (
     "uplink", "downlink", "rtt", "data", "weights", "preset", "encoder_macs", "keep", "images", "slowdown", "threads",
-    "at", "target", "plot",
+    "seconds", "at", "target", "plot",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--at", metavar="CUT,...", help="look at these cuts only (default: up to 12)")
     link.add_argument("--slowdown", type=float, metavar="F", help="the board takes F times as long as this machine")
     link.add_argument("--target", metavar="T", help="the kind of board: says whether this machine is one")
+    link.add_argument("--seconds", type=float, metavar="S", help="begin no further cut after these (default: 900)")
     link.add_argument("--threads", type=at_least(1), metavar="N", help="to time with (default: 1)")
     link.add_argument("--plot", type=Path, metavar="FILE.svg", help="write bytes and times as .svg or .png")
     model = parser.add_argument_group("for a MODEL that is no recipe")
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.compiler.planner.plot import write_plan_plot
     from narrowcast.compiler.plots import check_plot
 
+    if args.model.endswith(".toml") and args.size != [224]:
+        raise ConfigError(f"--size is for a model that is no recipe: {args.model} says it")
     if args.all:
         raise ConfigError("--all lists every cut and measures nothing; name cuts with --at")
     if args.plot:
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = args.model.endswith(".toml")
     settings = _settings(args)
     link = _link(args, settings, recipe=recipe)
+    where = _times_of(args.target, settings.slowdown)
     progress = TerminalProgress(quiet=args.quiet)
     found = plan(
         args.model,
@@ -75,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
         bottleneck=_bottleneck(args, recipe=recipe),
         progress=progress,
     )
-    where = _times_of(args.target, found.settings.slowdown)
     if args.plot:
         write_plan_plot(found, args.plot)
     if args.json:
@@ -92,7 +95,7 @@ def _settings(args: argparse.Namespace) -> PlanSettings:
     from narrowcast.transport.structs import from_mapping
 
     given = load_recipe(Path(args.model)).plan if args.model.endswith(".toml") else PlanSettings()
-    names = ("uplink", "rtt", "downlink", "keep", "images", "slowdown", "threads")
+    names = ("uplink", "rtt", "downlink", "keep", "images", "slowdown", "threads", "seconds")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.at is not None:
         options["cuts"] = [name.strip() for name in args.at.split(",") if name.strip()]
@@ -155,7 +158,7 @@ def _print(found: Plan, where: str) -> None:
     else:
         rows = [row[:-1] for row in rows]
     print_table(
-        f"{found.model}: {human_count(found.macs)} MACs, {found.preset}, times of {where}", columns, rows,
+        f"{found.model}: {human_count(found.macs)} MACs, {found.preset}, times on this machine", columns, rows,
         note=_note(found),
     )  # fmt: skip
     if found.decision is None:
@@ -165,7 +168,7 @@ def _print(found: Plan, where: str) -> None:
     if split is not None:
         ways.append(_way(split, best=split is found.decision.best))
     print_table(
-        f"\nOver {found.link}", ["", "way", ">on the board", ">bytes up", ">link", ">server", ">in all"], ways,
+        f"\nOver {found.link}; the board is {where}", ["", "way", ">on the board", ">bytes up", ">link", ">server", ">in all"], ways,
         note=f"\n{found.decision.why}",
     )  # fmt: skip
 

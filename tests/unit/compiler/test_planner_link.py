@@ -144,4 +144,4 @@ def test_without_anything_measured_nothing_is_chosen():
     assert found.best is None
     assert not found.split
     assert "Nothing could be measured" in found.why
-    assert "no cut could be measured" in decide([way("local", 10)]).why
+    assert "no split can be compared" in decide([way("local", 10)]).why

@@ -141,7 +141,8 @@ def test_a_slow_board_is_this_machine_times_a_factor(planned, monkeypatch):
     # The pixels themselves are all that can be sent without having seen an image.
     assert found.decision.best.detail == "raw"
     assert found.decision.best.up_bytes == 3 * 32 * 32
-    assert found.decision.why == "Do not split: sending the image (raw) answers, and no cut could be measured."
+    assert found.decision.why.startswith("Do not split: sending the image (raw) takes ")
+    assert "bytes want images" in found.decision.why
 
 
 def test_without_images_or_link_there_are_times_only(planned):
@@ -178,6 +179,13 @@ def test_a_cut_that_the_preset_cannot_serve_says_why():
     assert "encoder_macs is 0 M" in row.why_not
     assert row.way is None
     assert row.head_ms is None
+
+
+def test_when_the_time_is_up_no_further_cut_is_begun(planned, monkeypatch):
+    monkeypatch.setattr(planned, "settings", PlanSettings(seconds=1e-9))
+    found = planned.plan(None, None)
+    assert {row.why_not for row in found.cuts} == {"the time for planning was up (1e-09 s)"}
+    assert found.whole_ms > 0
 
 
 def test_up_to_twelve_cuts_are_planned_outer_modules_first():
