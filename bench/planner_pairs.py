@@ -113,7 +113,7 @@ def demo(folder: Path) -> Network:
         {
             "preset": "shallow-residual", "levels": 4, "rate_weights": [0.1, 6.0], "channels": 24, "decoder_width": 48,
         },
-        {"images": 6000, "batch": 32, "learning_rate": 2e-3},
+        {"images": 4000, "batch": 32, "learning_rate": 2e-3},
         DEMO_NECK_MACS,
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
         feature_bytes: entropy of the features themselves, quantized as coarsely as the answers allow.
         information_bytes: an upper bound of what the features tell of the image, at that coarseness; None where packets
             were made.
-        step: of the quantizer, in the features' units; None where packets were made.
+        step: of the quantizer, in the units of :mod:`narrowcast.compiler.planner.quantize`; None where packets were made.
     """
 
     packet_bytes: float
@@ -100,8 +100,36 @@ def code_at(problem: Problem, captured: Captured, keep: float, stride: int = STR
     def kept(features: Tensor, start: int) -> float:
         return captured.answers.kept(flat(problem.after(features)), start)
 
-    transform = PatchTransform(batches, problem.layout, problem.contract.size[0], stride)
+    def gradients() -> Iterator[tuple[int, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for start, features in batches():
+            yield start, _sensitivity(problem, features, generator)
+
+    known = gradients if _is_differentiable(problem) else None
+    transform = PatchTransform(batches, problem.layout, problem.contract.size[0], stride, known)
     return coarsest(batches, transform, kept, captured.images, keep)
+
+
+def _is_differentiable(problem: Problem) -> bool:
+    """Whether gradients come through the layers behind the cut."""
+    try:
+        gradient = _sensitivity(problem, torch.randn(2, *problem.cut.shape), torch.Generator())
+    except RuntimeError:  # an operator without a derivative
+        return False
+    return bool(gradient.isfinite().all()) and bool(gradient.any())
+
+
+def _sensitivity(problem: Problem, features: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradients of a random mixture of the outputs by the features: the mean of their products is ``J.T J``."""
+    with torch.enable_grad():
+        source = features.detach().requires_grad_()
+        outputs = [output for output in flat(problem.after(source)) if output.is_floating_point()]
+        total = torch.zeros(())
+        for output in outputs:
+            mixture = torch.randn(output.shape, generator=generator)
+            total = total + (output * mixture).sum() / output.detach().std().clamp_min(1e-12)
+        (gradient,) = torch.autograd.grad(total, source)
+    return gradient
 
 
 def from_code(code: Code) -> Estimate:

@@ -191,16 +191,17 @@ def decide(ways: Sequence[Way]) -> Decision:
 
 
 def _reason(best: Way, split: Way) -> str:
-    """What the best split at ``split.detail`` is short of."""
-    total = f"the best split ({split.detail}) takes {_ms(split.total_ms)}"
-    if best.name == "local":
-        if split.link_ms >= best.total_ms:
-            return f"{total}, and its link alone {_ms(split.link_ms)}."
-        return f"{total}, of them {_ms(split.board_ms)} on the board before anything is sent."
-    saved, spent = best.link_ms - split.link_ms, split.board_ms - best.board_ms
-    if saved <= 0:
-        return f"{total}, and sends no fewer bytes than the image."
-    return f"{total}: its head costs {_ms(spent)} on the board, and saves {_ms(saved)} on the link."
+    """What the best split is made of, and what it is short of."""
+    parts = (
+        f"{_ms(split.board_ms)} on the board, {_ms(split.link_ms)} on the link, {_ms(split.server_ms)} on the server"
+    )
+    if best.name == "local" and split.link_ms >= best.total_ms:
+        short = "; its link alone takes longer than the whole network here"
+    elif best.name == "image" and split.up_bytes >= best.up_bytes:
+        short = "; it sends no fewer bytes than the image"
+    else:
+        short = ""
+    return f"the best split ({split.detail}) takes {_ms(split.total_ms)}, {parts}{short}."
 
 
 def _words(way: Way) -> str:

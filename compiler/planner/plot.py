@@ -69,7 +69,7 @@ def _draw_bytes(axes: Axes, plan: Plan) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("bytes a frame")
     axes.grid(visible=True, axis="x", linewidth=0.5)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _draw_heads(axes: Axes, cuts: Sequence[CutPlan]) -> None:
@@ -93,4 +93,4 @@ def _draw_ways(axes: Axes, ways: Sequence[Way], best: Way | None) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("ms a frame")
     axes.grid(visible=True, axis="x", linewidth=0.5)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

@@ -1,15 +1,16 @@
 """How many bytes the teacher's own features take: transformed, quantized as coarsely as its answers allow, entropy-coded.
 
-Features are taken in patches of one cell of the latent's grid, turned by their principal components (where a learned
-bottleneck starts from as well: :mod:`narrowcast.compiler.bottlenecks.transform`), and rounded to multiples of one step, the
-same for all components. The transform is orthonormal, so the step is one in the features' own units, and one step for all
-components is what spends the fewest bits for a squared error (A. Gersho and R. Gray, "Vector quantization and signal
-compression", chapter 8). What is counted is the first-order entropy of each component's symbols, with the bias of estimating
-it from few samples taken out (G. Miller, "Note on the bias of information estimates", 1955).
+Features are taken in patches of one cell of the latent's grid. Not all directions of a patch matter alike: their weight is
+how much the outputs follow them, ``J.T J`` with the outputs' Jacobian ``J``, the mean over images and patches, estimated from
+gradients of random mixtures of the outputs. In the units that weight gives, the patches are turned by their principal
+components and rounded to multiples of one step, the same for all: for a squared error that is weighted so, this spends the
+fewest bits (A. Gersho and R. Gray, "Vector quantization and signal compression", chapter 8). A bottleneck that is trained
+through the tail learns as much. What is counted is the first-order entropy of each component's symbols, with the bias of
+estimating it from few samples taken out (G. Miller, "Note on the bias of information estimates", 1955).
 
 The second view asks how much the features carry at all, as the information-bottleneck analysis by lossy compression does
 (I. Butakov et al., ICLR 2024, arXiv 2305.08013): the mutual information between the image and the features with Gaussian
-noise added (Z. Goldfeld et al., ICML 2019), estimated on compressed features. Here they are compressed by principal
+noise added (Z. Goldfeld et al., ICML 2019), estimated on compressed features. Here they are compressed by the same
 components, the noise is what the answers are known to bear (the quantizer's), and the estimator is a bound: a Gaussian has
 the most entropy of all densities with the same variances, so it is at most ``sum 0.5 log2(1 + variance / noise)``.
 """
@@ -29,6 +30,8 @@ from narrowcast.compiler.layout import Layout
 MOST_DIMENSIONS = 1024
 # Principal components of fewer patches than this per dimension would describe the patches, not the features.
 LEAST_PATCHES = 4
+# Of the mean sensitivity, added to all: directions that no output seems to follow are not free.
+RIDGE = 1e-3
 # Where the step is looked for, in octaves around the features' standard deviation, and how finely.
 OCTAVES = (-9.0, 5.0)
 RESOLUTION = 0.25
@@ -38,11 +41,11 @@ class Code(NamedTuple):
     """Features at the coarsest step that keeps the answers.
 
     Attributes:
-        step: in the features' units.
+        step: in the units that the outputs' sensitivity gives.
         kept: what part of the answers it keeps.
         entropy_bytes: of one image's symbols.
         information_bytes: an upper bound of what the features of one image tell of it, at the quantizer's noise.
-        relative_error: squared error, as a part of the features' variance.
+        relative_error: squared error in those units, as a part of the variance.
     """
 
     step: float
@@ -60,43 +63,57 @@ class PatchTransform:
     """Features ``[N, *shape]`` to components ``[N, D, patches]`` and back.
 
     Args:
-        batches: gives features, batch by batch; called once.
+        batches: gives features, batch by batch.
         layout: of the features.
         rows: of the network's input, pixels.
         stride: of the latent's grid: input pixels per cell.
+        gradients: gives gradients of random mixtures of the outputs by the features, batch by batch; without them all
+            directions weigh alike.
     """
 
-    def __init__(self, batches: Batches, layout: Layout, rows: int, stride: int) -> None:
+    def __init__(
+        self, batches: Batches, layout: Layout, rows: int, stride: int, gradients: Batches | None = None
+    ) -> None:
         self._layout = layout
         channels, height, width = layout.map_shape
         self.patch = _patch(layout, rows, stride)
         self._pad = (0, -width % self.patch, 0, -height % self.patch)
         dimensions = channels * self.patch**2
+        count, mean, products = self._moments(batches, dimensions)
+        covariance = products - torch.outer(mean, mean)
+        weight = torch.eye(dimensions, dtype=torch.float64)
+        if gradients is not None:
+            weight = self._moments(gradients, dimensions)[2]
+            weight = weight / weight.diagonal().mean().clamp_min(1e-30) + RIDGE * torch.eye(dimensions)
+        if count < LEAST_PATCHES * dimensions:
+            covariance, weight = covariance.diagonal().diag(), weight.diagonal().diag()
+        root = torch.linalg.cholesky(weight)
+        variance, turn = torch.linalg.eigh(root.T @ covariance @ root)
+        self.variance = variance.clamp_min(0)
+        self.patches = (height + self._pad[3]) // self.patch * ((width + self._pad[1]) // self.patch)
+        self._mean = mean.float()[:, None]
+        self._analysis = (turn.T @ root.T).float()
+        self._synthesis = torch.linalg.solve_triangular(root.T, turn, upper=True).float()
+
+    def _moments(self, batches: Batches, dimensions: int) -> tuple[int, Tensor, Tensor]:
+        """How many patches there are, their mean ``[D]``, and the mean of their products ``[D, D]``."""
         count, total = 0, torch.zeros(dimensions, dtype=torch.float64)
         products = torch.zeros(dimensions, dimensions, dtype=torch.float64)
         for _, features in batches():
-            rows_of = self._patches(features).transpose(1, 2).flatten(0, 1).double()
-            count, total, products = count + len(rows_of), total + rows_of.sum(0), products + rows_of.T @ rows_of
-        self._mean = total / count
-        covariance = products / count - torch.outer(self._mean, self._mean)
-        if count >= LEAST_PATCHES * dimensions:
-            variance, self._basis = torch.linalg.eigh(covariance)
-        else:
-            variance, self._basis = covariance.diagonal(), torch.eye(dimensions, dtype=torch.float64)
-        self.variance = variance.clamp_min(0)
-        self.patches = (height + self._pad[3]) // self.patch * ((width + self._pad[1]) // self.patch)
-        self._float_mean, self._float_basis = self._mean.float(), self._basis.float()
+            rows = self._patches(features).transpose(1, 2).flatten(0, 1).double()
+            count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
+        return count, total / count, products / count
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, *shape]`` to ``[N, D, patches]``."""
-        components: Tensor = self._float_basis.T @ (self._patches(features) - self._float_mean[:, None])
+        components: Tensor = self._analysis @ (self._patches(features) - self._mean)
         return components
 
     def back(self, components: Tensor) -> Tensor:
         """``[N, D, patches]`` to ``[N, *shape]``, contiguous."""
         _, height, width = self._layout.map_shape
         size = height + self._pad[3], width + self._pad[1]
-        patches = self._float_basis @ components + self._float_mean[:, None]
+        patches = self._synthesis @ components + self._mean
         maps = F.fold(patches, size, self.patch, stride=self.patch)[..., :height, :width]
         return self._layout.from_map(maps).contiguous()
 
@@ -158,10 +175,11 @@ def _part_kept(batches: Batches, transform: PatchTransform, kept: Kept, step: fl
 def _code(batches: Batches, transform: PatchTransform, kept: Kept, step: float, count: int) -> Code:
     symbols, right, error = [], 0.0, 0.0
     for start, features in batches():
-        rounded = torch.round(transform.forward(features) / step)
+        components = transform.forward(features)
+        rounded = torch.round(components / step)
         restored = transform.back(rounded * step)
         right += kept(restored, start)
-        error += float((restored - features).square().mean()) * len(features)
+        error += float((components - rounded * step).square().mean()) * len(features)
         symbols.append(rounded.clamp(-32768, 32767).to(torch.int16))
     noise = max(error / count, 1e-30)
     bits = sum(

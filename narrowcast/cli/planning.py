@@ -168,7 +168,9 @@ def _print(found: Plan, where: str) -> None:
     if split is not None:
         ways.append(_way(split, best=split is found.decision.best))
     print_table(
-        f"\nOver {found.link}; the board is {where}", ["", "way", ">on the board", ">bytes up", ">link", ">server", ">in all"], ways,
+        f"\nOver {found.link}; the board is {where}",
+        ["", "way", ">on the board", ">bytes up", ">link", ">server", ">in all"],
+        ways,
         note=f"\n{found.decision.why}",
     )  # fmt: skip
 
