@@ -9,11 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
-<<<<<<< HEAD
 from narrowcast.compiler.bottlenecks.base import TablesKind
-=======
 from narrowcast.compiler.planner.link import PlanSettings
->>>>>>> 08468bb (Plan cuts: time heads and tails, estimate bytes from features, compare ways over a link)
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle.manifest import Precision

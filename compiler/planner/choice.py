@@ -91,3 +91,13 @@ def _summary(plan: Plan) -> dict[str, Any]:
 def with_cut(recipe: Recipe, name: str) -> Recipe:
     """The recipe, cut at ``name``."""
     return msgspec.structs.replace(recipe, cut=msgspec.structs.replace(recipe.cut, at=name))
+
+
+def as_decided(recipe: Recipe, decided: dict[str, Any]) -> Recipe:
+    """The recipe with what an earlier run's recipe (of its manifest) has in place of ``auto``."""
+    if recipe.cut.at == AUTO:
+        recipe = with_cut(recipe, decided["cut"]["at"])
+    trunk = decided["bottleneck"].get("trunk")
+    if getattr(recipe.bottleneck, "trunk", None) != AUTO or trunk is None:
+        return recipe
+    return msgspec.structs.replace(recipe, bottleneck=msgspec.structs.replace(recipe.bottleneck, trunk=trunk))

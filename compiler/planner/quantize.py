@@ -1,8 +1,8 @@
 """How many bytes the teacher's own features take: transformed, quantized as coarsely as its answers allow, entropy-coded.
 
 Features are taken in patches of one cell of the latent's grid. Not all directions of a patch matter alike: their weight is
-how much the outputs follow them, ``J.T J`` with the outputs' Jacobian ``J``, the mean over images and patches, estimated from
-gradients of random mixtures of the outputs. In the units that weight gives, the patches are turned by their principal
+how much the outputs follow them, ``J.T J`` with the outputs' Jacobian ``J``, the mean over images and patches, estimated
+from gradients of random mixtures of the outputs. In the units that weight gives, the patches are turned by their principal
 components and rounded to multiples of one step, the same for all: for a squared error that is weighted so, this spends the
 fewest bits (A. Gersho and R. Gray, "Vector quantization and signal compression", chapter 8). A bottleneck that is trained
 through the tail learns as much. What is counted is the first-order entropy of each component's symbols, with the bias of

@@ -68,7 +68,7 @@ class Timing:
         Raises:
             ExportError: it does not export.
         """
-        head = Head(problem.normalize, bottleneck).eval()
+        head = Head(problem.normalize, bottleneck).eval().cpu()
 
         def measure() -> float:
             model = export_head(head, self.size, bottleneck.levels)

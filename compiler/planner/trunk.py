@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings, Problem
-from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings
+from narrowcast.compiler.bottlenecks.encoder import EncoderSettings
 from narrowcast.compiler.errors import BottleneckError, ExportError
 from narrowcast.compiler.planner.timing import Timing
 from narrowcast.compiler.progress import Progress
@@ -44,7 +44,7 @@ class TrunkChoice(NamedTuple):
 
 def trunks_of(settings: BottleneckSettings) -> dict[str, BottleneckSettings]:
     """The settings for each trunk that the preset may have here; one entry, ``""``, where there is nothing to choose."""
-    if not isinstance(settings, ShallowResidualSettings):
+    if not isinstance(settings, EncoderSettings):
         return {"": settings}
     if settings.trunk != "auto":
         return {settings.trunk: settings}
@@ -78,7 +78,7 @@ def resolve_trunk(
 
     What was measured once is kept in ``cache``: the next run of the same recipe decides alike.
     """
-    if not isinstance(settings, ShallowResidualSettings) or settings.trunk != "auto":
+    if not isinstance(settings, EncoderSettings) or settings.trunk != "auto":
         return settings, None
     trunk_macs = problem.cut.macs_before
     if trunk_macs <= CHEAP_PART * settings.budget:
@@ -99,7 +99,7 @@ def resolve_trunk(
     return trunks_of(settings)[choice.trunk], choice
 
 
-def _measured(problem: Problem, settings: ShallowResidualSettings, threads: int) -> dict[str, float]:
+def _measured(problem: Problem, settings: EncoderSettings, threads: int) -> dict[str, float]:
     """Milliseconds of each head that can be built.
 
     Raises:
@@ -109,7 +109,9 @@ def _measured(problem: Problem, settings: ShallowResidualSettings, threads: int)
     refused: Exception | None = None
     for name, fixed in trunks_of(settings).items():
         try:
-            found[name] = timing.head_ms(problem, PRESETS["shallow-residual"].build(problem, fixed).eval())
+            found[name] = timing.head_ms(
+                problem, PRESETS[msgspec.to_builtins(settings)["preset"]].build(problem, fixed).eval()
+            )
         except (BottleneckError, ExportError) as error:
             refused = error
     for part in (problem.normalize, problem.before, problem.after):
