@@ -113,6 +113,7 @@ class Assembly:
             **({} if job.start is None else {"started_from": job.start.name}),
             "left_out": left_out,
             "unsupported": unsupported,
+            **({"plan": job.plan} if job.plan else {}),
         }
         manifest = msgspec.structs.replace(manifest, figures=figures)
         write_bundle(output, manifest, parts.contents, key)

@@ -70,6 +70,11 @@ def export_whole(whole: Whole, size: tuple[int, int], outputs: Sequence[str]) ->
     return _export(whole, (image,), ["image"], outputs, {"image": {0: batch}}, "whole network")
 
 
+def export_network(module: nn.Module, images: Tensor, outputs: Sequence[str]) -> bytes:
+    """Any network as ONNX for images like ``images``: ``images`` float32 ``[N, 3, H, W]`` in; ``outputs``, by name."""
+    return _export(module, (images,), ["images"], outputs, None, "network")
+
+
 def _export(
     module: nn.Module,
     inputs: tuple[Tensor, ...],

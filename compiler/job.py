@@ -23,7 +23,7 @@ import narrowcast
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.cost import count_macs
-from narrowcast.compiler.cuts import find_cut
+from narrowcast.compiler.cuts import Cut, find_cut
 from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.data import (
     PreparedImages,
@@ -39,6 +39,8 @@ from narrowcast.compiler.fabric import resolve_device, resolve_precision
 from narrowcast.compiler.labels import labels_of
 from narrowcast.compiler.modules import Head
 from narrowcast.compiler.nesting import flat
+from narrowcast.compiler.planner.choice import AUTO, choose_cut, with_cut
+from narrowcast.compiler.planner.trunk import resolve_trunk
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.scalars import NoScalars, TensorBoard, writer_class
@@ -63,7 +65,8 @@ class Job:
     """One compilation; the steps share the loaded teacher and the data.
 
     Attributes:
-        recipe: what to do.
+        recipe: what to do; with the planner's cut and trunk in place of ``auto``.
+        plan: what those were chosen by; empty where the recipe names both.
         cache: where images and features are kept, for all runs.
         folder: of this run: checkpoints and drafts.
         teacher, cut, problem: the user's network, where it is cut, and what a bottleneck must be built for.
@@ -106,19 +109,20 @@ class Job:
         self.teacher, self.traced = known or self._load_teacher(folder)
         # As it is behind a teacher's random first weights: a run comes out the same whether or not it shares the teacher.
         self.random: torch.Tensor = torch.get_rng_state() if like is None else like.random
+        # What the teacher computes, not its weights alone: its code may change under the same weights.
+        described = f"{digest_of_state(self.teacher.state_dict())}\n{self.traced.module.code}\n{self.teacher}"
+        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
-        self.cut = find_cut(self.traced, recipe.cut.at)
-        self.problem = Problem(self.traced, self.cut, recipe.input, self.device, self.task)
         self.prepared: PreparedImages = self._prepare(folder)
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
-        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.held = held
+        self.plan: dict[str, Any] = {}
+        self.cut, self.problem = self._cut(self.traced, seen)
+        recipe = self.recipe = self._with_trunk()
+        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         torch.set_rng_state(self.random)
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
-        # What the teacher computes, not its weights alone: its code may change under the same weights.
-        described = f"{digest_of_state(self.teacher.state_dict())}\n{self.problem.traced.module.code}\n{self.teacher}"
-        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
         if recipe.exit is not None:
             check_exit(self)
@@ -151,6 +155,28 @@ class Job:
                 "each is decoded when it is needed"
             )
         return prepared
+
+    def _cut(self, traced: Traced, seen: npt.NDArray[np.int64]) -> tuple[Cut, Problem]:
+        """The recipe's cut, or the planner's where that is ``auto``."""
+        recipe = self.recipe
+        if recipe.cut.at == AUTO:
+            rows = np.random.default_rng(recipe.train.seed).permutation(seen)[: recipe.plan.images]
+            digest = f"{self.teacher_digest} {self.prepared.digest} {recipe.data.holdout} {recipe.train.seed}"
+            frames = self.frames(np.sort(rows))
+            self.plan = choose_cut(recipe, self.teacher, traced, frames, digest, self.cache, self.progress)
+            self.recipe = with_cut(recipe, self.plan["cut"])
+        cut = find_cut(traced, self.recipe.cut.at)
+        return cut, Problem(traced, cut, recipe.input, self.device, self.task)
+
+    def _with_trunk(self) -> Recipe:
+        """The recipe with ``trunk = "auto"`` decided."""
+        recipe = self.recipe
+        bottleneck, choice = resolve_trunk(
+            self.problem, recipe.bottleneck, recipe.plan.threads, self.cache, self.progress
+        )
+        if choice is not None:
+            self.plan["trunk"] = choice.as_dict()
+        return msgspec.structs.replace(recipe, bottleneck=bottleneck)
 
     @torch.no_grad()
     def _labels(self, folder: Path) -> npt.NDArray[np.int64] | None:

@@ -29,8 +29,8 @@ NAMES = {"split": "narrowcast split", "jpeg": "JPEG", "webp": "WebP", "avif": "A
 UNSENT = {"local": "whole on the device", "exit": "local exit"}
 _INK = "#333333"
 # Distinct in the common forms of colour blindness (M. Okabe, K. Ito, "Color Universal Design", 2008).
-_SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-_STYLE: Any = {
+SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "narrowcast",
     "axes.spines.top": False,
@@ -133,7 +133,7 @@ def write_plot(evaluation: Evaluation, path: Path, by: By | None = None) -> None
     if not lines:
         raise DataError(f"nothing to plot: {evaluation.model} has no {by} on these images")
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 5))
         axes = figure.subplots()
         best = evaluation.curve(BEST, by)
@@ -147,7 +147,7 @@ def write_plot(evaluation: Evaluation, path: Path, by: By | None = None) -> None
         for alone in (*evaluation.of("local"), *evaluation.of("exit")):
             if (reached := alone.reached(by)) is not None:
                 draw_unsent(axes, UNSENT[alone.way], reached, _INK, alone.reached_interval(by))
-        draw_over_bytes(axes, lines, by, _SERIES)
+        draw_over_bytes(axes, lines, by, SERIES)
         axes.set_title(f"{evaluation.model}, release {evaluation.release}, {evaluation.images} images", fontsize=10)
         kind = path.suffix.lower().lstrip(".")
         metadata = {"Date": None} if kind == "svg" else None

@@ -10,6 +10,7 @@ import msgspec
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.compiler.bottlenecks.base import TablesKind
+from narrowcast.compiler.planner.link import PlanSettings
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle.manifest import MAX_TAILS, Precision, TailName
@@ -53,7 +54,7 @@ class DataSettings(Settings, frozen=True):
 
 
 class CutSettings(Settings, frozen=True):
-    """``[cut]``: where. ``narrowcast cuts MODEL`` lists the names."""
+    """``[cut]``: where. ``narrowcast cuts MODEL`` lists the names; ``auto`` lets the planner choose, by ``[plan]``."""
 
     at: str
 
@@ -190,6 +191,7 @@ class Recipe(Settings, frozen=True):
     exit: ExitSettings | None = None
     task: Task | None = None
     tails: Annotated[list[TailSettings], msgspec.Meta(max_length=MAX_TAILS)] = []
+    plan: PlanSettings = PlanSettings()
     folder: str = ""
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from narrowcast.compiler.bottlenecks import Batch, Bottleneck, Preset, Problem, 
 from narrowcast.compiler.errors import RetuneError, VerificationError
 from narrowcast.compiler.heads import try_heads
 from narrowcast.compiler.job import CHECKPOINT, Job, run_of
+from narrowcast.compiler.planner.choice import as_decided
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
 from narrowcast.compiler.tails import FurtherJob
@@ -59,6 +60,7 @@ def retune(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, allow_unsigned=True)
     work, manifest = Path(work), old.manifest
+    recipe = as_decided(recipe, manifest.recipe)
     if key is not None and old.signed_by is None:
         raise RetuneError(
             f"{old.path.name} is not signed, and its head would go out with your signature: sign it first (narrowcast keys "

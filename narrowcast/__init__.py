@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from narrowcast.compiler.compile import compile as compile  # noqa: A004  (the verb)
     from narrowcast.compiler.cuts import cuts as cuts
     from narrowcast.compiler.evaluate import evaluate as evaluate
+    from narrowcast.compiler.planner.entry import plan as plan
     from narrowcast.devices.probe import probe as probe
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
@@ -49,6 +50,7 @@ _HOME = {
     "compile": "narrowcast.compiler.compile",
     "cuts": "narrowcast.compiler.cuts",
     "evaluate": "narrowcast.compiler.evaluate",
+    "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
     "read_image": "narrowcast.transport.frames",
 }

@@ -36,7 +36,8 @@ class EncoderSettings(Settings, frozen=True):
         levels: rate points, all from one encoder.
         encoder_macs: what the board can afford per frame, multiply-accumulates (``"150M"``, ``"1.2G"``).
         trunk: ``new`` replaces the teacher's layers before the cut, ``teacher`` keeps them; ``auto`` keeps them where
-            they take at most three quarters of ``encoder_macs``.
+            they take at most three quarters of ``encoder_macs``; compiling also measures whether they are too slow
+            (``docs/planning.md``).
         stride: input pixels per latent cell, a power of two; never finer than the cut with the teacher's trunk.
         decoder_width: channels of the decoder, which runs on the server.
     """

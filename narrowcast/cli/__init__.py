@@ -16,7 +16,7 @@ from narrowcast.transport.structs import nearest
 # verb -> (module under narrowcast.cli, what it does)
 VERBS = {
     "demo": ("demo", "all of it on rendered frames, in about two minutes; writes report.html"),
-    "cuts": ("cuts", "where a network can be cut, and what lies on either side"),
+    "cuts": ("cuts", "where a network can be cut, what each cut costs, and whether splitting pays"),
     "compile": ("compile", "train the bottleneck, fit tables, export, verify, sign"),
     "inspect": ("inspect", "what is in a bundle, its figures, its signature"),
     "evaluate": ("evaluate", "accuracy and bytes per level, beside the teacher, JPEG, WebP and AVIF"),

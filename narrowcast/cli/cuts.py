@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from narrowcast.cli import planning
 from narrowcast.cli.options import at_least
 from narrowcast.cli.show import print_json, print_table
 from narrowcast.text import human_bytes, human_count
@@ -15,8 +16,12 @@ examples:
   narrowcast cuts timm:resnet50
   narrowcast cuts my_net.py:load --size 480 640
   narrowcast cuts timm:vit_base_patch16_224 --json | jq '.cuts[].name'
+  narrowcast cuts my_net.py:load --data photos/ --uplink 5mbit --rtt 20ms
+  narrowcast cuts recipe.toml --slowdown 6 --plot plan.svg
 
-MODEL is timm:NAME, torchvision:NAME, package.module:function, file.py:function or FILE.pt2. Its Python code runs.
+MODEL is timm:NAME, torchvision:NAME, package.module:function, file.py:function, FILE.pt2, or a recipe. Its Python code
+runs. Without further options the cuts are listed; with a link or images, or of a recipe, each is measured, and the fastest
+way of getting answers is marked: on the board, sending the image, or split. It may be not to split.
 """
 
 
@@ -28,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all", action="store_true", help="every cut, not only where a module of the network ends")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    planning.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     if len(args.size) > 2 or min(args.size) < 1:
         raise ConfigError(f"--size takes one or two numbers above 0, not {' '.join(map(str, args.size))}")
+    if planning.wanted(args):
+        return planning.run(args)
     table = cuts(args.model, size=(args.size[0], args.size[-1]))
     shown = table.cuts if args.all else table.useful if args.json else table.listed
     if args.json:

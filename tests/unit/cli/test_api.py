@@ -11,7 +11,7 @@ import narrowcast as nc
 
 PUBLIC = {
     "AsyncClient", "Bundle", "Client", "HeadSession", "InputContract", "NarrowcastError", "PublicKey", "SecretKey",
-    "TailServer", "__version__", "compile", "cuts", "evaluate", "probe", "read_image",
+    "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "read_image",
 }  # fmt: skip
 
 
