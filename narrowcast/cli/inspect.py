@@ -39,11 +39,13 @@ def run(args: argparse.Namespace) -> int:
     console = stdout()
     key = f"by {bundle.signed_by.name or 'a trusted key'} ({bundle.signed_by.id})" if bundle.signed_by else "NOT SIGNED"
     shape = "x".join(map(str, manifest.codec.shape))
+    found = manifest.figures.get("channels")
+    searched = f"; of {found.get('start')} channels" if isinstance(found, dict) else ""
     facts = {
         "model": f"{manifest.name}, release {manifest.release}, {manifest.created}, {manifest.tool}",
         "signature": key,
         "input": f"{manifest.input.size[0]}x{manifest.input.size[1]}, {manifest.input.fit}, {manifest.input.interpolation}",
-        "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels",
+        "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels{searched}",
         "codec": f"{manifest.codec.name}, fingerprint {manifest.fingerprint}",
         "outputs": ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in manifest.outputs),
         "task": _task(manifest.task),
