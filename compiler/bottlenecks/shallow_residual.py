@@ -10,6 +10,7 @@ second the features further on and the network's outputs through the frozen tail
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -177,8 +178,12 @@ class ShallowResidual(Bottleneck):
         return self.restore(symbols - ZERO, level)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """See :class:`Bottleneck`."""
-        state = {"log_gain": self.log_gain.detach(), **self.encoder.state_dict(prefix="encoder.")}
+        """See :class:`Bottleneck`. Without the channels that are switched off, cut out already or not."""
+        encoder, gain = self.encoder, self.log_gain.detach()
+        if self.relevance is not None and len(index := self.relevance.index()) < self.shape[0]:
+            encoder, gain = copy.deepcopy(encoder), gain[:, index]
+            _keep_outputs(encoder, index)
+        state = {"log_gain": gain, **encoder.state_dict(prefix="encoder.")}
         return state if self.trunk is None else {**state, **self.trunk.state_dict(prefix="trunk.")}
 
     def density(self) -> npt.NDArray[np.float64]:
@@ -198,9 +203,7 @@ class ShallowResidual(Bottleneck):
         self.relevance = None
         if len(index) == self.shape[0]:
             return
-        last = list(self.encoder.children())[-1] if isinstance(self.encoder, nn.Sequential) else self.encoder
-        assert isinstance(last, Neck | ResidualBlock)
-        last.keep_outputs(index)
+        _keep_outputs(self.encoder, index)
         self.decoder.keep_inputs(index)
         self.prior.keep(index)
         self.log_gain = nn.Parameter(self.log_gain[:, index])
@@ -210,6 +213,13 @@ class ShallowResidual(Bottleneck):
     def figures(self) -> dict[str, Any]:
         """See :class:`Bottleneck`."""
         return {} if self.found is None else {"channels": asdict(self.found)}
+
+
+def _keep_outputs(encoder: nn.Module, index: Tensor) -> None:
+    """Cuts an encoder's output channels down to ``index``."""
+    last = list(encoder.children())[-1] if isinstance(encoder, nn.Sequential) else encoder
+    assert isinstance(last, Neck | ResidualBlock)
+    last.keep_outputs(index)
 
 
 def _rows(table: Tensor, level: Tensor) -> Tensor:
