@@ -64,7 +64,7 @@ class CodebookSettings(EncoderSettings, frozen=True, tag_field="preset", tag="co
 
     codebooks: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     codewords: Annotated[int, msgspec.Meta(ge=2, le=256)] = 256
-    dimensions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 6
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     tune_tail: bool = False
 
     def __post_init__(self) -> None:
