@@ -9,6 +9,7 @@ from support import bundles
 
 from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.evaluate import evaluate
+from narrowcast.compiler.retune import retune
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.frames import read_image
@@ -89,14 +90,19 @@ def test_the_search_is_left_in_fp32(pair):
 
 
 @pytest.fixture(scope="module")
-def pruned(recipe_for, tmp_path_factory):
-    """A bundle for which bits are so dear that channels die, with all that may lie behind pruning."""
-    folder = tmp_path_factory.mktemp("pruned")
-    recipe = recipe_for(
+def dear(recipe_for):
+    """A recipe for which bits are so dear that channels die, with all that may lie behind pruning."""
+    return recipe_for(
         bottleneck={"channels": 24, "levels": 2, "rate_weights": [64.0, 128.0], "prune": True, "tune_tail": True},
         export={"precisions": ["fp32", "int8"], "max_agreement_loss": 1.0},
     )
-    return compile_recipe(recipe, folder / "pruned.ncb", key=bundles.KEY, work=folder / "work")
+
+
+@pytest.fixture(scope="module")
+def pruned(dear, tmp_path_factory):
+    """What it compiles to."""
+    folder = tmp_path_factory.mktemp("pruned")
+    return compile_recipe(dear, folder / "pruned.ncb", key=bundles.KEY, work=folder / "work")
 
 
 def test_irrelevant_channels_are_gone_from_all_parts(pruned, photo_folder):
@@ -113,3 +119,10 @@ def test_irrelevant_channels_are_gone_from_all_parts(pruned, photo_folder):
         assert HeadSession(bundle, precision=precision).self_check().passed
     low, high = evaluate(bundle, photo_folder, limit=12).of("split")
     assert low.mean_bytes <= high.mean_bytes
+
+
+def test_a_pruned_bundle_can_be_retuned(pruned, dear, tmp_path):
+    old = Bundle.open(pruned.bundle, trusted=TRUSTED)
+    new = retune(dear, old, tmp_path / "new.ncb", key=bundles.KEY, work=pruned.work.parent)
+    assert new.manifest.fingerprint == old.manifest.fingerprint
+    assert new.manifest.codec == old.manifest.codec
