@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -81,18 +81,28 @@ def draw_over_bytes(axes: Axes, lines: Sequence[Line], by: By, colours: Sequence
 
 def draw_teacher(axes: Axes, reached: float, colour: str, spread: Interval | None = None) -> None:
     """Draws the teacher's accuracy as a dashed line, its interval as a band."""
-    draw_unsent(axes, "teacher", reached, colour, spread, "--")
+    _draw_across(axes, f"teacher {100 * reached:.1f} %", reached, colour, spread, "--", "right")
 
 
-def draw_unsent(
-    axes: Axes, name: str, reached: float, colour: str, spread: Interval | None = None, style: str = ":"
+def draw_unsent(axes: Axes, name: str, reached: float, colour: str, spread: Interval | None = None) -> None:
+    """Draws what sends nothing, and so has no place over bytes, as a dotted line across, its interval as a band."""
+    _draw_across(axes, f"{name} {100 * reached:.1f} %", reached, colour, spread, ":", "left")
+
+
+def _draw_across(
+    axes: Axes,
+    text: str,
+    reached: float,
+    colour: str,
+    spread: Interval | None,
+    style: str,
+    side: Literal["left", "right"],
 ) -> None:
-    """Draws what sends nothing, and so has no place over bytes, as a line across; its interval as a band."""
     axes.axhline(100 * reached, color=colour, linestyle=style, linewidth=1)
     if spread is not None:
         axes.axhspan(100 * spread.low, 100 * spread.high, color=colour, alpha=0.08, linewidth=0)
-    axes.annotate(f"{name} {100 * reached:.1f} %", (1, 100 * reached), (0, 4), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+    axes.annotate(text, (0.01 if side == "left" else 1, 100 * reached), (0, 4), xycoords=("axes fraction", "data"),
+                  textcoords="offset points", ha=side, fontsize=9)  # fmt: skip
 
 
 def check_plot(path: Path) -> None:

@@ -141,7 +141,7 @@ class _Chooser:
             except BackendError as error:
                 rejected[name] = str(error)
         if not loaded:
-            raise BackendError("; ".join(rejected.values()))
+            raise BackendError("; ".join(dict.fromkeys(rejected.values())))
         times = measure(loaded, size, level)
         # Fastest first; what is not clearly faster than fp32 comes after it.
         order = sorted(loaded, key=lambda name: times[name] / (1.0 if name == "fp32" else 1 - LEAST_GAIN))
@@ -150,7 +150,7 @@ class _Chooser:
                 break
             rejected[name] = fault
         else:
-            raise BackendError("; ".join(rejected.values()))
+            raise BackendError("; ".join(dict.fromkeys(rejected.values())))
         choice = Choice(precision=name, backend=loaded[name].name, head_ms=times, rejected=rejected)
         _keep(file, choice)
         return loaded[name], choice
