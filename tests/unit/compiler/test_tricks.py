@@ -232,6 +232,20 @@ class TestTerms:
             recipe_for(bottleneck=keys)
 
 
+def test_a_new_trunk_gets_images_channel_by_channel():
+    """In the layout of RGB bytes the backward pass of its first skip corrupts memory at 224 px (torch 2.13, AMX)."""
+    of = problem()
+    batch = a_batch(of)
+    assert not of.normalize(batch.images).is_contiguous()
+    for keys in ({}, {"first_crop": 0.5}):
+        net, found = stages(of, trunk="new", **keys)
+        seen = []
+        net.encoder.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0].is_contiguous()))
+        for stage in found:
+            stage.loss(batch)
+        assert seen == [True, True]
+
+
 class TestLabels:
     def test_labels_and_the_teachers_answers_are_mixed(self):
         got, wanted = torch.randn(5, 4), torch.randn(5, 4)
