@@ -56,7 +56,7 @@ def a_batch(of: Problem, seed: int = 0, labels: torch.Tensor | None = None) -> B
 
 def settings(**keys) -> ShallowResidualSettings:
     return ShallowResidualSettings(
-        **{"encoder_macs": "1M", "channels": 6, "stride": 4, "levels": 2, "decoder_width": 16} | keys
+        **{"encoder_macs": "1M", "channels": 6, "stride": 4, "levels": 2, "decoder_width": 16, "prune": False} | keys
     )
 
 
