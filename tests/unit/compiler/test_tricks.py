@@ -202,6 +202,20 @@ class TestTerms:
         assert most - more == pytest.approx(2 * (more - base), rel=1e-2)
         assert total(deep_weight=2.0) > base
 
+    @pytest.mark.parametrize(("balance", "ratio"), [(0.0, 16.0), (0.5, 4.0), (1.0, 1.0)])
+    def test_levels_are_balanced_by_their_weights(self, balance, ratio):
+        """With nothing but bits to pay for, a level's loss is its weight to the power of 1 - balance."""
+        of = problem()
+        batch = a_batch(of)
+
+        def total(level: int) -> float:
+            def code(_: Batch) -> Coded:
+                return Coded(batch.features, torch.full((8,), 1000.0), torch.full((8,), level))
+
+            return Objective(code, of, [16.0, 1.0], Terms(0, 0, balance=balance)).match_features(batch).total.item()
+
+        assert total(0) / total(1) == pytest.approx(ratio)
+
     def test_there_may_be_no_first_stage(self):
         _, (only,) = stages(problem(), first_stage=0.0)
         assert (only.name, only.share) == ("outputs", 1.0)
