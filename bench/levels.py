@@ -49,8 +49,9 @@ def surplus(shared: Measured, lone: Measured, by: str) -> tuple[float, float, fl
     """By what part the shared model takes more bytes than the lone one where both reach the same, and its interval."""
 
     def of(sizes: np.ndarray, reached: np.ndarray, size: float, wanted: float) -> float:
-        figure = -np.log if by == "divergence" else np.asarray
-        return bytes_for(sizes, figure(reached), float(figure(np.array(wanted)))) / size - 1
+        if by == "divergence":
+            reached, wanted = -np.log(reached), -float(np.log(wanted))
+        return bytes_for(sizes, reached, wanted) / size - 1
 
     mean = of(np.array(shared.means("bytes")), np.array(shared.means(by)), lone.means("bytes")[0], lone.means(by)[0])
     drawn = zip(shared.drawn["bytes"], shared.drawn[by], lone.drawn["bytes"][:, 0], lone.drawn[by][:, 0], strict=True)

@@ -45,11 +45,14 @@ class Terms(NamedTuple):
         deep: weight of the features further on; 0 leaves them out.
         outputs: weight of the network's outputs; 0 leaves them out.
         saliency: cells at the cut count by what they mean for the outputs (see ``saliency.py``).
+        balance: a level's loss counts by its weight of a bit to the power of minus this: 0 leaves the losses as they are,
+            of which those of few bytes are the largest.
     """
 
     deep: float = 1.0
     outputs: float = 1.0
     saliency: bool = False
+    balance: float = 0.5
 
 
 class Objective:
@@ -139,7 +142,8 @@ class Objective:
         distortion = torch.stack([weights[name] * error for name, error in errors.items()]).sum(0)
         cost = distortion + rate * weight * coded.bits / pixels
         # Without this the levels with few bytes, whose loss is mostly rate, would drown the others.
-        importance = weight.rsqrt() * self._weights.sqrt().mean()
+        balance = self._terms.balance
+        importance = weight.pow(-balance) * self._weights.pow(balance).mean()
         figures = {name: error.mean().item() for name, error in errors.items()}
         return Loss((importance * cost).mean(), {"bytes": coded.bits.mean().item() / 8, **figures})
 

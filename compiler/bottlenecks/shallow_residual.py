@@ -65,6 +65,8 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
         saliency: errors at the cut count by what their place means for the outputs, from half to whole.
         prune: look for the channels that carry something, and cut the others out of head, tail and packets
             (``relevance.py``); ``channels`` is then what to start from, and may be generous.
+        level_balance: how far the high rates are favoured in training: a level's loss is divided by its rate weight to this
+            power; at 0 the levels with few bytes count most.
         tune_tail: give the last fifth of the images to decoder and tail alone (a copy of the teacher's layers behind the
             cut), by distillation; encoder and tables are not changed by it.
         temperature: of that distillation.
@@ -83,6 +85,7 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
     output_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     saliency: bool = False
     prune: bool = False
+    level_balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     tune_tail: bool = False
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     label_weight: LabelWeight = 0.0
@@ -278,7 +281,9 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
         """See :class:`Preset`."""
 
         def code(batch: Batch) -> Coded:
-            source = problem.normalize(batch.images) if bottleneck.trunk is None else batch.features
+            # Images come as rows of RGB bytes. On that memory layout the backward pass of a 1x1 convolution of stride 2 from
+            # three channels, a block's skip, writes past its buffer (torch 2.13 with oneDNN on a CPU with AMX).
+            source = problem.normalize(batch.images).contiguous() if bottleneck.trunk is None else batch.features
             rows, columns = bottleneck.grid.to_grid(batch.features).shape[2:]
             return bottleneck.code(source, batch.levels(bottleneck.levels), batch.uniform, (rows, columns))
 
@@ -289,7 +294,7 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
         layers = [p for p in bottleneck.parameters() if id(p) not in others]
         linear_speed = LINEAR_SPEED if settings.linear_start and bottleneck.trunk is not None else 1.0
         groups = [Group(layers), Group(linear, linear_speed), Group(rate, RATE_SPEED)]
-        terms = Terms(settings.deep_weight, settings.output_weight, settings.saliency)
+        terms = Terms(settings.deep_weight, settings.output_weight, settings.saliency, settings.level_balance)
         crop = Cropper(problem, bottleneck.shape[1:], settings.first_crop) if settings.first_crop < 1 else None
         objective = Objective(code, problem, rate_weights(settings), terms, crop)
         tuning = TUNING_SHARE if settings.tune_tail else 0.0

@@ -56,7 +56,7 @@ def a_batch(of: Problem, seed: int = 0, labels: torch.Tensor | None = None) -> B
 
 def settings(**keys) -> ShallowResidualSettings:
     return ShallowResidualSettings(
-        **{"encoder_macs": "1M", "channels": 6, "stride": 4, "levels": 2, "decoder_width": 16} | keys
+        **{"encoder_macs": "1M", "channels": 6, "stride": 4, "levels": 2, "decoder_width": 16, "prune": False} | keys
     )
 
 
@@ -202,6 +202,20 @@ class TestTerms:
         assert most - more == pytest.approx(2 * (more - base), rel=1e-2)
         assert total(deep_weight=2.0) > base
 
+    @pytest.mark.parametrize(("balance", "ratio"), [(0.0, 16.0), (0.5, 4.0), (1.0, 1.0)])
+    def test_levels_are_balanced_by_their_weights(self, balance, ratio):
+        """With nothing but bits to pay for, a level's loss is its weight to the power of 1 - balance."""
+        of = problem()
+        batch = a_batch(of)
+
+        def total(level: int) -> float:
+            def code(_: Batch) -> Coded:
+                return Coded(batch.features, torch.full((8,), 1000.0), torch.full((8,), level))
+
+            return Objective(code, of, [16.0, 1.0], Terms(0, 0, balance=balance)).match_features(batch).total.item()
+
+        assert total(0) / total(1) == pytest.approx(ratio)
+
     def test_there_may_be_no_first_stage(self):
         _, (only,) = stages(problem(), first_stage=0.0)
         assert (only.name, only.share) == ("outputs", 1.0)
@@ -230,6 +244,20 @@ class TestTerms:
     def test_settings_that_cannot_be(self, recipe_for, keys, says):
         with pytest.raises(ConfigError, match=says):
             recipe_for(bottleneck=keys)
+
+
+def test_a_new_trunk_gets_images_channel_by_channel():
+    """In the layout of RGB bytes the backward pass of its first skip corrupts memory at 224 px (torch 2.13, AMX)."""
+    of = problem()
+    batch = a_batch(of)
+    assert not of.normalize(batch.images).is_contiguous()
+    for keys in ({}, {"first_crop": 0.5}):
+        net, found = stages(of, trunk="new", **keys)
+        seen = []
+        net.encoder.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0].is_contiguous()))
+        for stage in found:
+            stage.loss(batch)
+        assert seen == [True, True]
 
 
 class TestLabels:
