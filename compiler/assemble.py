@@ -234,8 +234,8 @@ class Assembly:
         symbols = collect_symbols(heads, job.frames(np.sort(rows)), job.spec(), self.progress)
         spec = job.spec()
         density = job.bottleneck.density() if spec.name == "rans" else None
-        if density is not None:
-            check_alphabet(symbols, spec.alphabet, self.progress)
+        if density is not None and job.bottleneck.ordered:
+            check_alphabet(symbols, spec.alphabet, self.progress, job.bottleneck.sent)
         spec, data = fit_codec(spec, symbols, density, coding, job.bottleneck.sent)
         if data:
             kind: PartKind = "dictionary" if spec.name == "zstd" else "tables"

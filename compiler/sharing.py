@@ -16,9 +16,15 @@ from torch import Tensor, nn
 @torch.no_grad()
 def agree(fabric: Fabric, module: nn.Module) -> None:
     """Gives every process the parameters and buffers of process 0."""
+    take_first(fabric, list(module.state_dict(keep_vars=True).values()))
+
+
+@torch.no_grad()
+def take_first(fabric: Fabric, values: Sequence[Tensor]) -> None:
+    """Gives every process these tensors as process 0 has them."""
     if fabric.world_size == 1:
         return
-    for value in module.state_dict(keep_vars=True).values():
+    for value in values:
         whole = value.contiguous()
         torch.distributed.broadcast(whole, 0)
         if whole is not value:

@@ -25,7 +25,7 @@ from narrowcast.compiler.fabric import has_bf16, open_fabric, resolve_precision
 from narrowcast.compiler.progress import SILENT, Progress, Task
 from narrowcast.compiler.recipe import TrainSettings
 from narrowcast.compiler.scalars import NoScalars, Scalars
-from narrowcast.compiler.sharing import add_up, agree
+from narrowcast.compiler.sharing import add_up, agree, take_first
 from narrowcast.transport.files import replacing
 
 CHECKPOINT_SECONDS = 30.0
@@ -161,6 +161,7 @@ class _Run:
         if stage.optimizer.max_gradient_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(trained, stage.optimizer.max_gradient_norm, norm)
         optimizer.step()
+        take_first(self.fabric, self.bottleneck.moving())
         return figures
 
     def _must_be_finite(self, what: str, value: torch.Tensor, stage: Stage, where: Position) -> None:

@@ -196,6 +196,13 @@ class Bottleneck(nn.Module, ABC):
         """The learned probability of each symbol, float64 ``[levels, C, alphabet]``; None where none is learned."""
         return None
 
+    def moving(self) -> Sequence[Tensor]:
+        """What training steps change otherwise than by gradients (replaced codewords, counts), and steps depend on.
+
+        Devices that train together take it from the first of them after every step.
+        """
+        return ()
+
     def tuned_tail(self) -> nn.Module | None:
         """The layers behind the cut as this bottleneck has tuned them; None where they stay the teacher's own."""
         return None

@@ -195,6 +195,10 @@ class Codebook(Bottleneck):
             found[level, sent:] = np.eye(1, self.alphabet)
         return found
 
+    def moving(self) -> Sequence[Tensor]:
+        """See :class:`Bottleneck`: :meth:`revive` puts codewords onto latents of the images at hand."""
+        return self.codewords, self.usage
+
     def tuned_tail(self) -> nn.Module | None:
         """See :class:`Bottleneck`."""
         return self.tail

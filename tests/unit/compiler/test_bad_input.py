@@ -153,6 +153,15 @@ class TestAlphabet:
         check_alphabet(self.symbols(0), 256, Notes(notes))
         assert notes == []
 
+    def test_channels_that_are_not_sent_do_not_count(self):
+        found = self.symbols(0).repeat(2, axis=2)
+        found[0, :, 1] = 0
+        notes: list[str] = []
+        check_alphabet(found, 256, Notes(notes), [1, 2])
+        assert notes == []
+        with pytest.raises(BottleneckError, match="level 0"):
+            check_alphabet(found, 256, SILENT)
+
     def test_some_are_told(self):
         notes: list[str] = []
         check_alphabet(self.symbols(20), 256, Notes(notes))
