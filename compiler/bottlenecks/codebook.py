@@ -34,6 +34,7 @@ from narrowcast.compiler.bottlenecks.encoder import (
     start_linear,
     take,
 )
+from narrowcast.compiler.bottlenecks.exact import without_autocast
 from narrowcast.compiler.bottlenecks.kmeans import k_means
 from narrowcast.compiler.bottlenecks.objective import Coded, Objective
 from narrowcast.compiler.bottlenecks.tail import Answers, TunedTail, tuning_stage
@@ -147,8 +148,8 @@ class Codebook(Bottleneck):
         Returns:
             what came back; how far the latent is from its codewords, a scalar without unit; the indices.
         """
-        latent = self.latent(source)
-        with torch.no_grad():
+        latent = self.latent(source).float()
+        with torch.no_grad(), without_autocast(latent.device):  # distances are differences of large numbers
             index = self.nearest(latent)
         chosen = self.vectors(index)
         spread = latent.detach().var((0, 2, 3), keepdim=True).clamp_min(1e-8)

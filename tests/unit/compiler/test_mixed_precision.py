@@ -166,3 +166,16 @@ def test_a_device_that_is_not_there_says_so():
 def test_only_another_precision_in_effect_is_another_run(recipe_for, tmp_path):
     folders = [Job(recipe_for(train={"precision": name}), tmp_path, SILENT).folder for name in ("fp32", "auto", "bf16")]
     assert folders[0] == folders[1] != folders[2]
+
+
+def test_codewords_are_chosen_in_fp32(recipe_for, tmp_path):
+    bottleneck = {"preset": "codebook", "encoder_macs": "1M", "stride": 4, "decoder_width": 16, "codewords": 64}
+    bench = Bench(recipe_for(bottleneck=bottleneck, train={"images": 16, "precision": "bf16"}), tmp_path)
+    bench.train()
+    source = bench.data.batch(0, 8).features
+    with torch.no_grad(), in_bf16():
+        latent = bench.net.latent(source).float()
+        index = bench.net.code(source, torch.zeros(8, dtype=torch.int64))[2]
+        narrow = bench.net.nearest(latent)
+    assert torch.equal(index, bench.net.nearest(latent))
+    assert not torch.equal(index, narrow)
