@@ -13,9 +13,10 @@ from support.server import serving
 
 from narrowcast.cli import main
 from narrowcast.compiler.compile import compile as compile_recipe
-from narrowcast.compiler.errors import BottleneckError
+from narrowcast.compiler.errors import BottleneckError, RetuneError
 from narrowcast.compiler.evaluate import evaluate, evaluate_frames
 from narrowcast.compiler.judges import DetectionJudge
+from narrowcast.compiler.retune import retune
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.client import Client
 from narrowcast.head.errors import RefusedError
@@ -292,6 +293,13 @@ def test_a_learned_encoder_with_levels_serves_further_tails(recipe, tmp_path):
     symbols = np.zeros((2, *bundle.manifest.codec.shape), np.uint8)
     for tail in (None, "ground"):
         assert OnnxNetwork(bundle.read("tail", tail=tail))(symbols=symbols, level=np.arange(2))
+
+
+def test_retuning_drops_no_tail(recipe, alone, several, tmp_path):
+    with pytest.raises(
+        RetuneError, match=r"test has the tail 'ground', and the recipe does not: add its \[\[tails\]\]"
+    ):
+        retune(recipe(), several[0], tmp_path / "x.ncb", key=bundles.KEY, work=alone[1] / "work")
 
 
 def test_a_codebooks_indices_serve_no_further_tail(recipe, tmp_path):
