@@ -112,6 +112,7 @@ class Job:
         # What the teacher computes, not its weights alone: its code may change under the same weights.
         described = f"{digest_of_state(self.teacher.state_dict())}\n{self.traced.module.code}\n{self.teacher}"
         self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
+        self._training_macs: int | None = None
         self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
         self.prepared: PreparedImages = self._prepare(folder)
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
@@ -247,9 +248,13 @@ class Job:
     def settle(self) -> int:
         """Ends training: everything to the CPU, and what only training needs folded away.
 
+        May be called again, and does nothing then.
+
         Returns:
             the multiply-accumulates that the head took until then; fewer, where channels are cut out.
         """
+        if self._training_macs is not None:
+            return self._training_macs
         self.bottleneck.cpu()
         self.problem.after.cpu()
         self.problem.normalize.cpu()
@@ -257,6 +262,7 @@ class Job:
         head = Head(self.problem.normalize, self.bottleneck).eval()
         macs = count_macs(head, torch.from_numpy(self.frames(self.held[:1])), torch.zeros(1, dtype=torch.int64))
         self.bottleneck.fold()
+        self._training_macs = macs
         return macs
 
     def frames(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

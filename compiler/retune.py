@@ -66,6 +66,11 @@ def retune(
             f"{old.path.name} is not signed, and its head would go out with your signature: sign it first (narrowcast keys "
             "sign), or leave the new one unsigned too (--unsigned)"
         )
+    dropped = {tail.name for tail in manifest.tails} - {tail.name for tail in recipe.tails}
+    if dropped:
+        raise RetuneError(
+            f"{manifest.name} has the tail {sorted(dropped)[0]!r}, and the recipe does not: add its [[tails]]"
+        )
     run = run_of(work, manifest)
     if run is None:
         raise RetuneError(
@@ -76,11 +81,6 @@ def retune(
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
         progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
-    dropped = {tail.name for tail in manifest.tails} - {tail.name for tail in recipe.tails}
-    if dropped:
-        raise RetuneError(
-            f"{manifest.name} has the tail {sorted(dropped)[0]!r}, and the recipe does not: add its [[tails]]"
-        )
     job = Job(recipe, work, progress)
     further = [FurtherJob(job, tail) for tail in recipe.tails]
     job.preset = _ServerStages(job.preset)

@@ -30,6 +30,7 @@ from narrowcast.compiler.bottlenecks.tail import Answers, TunedTail, tuning_stag
 from narrowcast.compiler.cuts import find_cut
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.data import TrainingData
+from narrowcast.compiler.errors import BottleneckError
 from narrowcast.compiler.fabric import resolve_device
 from narrowcast.compiler.job import Job, digest_of_state
 from narrowcast.compiler.recipe import TailSettings
@@ -192,7 +193,10 @@ class FurtherJob:
     Attributes:
         name: the tail's.
         teacher, problem, task: its network, what its decoder is for, and what its outputs are.
-        bottleneck: the frozen encoder with the decoder; trained after :meth:`train`.
+        bottleneck: the frozen encoder with the decoder; there, and trained, after :meth:`train`.
+
+    Raises:
+        BottleneckError: the first tail's symbols are no numbers to calculate with.
     """
 
     def __init__(self, job: Job, settings: TailSettings) -> None:
@@ -210,13 +214,30 @@ class FurtherJob:
         self.task = task_of(self.teacher, settings.task, recipe.input.size, f"[[tails]] {settings.name!r}: task")
         self.problem = Problem(traced, cut, recipe.input, resolve_device(recipe.train.device), self.task)
         self._own = FurtherSettings(decoder_width=settings.decoder_width, tune_tail=settings.tune_tail)
-        self.bottleneck = FurtherBottleneck(job.bottleneck, self.problem, self._own)
+        self._bottleneck: FurtherBottleneck | None = None
+        if not job.bottleneck.ordered:
+            raise BottleneckError(
+                f"the preset {job.preset.name!r} sends indices into a codebook, from which no further tail can be made: "
+                "use another preset, or no [[tails]]"
+            )
         described = f"{digest_of_state(self.teacher.state_dict())}\n{traced.module.code}\n{self.teacher}"
         self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
 
+    @property
+    def bottleneck(self) -> FurtherBottleneck:
+        """See the class."""
+        assert self._bottleneck is not None
+        return self._bottleneck
+
     def train(self) -> None:
-        """Trains the decoder, or takes it from a finished run."""
+        """Trains the decoder, or takes it from a finished run.
+
+        The job is settled first, so that symbols are as boards send them.
+        """
         job, recipe = self.job, self.job.recipe
+        job.settle()
+        job.bottleneck.to(self.problem.device)
+        self._bottleneck = FurtherBottleneck(job.bottleneck, self.problem, self._own)
         schedule = msgspec.structs.replace(
             recipe.train, images=self.settings.images or max(1, recipe.train.images // 2)
         )
@@ -237,6 +258,7 @@ class FurtherJob:
 
     def settle(self) -> None:
         """Everything to the CPU, for export."""
+        self.job.bottleneck.cpu()
         self.bottleneck.cpu()
         self.problem.after.cpu()
         self.problem.normalize.cpu()

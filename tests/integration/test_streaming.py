@@ -356,12 +356,13 @@ class TestProtocol:
 
     async def test_unary(self, stub, session, context):
         packet = self.packet(session, context)
-        response = await stub.Infer(pb.InferRequest(model="tiny", packet=packet.to_bytes()))
+        response = await stub.Infer(pb.InferRequest(model="tiny", packet=packet.to_bytes(), tails=["main"]))
         expected = bundles.expected_output(bundles.random_frames(1)[0], 1)
         assert np.allclose(from_tensors(response.result.outputs, bundles.OUTPUTS)["output"], expected, atol=1e-4)
         for request, code in (
             (pb.InferRequest(model="tiny", packet=b"x"), grpc.StatusCode.DATA_LOSS),
             (pb.InferRequest(model="x", packet=packet.to_bytes()), grpc.StatusCode.FAILED_PRECONDITION),
+            (pb.InferRequest(model="tiny", packet=packet.to_bytes(), tails=["x"]), grpc.StatusCode.FAILED_PRECONDITION),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Infer(request)
@@ -372,6 +373,7 @@ class TestProtocol:
         assert (model.name, model.release, model.levels) == ("tiny", 1, 2)
         assert model.codec_fingerprint.hex() == tiny.manifest.fingerprint
         assert list(model.symbols_shape) == list(bundles.SHAPE)
+        assert list(model.tails) == ["main"]
 
     async def test_an_oversize_message_is_refused_and_the_server_lives(self, stub, context):
         huge = pb.InferRequest(model="tiny", packet=bytes(20 * 1024 * 1024))

@@ -13,8 +13,10 @@ from support.server import serving
 
 from narrowcast.cli import main
 from narrowcast.compiler.compile import compile as compile_recipe
+from narrowcast.compiler.errors import BottleneckError, RetuneError
 from narrowcast.compiler.evaluate import evaluate, evaluate_frames
 from narrowcast.compiler.judges import DetectionJudge
+from narrowcast.compiler.retune import retune
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.client import Client
 from narrowcast.head.errors import RefusedError
@@ -272,6 +274,40 @@ def test_from_the_command_line(several, labelled, tmp_path, capsys):
     assert "tail ground" in out
     assert main([*command[:-1], "nothing", *trust]) == 1
     assert "no tail 'nothing'" in capsys.readouterr().err
+
+
+def test_a_learned_encoder_with_levels_serves_further_tails(recipe, tmp_path):
+    learned = {
+        "preset": "shallow-residual",
+        "encoder_macs": "1M",
+        "levels": 2,
+        "channels": 8,
+        "stride": 4,
+        "decoder_width": 8,
+    }
+    tables = {"bottleneck": learned, "train": {"images": 16, "batch": 8}, "export": {"whole": False}}
+    made = compile_recipe(
+        recipe(tails=[{**TAILS[0], "images": 16}], **tables), tmp_path / "s.ncb", work=tmp_path / "work"
+    )
+    bundle = Bundle.open(made.bundle, allow_unsigned=True)
+    symbols = np.zeros((2, *bundle.manifest.codec.shape), np.uint8)
+    for tail in (None, "ground"):
+        assert OnnxNetwork(bundle.read("tail", tail=tail))(symbols=symbols, level=np.arange(2))
+
+
+def test_retuning_drops_no_tail(recipe, alone, several, tmp_path):
+    with pytest.raises(
+        RetuneError, match=r"test has the tail 'ground', and the recipe does not: add its \[\[tails\]\]"
+    ):
+        retune(recipe(), several[0], tmp_path / "x.ncb", key=bundles.KEY, work=alone[1] / "work")
+
+
+def test_a_codebooks_indices_serve_no_further_tail(recipe, tmp_path):
+    with pytest.raises(BottleneckError, match="indices into a codebook"):
+        compile_recipe(
+            recipe(tails=TAILS[:1], bottleneck={"preset": "codebook", "encoder_macs": "9M", "stride": 4}),
+            tmp_path / "x.ncb", work=tmp_path / "work",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
