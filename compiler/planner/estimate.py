@@ -22,10 +22,10 @@ from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
 # The range coder's own bytes of a frame: its lanes' states.
 CODER_BYTES = 12
-# Packets of compiled bottlenecks, as a part of what is estimated here at the same agreement: the middle of the pairs of
+# Payloads of compiled bottlenecks, in units of the features' entropy at the same agreement: the median of the pairs of
 # bench/planner.py, and the range that four fifths of them lie in (docs/planning.md).
-LEARNED_PART = 0.5
-LEARNED_RANGE = (0.3, 0.9)
+LEARNED_RATIO = 1.4
+LEARNED_RANGE = (0.7, 2.0)
 # Input pixels per cell of the grid that features are transformed on, for presets without a stride of their own.
 STRIDE = 16
 
@@ -133,9 +133,9 @@ def _sensitivity(problem: Problem, features: Tensor, generator: torch.Generator)
 
 
 def from_code(code: Code) -> Estimate:
-    """What a learned bottleneck will take where the features themselves take ``code``."""
+    """What a learned bottleneck will take, after a short training, where the features themselves take ``code``."""
     overhead = STREAM_HEADER_BYTES + CODER_BYTES
-    expected, low, high = (overhead + part * code.entropy_bytes for part in (LEARNED_PART, *LEARNED_RANGE))
+    expected, low, high = (overhead + ratio * code.entropy_bytes for ratio in (LEARNED_RATIO, *LEARNED_RANGE))
     return Estimate(expected, low, high, code.kept, code.entropy_bytes, code.information_bytes, code.step)
 
 
