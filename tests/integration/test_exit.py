@@ -209,10 +209,10 @@ def test_a_codebooks_indices_are_exported():
 
 
 def test_a_retuned_bundle_keeps_its_exit(job, bundle, compiled):
-    top = _OnTop(job, bundle)
+    top = _OnTop(job, bundle, [])
     assert top._exit(b"") == {"exit": bundle.manifest.figures["exit"]}
     assert top.parts.contents == {"exit.fp32.onnx": bundle.read("exit")}
-    without = _OnTop(job, Bundle.open(compiled[0].bundle, trusted=TRUSTED))
+    without = _OnTop(job, Bundle.open(compiled[0].bundle, trusted=TRUSTED), [])
     assert without._exit(b"") == {}
     assert without.parts.contents == {}
     assert any("boards keep their parts" in line for line in job.progress.lines)
