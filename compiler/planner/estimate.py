@@ -25,7 +25,7 @@ CODER_BYTES = 12
 # Payloads of compiled bottlenecks, in units of the features' entropy at the same agreement: the median of the pairs of
 # bench/planner.py, and the range that four fifths of them lie in (docs/planning.md).
 LEARNED_RATIO = 1.4
-LEARNED_RANGE = (0.7, 2.0)
+LEARNED_RANGE = (0.35, 1.65)
 # Input pixels per cell of the grid that features are transformed on, for presets without a stride of their own.
 STRIDE = 16
 
