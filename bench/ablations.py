@@ -20,7 +20,7 @@ ROWS: dict[str, Changes] = {
     "saliency": {"bottleneck": {"saliency": True}},
     "small crops first": {"bottleneck": {"first_crop": 0.5}},
     "tuned tail": {"bottleneck": {"tune_tail": True}},
-    "levels balanced by half as much": {"bottleneck": {"level_balance": 0.25}},
+    "levels balanced twice as much": {"bottleneck": {"level_balance": 0.5}},
     "64 channels": {"bottleneck": {"channels": 64}},
     "another order": {},
     "no deep features": {"bottleneck": {"deep_weight": 0.0}},

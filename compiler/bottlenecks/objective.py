@@ -52,7 +52,7 @@ class Terms(NamedTuple):
     deep: float = 1.0
     outputs: float = 1.0
     saliency: bool = False
-    balance: float = 0.5
+    balance: float = 0.25
 
 
 class Objective:

@@ -85,7 +85,7 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
     output_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     saliency: bool = False
     prune: bool = False
-    level_balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    level_balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
     tune_tail: bool = False
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     label_weight: LabelWeight = 0.0
