@@ -158,6 +158,8 @@ def write_plot(evaluation: Evaluation, path: Path, by: By | None = None) -> None
             if (reached := alone.reached(by)) is not None:
                 draw_unsent(axes, UNSENT[alone.way], reached, _INK, alone.reached_interval(by))
         draw_over_bytes(axes, lines, by, SERIES)
+        if evaluation.metric != "top-1":
+            axes.set_ylabel(f"{evaluation.metric}{'' if by == 'accuracy' else ' to the teacher'}, %")
         axes.set_title(f"{evaluation.model}, release {evaluation.release}, {evaluation.images} images", fontsize=10)
         kind = path.suffix.lower().lstrip(".")
         metadata = {"Date": None} if kind == "svg" else None

@@ -207,6 +207,13 @@ class TestPlot:
         for text in ("narrowcast split", "JPEG", "WebP", "AVIF", "best of the codecs", "teacher 90.0 %", "accuracy, %"):
             assert f">{text}</text>" in svg
 
+    def test_the_axis_names_the_task_s_figure(self, tmp_path):
+        found = measured()
+        found.metric = "mAP50"
+        for by, said in (("accuracy", "mAP50, %"), ("agreement", "mAP50 to the teacher, %")):
+            write_plot(found, tmp_path / "a.svg", by)
+            assert f">{said}</text>" in (tmp_path / "a.svg").read_text()
+
     def test_png_by_agreement(self, tmp_path):
         from PIL import Image
 
