@@ -21,7 +21,7 @@ ROWS: dict[str, Changes] = {
     "small crops first": {"bottleneck": {"first_crop": 0.5}},
     "tuned tail": {"bottleneck": {"tune_tail": True}},
     "levels balanced twice as much": {"bottleneck": {"level_balance": 0.5}},
-    "64 channels": {"bottleneck": {"channels": 64}},
+    "48 channels": {"bottleneck": {"channels": 48}},
     "another order": {},
     "no deep features": {"bottleneck": {"deep_weight": 0.0}},
     "no output distillation": {"bottleneck": {"output_weight": 0.0}},
