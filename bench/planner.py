@@ -42,7 +42,7 @@ from narrowcast.compiler.data import choose, find_images, prepare_images
 from narrowcast.compiler.export import export_head
 from narrowcast.compiler.modules import Head
 from narrowcast.compiler.planner.capture import Captured, capture
-from narrowcast.compiler.planner.estimate import CODER_BYTES, code_at, from_code
+from narrowcast.compiler.planner.estimate import CODER_BYTES, LEARNED_RATIO, code_at, from_code
 from narrowcast.compiler.planner.timing import median_ms
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
@@ -113,7 +113,7 @@ def predict(
     problems = [Problem(traced, cut, recipe.input, torch.device("cpu")) for cut in cuts]
     captured: Captured = capture(traced, problems[0].normalize, frames, cuts, progress)
     for one, real, problem in zip(recipes, pairs, problems, strict=True):
-        kept = folder / f"{one.name}-{100 * agreement:.0f}.row.json"
+        kept = folder / f"{one.name}-{100 * agreement:.0f}-x{LEARNED_RATIO:g}.row.json"
         if kept.exists():
             yield Row(**json.loads(kept.read_text()))
             continue

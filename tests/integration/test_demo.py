@@ -16,7 +16,7 @@ import pytest
 from narrowcast.compiler.progress import SILENT
 from narrowcast.demo import run
 from narrowcast.demo.page import headline, table_rows, timing_rows, write_page
-from narrowcast.demo.render import Renderer
+from narrowcast.demo.render import Sources
 from narrowcast.head.timing import STAGES
 from narrowcast.transport.bundle import Bundle, PublicKey
 
@@ -78,8 +78,8 @@ def test_the_tables_have_a_cell_for_each_column(demo):
 def test_training_and_test_frames_share_no_digit_and_no_pixel():
     from sklearn.datasets import load_sample_images
 
-    train, test = Renderer(test=False), Renderer(test=True)
-    assert not {digit.tobytes() for digit in train._digits} & {digit.tobytes() for digit in test._digits}
+    train, test = Sources(test=False), Sources(test=True)
+    assert not {digit.tobytes() for digit in train.digits} & {digit.tobytes() for digit in test.digits}
     for ours, theirs, photo in zip(train._photos, test._photos, load_sample_images().images, strict=True):
         assert np.array_equal(np.concatenate([ours, theirs], axis=1), photo)  # side by side, no column in both
 
