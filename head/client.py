@@ -122,7 +122,7 @@ class AsyncClient:
         self._offline = False  # a frame has waited in vain for a link that is still down
         self._answers = AnswerReader(manifest, tails)
         self._link = Link(
-            address, manifest.name, fingerprint, tails=() if tails is None else tails, window=window,
+            address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
         )  # fmt: skip
         self._next_id = 0
