@@ -17,10 +17,11 @@ from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
 from narrowcast.transport.frames import SUFFIXES, read_image
+from narrowcast.transport.tasks import MAIN, DetectTask, SegmentTask
 
 if TYPE_CHECKING:
     from narrowcast.head.client import Client, Result
-    from narrowcast.transport.bundle import Bundle
+    from narrowcast.transport.bundle import Bundle, TailSpec
     from narrowcast.transport.contract import Image
 
 EXAMPLES = """\
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
-    labels = _labels(bundle)
+    labels = {tail.name: _labels(bundle, tail) for tail in bundle.manifest.all_tails()}
     sent: list[Path] = []
     started = time.perf_counter()
     with Client(
@@ -118,12 +119,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed or len(sent) < len(files) else 0
 
 
-def _labels(bundle: Bundle) -> list[str]:
-    """The names of the classes, where the bundle has them."""
-    task = bundle.manifest.task
-    if task is not None and task.classes:
-        return task.classes
-    return bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
+def _labels(bundle: Bundle, tail: TailSpec) -> list[str] | None:
+    """The names of a tail's classes, where the bundle has them; None where its outputs are no class scores."""
+    if isinstance(tail.task, DetectTask | SegmentTask):
+        return None
+    if tail.task is not None and tail.task.classes:
+        return tail.task.classes
+    return bundle.read("labels").decode().splitlines() if tail.name == MAIN and bundle.has("labels") else []
 
 
 def _files(source: Path) -> list[Path]:
@@ -149,7 +151,11 @@ def _frames(files: list[Path], sent: list[Path], progress: TerminalProgress) -> 
         yield frame
 
 
-def _line(result: Result, path: Path, labels: list[str], *, full: bool) -> dict[str, Any]:
+def _line(result: Result, path: Path, labels: dict[str, list[str] | None], *, full: bool) -> dict[str, Any]:
+    def of(output: str) -> list[str] | None:
+        tail = output.partition("/")[0]
+        return labels[tail if tail in labels and "/" in output else MAIN]
+
     return {
         "frame": result.frame_id,
         "source": str(path),
@@ -159,16 +165,16 @@ def _line(result: Result, path: Path, labels: list[str], *, full: bool) -> dict[
         "latency_ms": round(result.latency_ms, 3),
         "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
         "error": result.error,
-        "outputs": {name: _output(values, labels, full=full) for name, values in result.outputs.items()},
+        "outputs": {name: _output(values, of(name), full=full) for name, values in result.outputs.items()},
     }
 
 
-def _output(values: Any, labels: list[str], *, full: bool) -> dict[str, Any]:
+def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, Any]:
     """Class scores as the top classes; everything else as its shape; ``--full`` as it is."""
     found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if full:
         found["values"] = values.tolist()
-    if values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
+    if labels is not None and values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
         scores = np.exp(values.astype(np.float64) - values.max())
         scores /= scores.sum()
         found["top"] = [

@@ -262,6 +262,10 @@ def test_from_the_command_line(several, labelled, tmp_path, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 12
     assert lines[0]["detections"][0].keys() == {"box", "score", "class", "label"}
+    assert "top" not in lines[0]["outputs"]["scores"]  # those of boxes are no class scores
+    top = lines[0]["outputs"]["kind/output"]["top"]
+    assert top
+    assert "label" not in top[0]  # nor are the detector's classes the other tail's
     assert sum(lines[0]["tails"]["ground"]["segmentation"].values()) == pytest.approx(1.0, abs=1e-3)
     assert lines[0]["masks"] == [str(tmp_path / "m" / "ground" / "0.png")]
     assert Pillow.open(lines[0]["masks"][0]).size == Pillow.open(lines[0]["source"]).size
