@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     with Client(
         session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
-        on_trouble=progress.note, local_exit=session.has_exit and not args.no_exit, exit_after_seconds=args.exit_after,
+        on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):

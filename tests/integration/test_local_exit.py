@@ -17,7 +17,7 @@ from support.waiting import until
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.session import HeadSession
-from narrowcast.transport.errors import MissingPartError
+from narrowcast.transport.errors import ConfigError, MissingPartError
 
 NOWHERE = "127.0.0.1:9"  # discard: nobody listens
 FRAMES = bundles.random_frames(12)
@@ -113,6 +113,18 @@ async def test_no_more_frames_are_under_way_than_the_window(session):
             most = max(most, len(running))
         assert most <= 4  # a task that is done may still be in the set
         await asyncio.gather(*running)
+
+
+def test_it_answers_for_the_first_tail_alone(tmp_path):
+    made = bundles.with_second_tail(bundles.with_exit(bundles.make()))
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "two.ncb"), "device"))
+    with Client(session, NOWHERE, exit_after_seconds=0.05) as client:
+        assert client.infer(FRAMES[0]).outputs.keys() == {"output"}
+    with Client(session, NOWHERE, tails=["second"], give_up_seconds=0.2) as client:
+        with pytest.raises(PeerUnreachableError):
+            client.infer(FRAMES[0])
+    with pytest.raises(ConfigError, match="answers as the tail 'main' does"):
+        Client(session, NOWHERE, tails=["second"], local_exit=True)
 
 
 def test_it_can_be_turned_off(session):
