@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +36,13 @@ from narrowcast.transport.rpc.channels import Address, parse_address
 from narrowcast.transport.tasks import MAIN, Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
+
+# What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
+_PUT_OFF = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNAVAILABLE.value[0]}
+
+
+class _PutOffError(Exception):
+    """The server does not answer this frame for now."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,8 @@ class AsyncClient:
                 return await asyncio.wait_for(self._sent(packet, encoded, started), self._exit_after_seconds)
             except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
                 self._offline = not self._link.connected
+            except _PutOffError:
+                pass
         before = time.perf_counter()
         outputs = await asyncio.to_thread(self.session.answer, encoded.symbols, encoded.level)
         now = time.perf_counter()
@@ -193,6 +203,9 @@ class AsyncClient:
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float) -> Result:
         answer = await self._link.send(packet)
+        result, _ = await answer
+        if result.code in _PUT_OFF:
+            raise _PutOffError
         return await _finish(encoded, packet.frame_id, answer, started, self._answers)
 
     async def close(self) -> None:

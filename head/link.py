@@ -233,6 +233,8 @@ class Link:
                         self._forget(frame_id)
                 self._changed.set()
                 self.connected = True
+                if self._keep_trying:  # however long there was none: this stream owes no answer until now
+                    self._last_progress = time.monotonic()
                 await _first_of(self._receive_all(call), self._send_all(call, window), self._watch())
             finally:
                 self.connected = False
