@@ -97,8 +97,8 @@ class AsyncClient:
         give_up_seconds: how long to wait for a server that does not answer; None for ever.
         on_trouble: told, in a line, whenever the link breaks.
         local_exit: whether the bundle's local exit answers what the server does not, with the first tail's outputs alone;
-            None where the bundle has one and the first tail is asked for. The link is then tried for ever: no frame fails for
-            want of a server.
+            None where the bundle has one and the first tail is asked for. The link is then tried for ever: no frame fails
+            for want of a server.
         exit_after_seconds: how long a frame may wait for the server before the exit answers it. While the link is known to
             be down, it answers at once.
 

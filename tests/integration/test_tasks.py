@@ -15,6 +15,7 @@ from narrowcast.cli import main
 from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.errors import BottleneckError, RetuneError
 from narrowcast.compiler.evaluate import evaluate, evaluate_frames
+from narrowcast.compiler.job import CHECKPOINT, remember
 from narrowcast.compiler.judges import DetectionJudge
 from narrowcast.compiler.retune import retune
 from narrowcast.compiler.verify import OnnxNetwork
@@ -304,6 +305,27 @@ def test_retuning_drops_no_tail(recipe, alone, several, tmp_path):
         RetuneError, match=r"test has the tail 'ground', and the recipe does not: add its \[\[tails\]\]"
     ):
         retune(recipe(), several[0], tmp_path / "x.ncb", key=bundles.KEY, work=alone[1] / "work")
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"task": {**DETECT, "decode_on": "device"}}, "the tail 'main' would send scores_0"),
+        ({"task": {**DETECT, "max_detections": 200}}, r"would send boxes up to \[200, 4\]"),
+        ({"task": {**DETECT, "classes": ["a", "c", "b"]}}, "the tail 'main' has other classes than in test"),
+        ({"tails": [{**TAILS[0], "task": {**SEGMENT, "decode_on": "device"}}, TAILS[1]]}, "the tail 'ground' would"),
+        ({"task": {**DETECT, "score_threshold": 0.2}}, "tunes no tail"),  # all that is wrong with it
+    ],
+)
+def test_retuning_leaves_what_boards_take(recipe, several, tmp_path, tables, message):
+    """It is told before the old run is read, of which there is only the name here."""
+    run = tmp_path / "work" / "test-0"
+    run.mkdir(parents=True)
+    (run / CHECKPOINT).touch()
+    remember(run, several[0].manifest)
+    with pytest.raises(RetuneError, match=message):
+        changed = recipe(**{"tails": TAILS, **tables})
+        retune(changed, several[0], tmp_path / "x.ncb", key=bundles.KEY, work=tmp_path / "work")
 
 
 def test_a_codebooks_indices_serve_no_further_tail(recipe, tmp_path):
