@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
     bundle = open_bundle(args, "device")
+    if args.masks is not None:
+        _check_masks(args, bundle)
     backends = preferred_backends() if args.backend == "auto" else [args.backend]
     session = HeadSession(bundle, backend=backends, precision=args.precision, threads=args.threads)
     if session.choice.head_ms:
@@ -117,6 +119,16 @@ def run(args: argparse.Namespace) -> int:
         if alone:
             progress.note(f"{alone} of {len(sent)} frames answered by the local exit: no server answered in time")
     return 1 if failed or len(sent) < len(files) else 0
+
+
+def _check_masks(args: argparse.Namespace, bundle: Bundle) -> None:
+    """Whether ``--masks`` has something to write, and nothing of the user's to write over."""
+    folder = args.source.parent if args.source.is_file() else args.source
+    if args.masks.resolve() == folder.resolve():
+        raise ConfigError(f"--masks {args.masks} is where the images are: maps would be written over them")
+    tails = [tail for tail in bundle.manifest.all_tails() if not args.tail or tail.name in args.tail]
+    if not any(isinstance(tail.task, SegmentTask) for tail in tails):
+        raise ConfigError(f'--masks: {bundle.manifest.name} gives no map of classes ([task] kind = "segment")')
 
 
 def _labels(bundle: Bundle, tail: TailSpec) -> list[str] | None:

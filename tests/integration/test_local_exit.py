@@ -14,6 +14,7 @@ from support import bundles
 from support.server import ServerProcess, serving
 from support.waiting import until
 
+from narrowcast.cli import main
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.session import HeadSession
@@ -152,6 +153,25 @@ def test_a_server_that_refuses_while_the_exit_answers_is_noticed(session, tiny_f
         until(lambda: client.infer(FRAMES[0]).source == "exit", "the exit answers")
         with serving(tmp_path / "models", trust, listen=str(first.address)), pytest.raises(RefusedError):
             until(lambda: client.infer(FRAMES[0]).source == "server", "the new server refuses", 30)
+
+
+def test_masks_that_cannot_be(session, photo_folder, tmp_path, capsys):
+    bundles.trusted_key().write(tmp_path / "test.pub")
+    command = [
+        "stream",
+        str(session.bundle.path),
+        str(photo_folder),
+        "--to",
+        NOWHERE,
+        "--trust",
+        str(tmp_path / "test.pub"),
+    ]
+    for folder, message in (
+        (tmp_path / "masks", "tiny gives no map of classes"),
+        (photo_folder, "is where the images are"),
+    ):
+        assert main([*command, "--masks", str(folder)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_command_line_says_who_answered(session, photo_folder, tmp_path):
