@@ -23,10 +23,13 @@ from narrowcast.compiler.planner.choice import as_decided
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, load_recipe
 from narrowcast.compiler.tails import FurtherJob
+from narrowcast.compiler.tasks import output_specs
 from narrowcast.compiler.training import load_checkpoint
-from narrowcast.transport.bundle import Bundle, Manifest, SecretKey
+from narrowcast.transport.bundle import Bundle, Manifest, SecretKey, TailSpec
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.codec import Codec, CodecSpec
+from narrowcast.transport.tasks import MAIN, sent_outputs
+from narrowcast.transport.tasks.answers import SentOutput
 
 
 def retune(
@@ -53,7 +56,8 @@ def retune(
 
     Raises:
         RetuneError: the old bundle is not signed, its run is not in ``work``, it is of another input, cut or bottleneck, the
-            recipe tunes no tail, or it lacks one of the bundle's ``[[tails]]``.
+            recipe tunes no tail, it lacks one of the bundle's ``[[tails]]``, or what a tail sends back would not be what it
+            was.
         BundleError: the old bundle must not be used.
         CompilerError: see :func:`narrowcast.compiler.compile.compile`.
     """
@@ -83,6 +87,8 @@ def retune(
         progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
     job = Job(recipe, work, progress)
     further = [FurtherJob(job, tail) for tail in recipe.tails]
+    for problem, of_bundle in _pairs(job, further, manifest):
+        _same_answers(problem, of_bundle, manifest.name)
     job.preset = _ServerStages(job.preset)
     if not job.preset.stages(job.bottleneck, job.problem, recipe.bottleneck):
         raise RetuneError("this recipe tunes no tail: set tune_tail = true in [bottleneck]")
@@ -104,6 +110,31 @@ def _same_problem(recipe: Recipe, manifest: Manifest) -> None:
     before = manifest.recipe.get("cut", {}).get("at")
     if recipe.cut.at != before:
         raise RetuneError(f"[cut] at is {recipe.cut.at!r}; {manifest.name} was cut at {before!r}")
+
+
+def _pairs(job: Job, further: Sequence[FurtherJob], manifest: Manifest) -> list[tuple[Problem, TailSpec]]:
+    """Each tail of the old bundle, with what takes its place."""
+    problems = {MAIN: job.problem, **{one.name: one.problem for one in further}}
+    return [(problems[tail.name], tail) for tail in manifest.all_tails()]
+
+
+@torch.no_grad()
+def _same_answers(problem: Problem, tail: TailSpec, name: str) -> None:
+    """Whether what comes back is what boards with the old bundle take, and means what it meant to them."""
+    image = torch.zeros((1, *problem.contract.size, 3), dtype=torch.uint8, device=problem.device)
+    outputs = output_specs(problem.after(problem.before(problem.normalize(image))))
+    seen, wanted = sent_outputs(problem.task, outputs), sent_outputs(tail.task, tail.outputs)
+    if seen != wanted:
+        raise RetuneError(
+            f"the tail {tail.name!r} would send {_listed(seen)}; boards that have {name} take {_listed(wanted)}"
+        )
+    classes, known = ([] if task is None else task.classes for task in (problem.task, tail.task))
+    if known and classes != known:
+        raise RetuneError(f"the tail {tail.name!r} has other classes than in {name}, by which boards go")
+
+
+def _listed(outputs: Sequence[SentOutput]) -> str:
+    return ", ".join(f"{one.name} {'up to ' * one.up_to}{one.shape}" for one in outputs)
 
 
 def _start_from(bottleneck: Bottleneck, state: Mapping[str, torch.Tensor], name: str) -> None:

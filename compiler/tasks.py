@@ -16,7 +16,7 @@ from narrowcast.transport.tasks import Task, check_outputs
 def output_specs(outputs: Any) -> list[OutputSpec]:
     """A network's outputs for a batch, as a manifest lists them."""
     return [
-        OutputSpec(name=name, dtype=str(tensor.numpy().dtype), shape=list(tensor.shape[1:]))
+        OutputSpec(name=name, dtype=str(tensor.cpu().numpy().dtype), shape=list(tensor.shape[1:]))
         for name, tensor in named(outputs).items()
     ]
 

@@ -56,7 +56,7 @@ def find_truth(
     if isinstance(task, DetectTask):
         usual = (folder / "annotations.json", folder.parent / "annotations.json")
         table = labels or next((path for path in usual if path.is_file()), None)
-        return Truth(find_images(folder)) if table is None else _coco(folder, table, task)
+        return Truth(find_images(folder)) if table is None else _coco(folder, table, task, size)
     if isinstance(task, SegmentTask):
         masks = labels or folder.parent / "masks"
         if labels is None and (not masks.is_dir() or masks == folder):
@@ -108,7 +108,7 @@ class _Coco(msgspec.Struct):
     categories: list[_Category]
 
 
-def _coco(folder: Path, table: Path, task: DetectTask) -> Truth:
+def _coco(folder: Path, table: Path, task: DetectTask, size: tuple[int, int]) -> Truth:
     try:
         data = table.read_bytes()
         found = msgspec.json.decode(data, type=_Coco)
@@ -137,7 +137,10 @@ def _coco(folder: Path, table: Path, task: DetectTask) -> Truth:
         corners = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         kinds, crowd = np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], bool)
-        return Boxes(placement.boxes_to_input(corners), kinds, None, crowd)
+        # Detections end where the input ends, and so does what they are held against.
+        boxes = np.clip(placement.boxes_to_input(corners), 0, (size[1], size[0]) * 2)
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return Boxes(boxes[seen], kinds[seen], None, crowd[seen])
 
     return Truth(sorted(files), of, hashlib.sha256(data).hexdigest())
 

@@ -21,7 +21,10 @@ class AnswerReader:
 
     Args:
         manifest: the bundle's.
-        tails: those that the client asks for; None for all.
+        tails: those that the client asks for; None for all that the bundle has.
+
+    Attributes:
+        tails: what the server is to run: it may have more of them by now than the bundle.
 
     Raises:
         ConfigError: the bundle has no such tail.
@@ -34,10 +37,10 @@ class AnswerReader:
             if name not in names:
                 raise ConfigError(f"{manifest.name} has no tail {name!r}{nearest(name, names)}")
         self._size = manifest.input.size
-        self._tails = [tail for tail in there if not tails or tail.name in tails]
+        self.tails = [tail for tail in there if not tails or tail.name in tails]
         self._expected = [
             output._replace(name=_prefix(tail.name) + output.name)
-            for tail in self._tails
+            for tail in self.tails
             for output in sent_outputs(tail.task, tail.outputs)
         ]
 
@@ -55,7 +58,7 @@ class AnswerReader:
         """
         outputs = from_tensors(tensors, self._expected)
         answers: dict[str, Answer] = {}
-        for tail in self._tails:
+        for tail in self.tails:
             prefix = _prefix(tail.name)
             names = [output.name for output in sent_outputs(tail.task, tail.outputs)]
             found = answer_of(tail.task, {name: outputs[prefix + name] for name in names}, placement, self._size)

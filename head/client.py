@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
@@ -28,13 +29,20 @@ from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.timing import FrameTimes
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image, Placement
-from narrowcast.transport.errors import TransportError
+from narrowcast.transport.errors import ConfigError, TransportError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import Address, parse_address
-from narrowcast.transport.tasks import Answer, Detections, Segmentation
+from narrowcast.transport.tasks import MAIN, Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
+
+# What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
+_PUT_OFF = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNAVAILABLE.value[0]}
+
+
+class _PutOffError(Exception):
+    """The server does not answer this frame for now."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +96,14 @@ class AsyncClient:
         window: how many frames may be unanswered.
         give_up_seconds: how long to wait for a server that does not answer; None for ever.
         on_trouble: told, in a line, whenever the link breaks.
-        local_exit: whether the bundle's local exit answers what the server does not; None where the bundle has one. The
-            link is then tried for ever: no frame fails for want of a server.
+        local_exit: whether the bundle's local exit answers what the server does not, with the first tail's outputs alone;
+            None where the bundle has one and the first tail is asked for. The link is then tried for ever: no frame fails
+            for want of a server.
         exit_after_seconds: how long a frame may wait for the server before the exit answers it. While the link is known to
             be down, it answers at once.
 
     Raises:
+        ConfigError: the bundle has no such tail, or its local exit is asked for and the first tail is not.
         MissingPartError: there is no local exit, and one is asked for.
     """
 
@@ -114,15 +124,18 @@ class AsyncClient:
         self.level = self.session.levels - 1 if level is None else level
         address = parse_address(address) if isinstance(address, str) else address
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
-        self.local_exit = self.session.has_exit if local_exit is None else local_exit
+        self._answers = AnswerReader(manifest, tails)
+        asked = any(tail.name == MAIN for tail in self._answers.tails)
+        if local_exit and not asked:
+            raise ConfigError(f"the local exit answers as the tail {MAIN!r} does, which is not asked for")
+        self.local_exit = self.session.has_exit and asked if local_exit is None else local_exit
         if self.local_exit:
             _ = self.session.exit  # now, and not when the link is down
         self._exit_after_seconds = exit_after_seconds
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
         self._offline = False  # a frame has waited in vain for a link that is still down
-        self._answers = AnswerReader(manifest, tails)
         self._link = Link(
-            address, manifest.name, fingerprint, tails=() if tails is None else tails, window=window,
+            address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
         )  # fmt: skip
         self._next_id = 0
@@ -177,6 +190,8 @@ class AsyncClient:
                 return await asyncio.wait_for(self._sent(packet, encoded, started), self._exit_after_seconds)
             except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
                 self._offline = not self._link.connected
+            except _PutOffError:
+                pass
         before = time.perf_counter()
         outputs = await asyncio.to_thread(self.session.answer, encoded.symbols, encoded.level)
         now = time.perf_counter()
@@ -188,6 +203,9 @@ class AsyncClient:
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float) -> Result:
         answer = await self._link.send(packet)
+        result, _ = await answer
+        if result.code in _PUT_OFF:
+            raise _PutOffError
         return await _finish(encoded, packet.frame_id, answer, started, self._answers)
 
     async def close(self) -> None:

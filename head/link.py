@@ -73,7 +73,7 @@ class Link:
         address: of the server.
         model: the model's name there.
         fingerprint: of the codec, 16 bytes.
-        tails: which of the model's tails to run; all where none is named.
+        tails: which of the model's tails to run; the first one, ``main``, where none is named.
         window: how many frames may be unanswered; the server may allow fewer.
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
         keep_trying: never to fail for want of a server; ``give_up_seconds`` then ends silent streams alone.
@@ -233,6 +233,8 @@ class Link:
                         self._forget(frame_id)
                 self._changed.set()
                 self.connected = True
+                if self._keep_trying:  # however long there was none: this stream owes no answer until now
+                    self._last_progress = time.monotonic()
                 await _first_of(self._receive_all(call), self._send_all(call, window), self._watch())
             finally:
                 self.connected = False

@@ -22,6 +22,7 @@ from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.tensors import to_tensor
+from narrowcast.transport.tasks import MAIN
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tail-{model.name}")
         self._task = asyncio.create_task(self._work())
 
-    def submit(self, packet: Packet, tails: frozenset[str] = frozenset()) -> asyncio.Future[Answer]:
-        """Queues a frame for some of the model's tails; for all of them where none is named.
+    def submit(self, packet: Packet, tails: frozenset[str] = frozenset([MAIN])) -> asyncio.Future[Answer]:
+        """Queues a frame for some of the model's tails.
 
         Returns:
             its answer; fails with :class:`FrameRefusedError` where the frame cannot be answered.

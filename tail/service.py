@@ -16,6 +16,7 @@ from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import MAX_PACKET_BYTES
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceServicer
+from narrowcast.transport.tasks import MAIN
 
 MAX_WINDOW = 64
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -90,7 +91,7 @@ class _Stream:
         self._draining = draining
         self._context = context
         self._window = 0
-        self._tails: frozenset[str] = frozenset()
+        self._tails = frozenset([MAIN])
         self._taken = 0
         self._answered = 0
         # A packet's answer to come, an error that ends the stream, or None at its end.
@@ -175,7 +176,7 @@ class _Stream:
 
 
 def _tails(batcher: Batcher, wanted: Sequence[str]) -> frozenset[str]:
-    """The tails that a client asks for; empty for all.
+    """The tails that a client asks for. One that names none has a bundle of an age that knew of the first one alone.
 
     Raises:
         _EndedError: the model has no such tail.
@@ -187,7 +188,7 @@ def _tails(batcher: Batcher, wanted: Sequence[str]) -> frozenset[str]:
             grpc.StatusCode.FAILED_PRECONDITION,
             f"no tail {unknown[0][:80]!r} in {batcher.model.name!r}, release {release}; it has {there}",
         )
-    return frozenset(wanted)
+    return frozenset(wanted or [MAIN])
 
 
 def _submit(batcher: Batcher, packet: Packet, tails: frozenset[str]) -> asyncio.Future[Answer]:

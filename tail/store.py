@@ -55,14 +55,14 @@ class Model:
         Args:
             symbols: uint8 ``[N, C, h, w]``.
             levels: int64 ``[N]``.
-            wanted: per frame, the tails to run; all of them where it is empty.
+            wanted: per frame, the tails to run.
 
         Raises:
             TailBackendError: a tail failed.
         """
         answers: list[dict[str, Array]] = [{} for _ in wanted]
         for spec in self.manifest.all_tails():
-            rows = [row for row, names in enumerate(wanted) if not names or spec.name in names]
+            rows = [row for row, names in enumerate(wanted) if spec.name in names]
             if not rows:
                 continue
             backend = self.backend if spec.name == MAIN else self.further[spec.name]

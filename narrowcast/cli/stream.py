@@ -17,10 +17,11 @@ from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
 from narrowcast.transport.frames import SUFFIXES, read_image
+from narrowcast.transport.tasks import MAIN, DetectTask, SegmentTask
 
 if TYPE_CHECKING:
     from narrowcast.head.client import Client, Result
-    from narrowcast.transport.bundle import Bundle
+    from narrowcast.transport.bundle import Bundle, TailSpec
     from narrowcast.transport.contract import Image
 
 EXAMPLES = """\
@@ -90,18 +91,20 @@ def run(args: argparse.Namespace) -> int:
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
     bundle = open_bundle(args, "device")
+    if args.masks is not None:
+        _check_masks(args, bundle)
     backends = preferred_backends() if args.backend == "auto" else [args.backend]
     session = HeadSession(bundle, backend=backends, precision=args.precision, threads=args.threads)
     if session.choice.head_ms:
         progress.note(str(session.choice))
     if args.level is not None and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
-    labels = _labels(bundle)
+    labels = {tail.name: _labels(bundle, tail) for tail in bundle.manifest.all_tails()}
     sent: list[Path] = []
     started = time.perf_counter()
     with Client(
         session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
-        on_trouble=progress.note, local_exit=session.has_exit and not args.no_exit, exit_after_seconds=args.exit_after,
+        on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
@@ -118,12 +121,23 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed or len(sent) < len(files) else 0
 
 
-def _labels(bundle: Bundle) -> list[str]:
-    """The names of the classes, where the bundle has them."""
-    task = bundle.manifest.task
-    if task is not None and task.classes:
-        return task.classes
-    return bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
+def _check_masks(args: argparse.Namespace, bundle: Bundle) -> None:
+    """Whether ``--masks`` has something to write, and nothing of the user's to write over."""
+    folder = args.source.parent if args.source.is_file() else args.source
+    if args.masks.resolve() == folder.resolve():
+        raise ConfigError(f"--masks {args.masks} is where the images are: maps would be written over them")
+    tails = [tail for tail in bundle.manifest.all_tails() if not args.tail or tail.name in args.tail]
+    if not any(isinstance(tail.task, SegmentTask) for tail in tails):
+        raise ConfigError(f'--masks: {bundle.manifest.name} gives no map of classes ([task] kind = "segment")')
+
+
+def _labels(bundle: Bundle, tail: TailSpec) -> list[str] | None:
+    """The names of a tail's classes, where the bundle has them; None where its outputs are no class scores."""
+    if isinstance(tail.task, DetectTask | SegmentTask):
+        return None
+    if tail.task is not None and tail.task.classes:
+        return tail.task.classes
+    return bundle.read("labels").decode().splitlines() if tail.name == MAIN and bundle.has("labels") else []
 
 
 def _files(source: Path) -> list[Path]:
@@ -149,7 +163,11 @@ def _frames(files: list[Path], sent: list[Path], progress: TerminalProgress) -> 
         yield frame
 
 
-def _line(result: Result, path: Path, labels: list[str], *, full: bool) -> dict[str, Any]:
+def _line(result: Result, path: Path, labels: dict[str, list[str] | None], *, full: bool) -> dict[str, Any]:
+    def of(output: str) -> list[str] | None:
+        tail = output.partition("/")[0]
+        return labels[tail if tail in labels and "/" in output else MAIN]
+
     return {
         "frame": result.frame_id,
         "source": str(path),
@@ -159,16 +177,16 @@ def _line(result: Result, path: Path, labels: list[str], *, full: bool) -> dict[
         "latency_ms": round(result.latency_ms, 3),
         "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
         "error": result.error,
-        "outputs": {name: _output(values, labels, full=full) for name, values in result.outputs.items()},
+        "outputs": {name: _output(values, of(name), full=full) for name, values in result.outputs.items()},
     }
 
 
-def _output(values: Any, labels: list[str], *, full: bool) -> dict[str, Any]:
+def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, Any]:
     """Class scores as the top classes; everything else as its shape; ``--full`` as it is."""
     found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if full:
         found["values"] = values.tolist()
-    if values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
+    if labels is not None and values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
         scores = np.exp(values.astype(np.float64) - values.max())
         scores /= scores.sum()
         found["top"] = [

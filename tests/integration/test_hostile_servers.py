@@ -79,6 +79,47 @@ async def test_a_server_that_takes_packets_and_answers_none_is_given_up(session)
             await asyncio.wait_for(client.infer(FRAMES[0]), 30)
 
 
+@pytest.fixture
+def exiting(tmp_path) -> HeadSession:
+    """A head with a local exit."""
+    return HeadSession(bundles.open_made(bundles.with_exit(bundles.make()).write(tmp_path / "exit.ncb"), "device"))
+
+
+async def test_the_time_without_a_server_is_not_the_new_servers_silence(exiting, monkeypatch):
+    monkeypatch.setattr(link, "_WATCH_SECONDS", 0.01)
+
+    async def unhurried(frame_id: int) -> AsyncIterator[pb.StreamResponse]:
+        await asyncio.sleep(5 * link._WATCH_SECONDS)
+        yield answer(frame_id)
+
+    async with scripted(unhurried) as (address, _), AsyncClient(exiting, address, exit_after_seconds=60) as client:
+        task = await client.submit(FRAMES[0])
+        while not client._link._waiting:
+            await asyncio.sleep(0)
+        client._link._last_progress -= 100  # seconds without a link
+        result = await asyncio.wait_for(task, 30)
+        assert (result.source, result.error, client.counters.streams_opened) == ("server", None, 1)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+async def test_the_exit_answers_what_a_busy_server_puts_off(exiting, code):
+    async def busy(frame_id: int) -> AsyncIterator[pb.StreamResponse]:
+        yield answer(frame_id, code=code.value[0], message="later", outputs=[])
+
+    async with scripted(busy) as (address, _), AsyncClient(exiting, address, exit_after_seconds=60) as client:
+        result = await asyncio.wait_for(client.infer(FRAMES[0]), 30)
+        assert (result.source, result.error) == ("exit", None)
+
+
+async def test_a_frame_that_a_server_cannot_answer_is_an_error_with_an_exit_too(exiting):
+    async def broken(frame_id: int) -> AsyncIterator[pb.StreamResponse]:
+        yield answer(frame_id, code=grpc.StatusCode.INTERNAL.value[0], message="the tail failed", outputs=[])
+
+    async with scripted(broken) as (address, _), AsyncClient(exiting, address, exit_after_seconds=60) as client:
+        result = await asyncio.wait_for(client.infer(FRAMES[0]), 30)
+        assert (result.source, result.error) == ("server", "the tail failed")
+
+
 async def test_an_answer_to_a_frame_that_was_not_sent_yet_does_not_count(session):
     async def early(frame_id: int) -> AsyncIterator[pb.StreamResponse]:
         if frame_id == 0:

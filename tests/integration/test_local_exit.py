@@ -14,10 +14,11 @@ from support import bundles
 from support.server import ServerProcess, serving
 from support.waiting import until
 
+from narrowcast.cli import main
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.session import HeadSession
-from narrowcast.transport.errors import MissingPartError
+from narrowcast.transport.errors import ConfigError, MissingPartError
 
 NOWHERE = "127.0.0.1:9"  # discard: nobody listens
 FRAMES = bundles.random_frames(12)
@@ -115,6 +116,18 @@ async def test_no_more_frames_are_under_way_than_the_window(session):
         await asyncio.gather(*running)
 
 
+def test_it_answers_for_the_first_tail_alone(tmp_path):
+    made = bundles.with_second_tail(bundles.with_exit(bundles.make()))
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "two.ncb"), "device"))
+    with Client(session, NOWHERE, exit_after_seconds=0.05) as client:
+        assert client.infer(FRAMES[0]).outputs.keys() == {"output"}
+    with Client(session, NOWHERE, tails=["second"], give_up_seconds=0.2) as client:
+        with pytest.raises(PeerUnreachableError):
+            client.infer(FRAMES[0])
+    with pytest.raises(ConfigError, match="answers as the tail 'main' does"):
+        Client(session, NOWHERE, tails=["second"], local_exit=True)
+
+
 def test_it_can_be_turned_off(session):
     with Client(session, NOWHERE, local_exit=False, give_up_seconds=0.2) as client:
         with pytest.raises(PeerUnreachableError):
@@ -140,6 +153,25 @@ def test_a_server_that_refuses_while_the_exit_answers_is_noticed(session, tiny_f
         until(lambda: client.infer(FRAMES[0]).source == "exit", "the exit answers")
         with serving(tmp_path / "models", trust, listen=str(first.address)), pytest.raises(RefusedError):
             until(lambda: client.infer(FRAMES[0]).source == "server", "the new server refuses", 30)
+
+
+def test_masks_that_cannot_be(session, photo_folder, tmp_path, capsys):
+    bundles.trusted_key().write(tmp_path / "test.pub")
+    command = [
+        "stream",
+        str(session.bundle.path),
+        str(photo_folder),
+        "--to",
+        NOWHERE,
+        "--trust",
+        str(tmp_path / "test.pub"),
+    ]
+    for folder, message in (
+        (tmp_path / "masks", "tiny gives no map of classes"),
+        (photo_folder, "is where the images are"),
+    ):
+        assert main([*command, "--masks", str(folder)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_command_line_says_who_answered(session, photo_folder, tmp_path):

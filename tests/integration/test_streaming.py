@@ -74,6 +74,18 @@ def test_levels_may_change_from_frame_to_frame(server, session):
             )
 
 
+def test_a_board_with_the_bundle_from_before_a_tail_was_added(session, tiny_folder, tmp_path):
+    """Its server has more tails by now: it gets what its own bundle says, and boards with the new bundle get all."""
+    bundles.make().write(tmp_path / "old.ncb")
+    new = bundles.with_second_tail(bundles.make(release=2)).write(tmp_path / "new.ncb")
+    frames = bundles.random_frames(3)
+    with serving(tmp_path, tiny_folder / "test.pub") as server:
+        with Client(session, server.address) as client:
+            check(list(client.stream(frames)), frames, 1)
+        with Client(HeadSession(bundles.open_made(new)), server.address) as client:
+            assert client.infer(frames[0]).outputs.keys() == {"output", "second/output"}
+
+
 async def test_asyncio_clients_overlap(server, session):
     frames = bundles.random_frames(20)
     async with AsyncClient(session, server.address, window=3) as client:
@@ -359,6 +371,7 @@ class TestProtocol:
         response = await stub.Infer(pb.InferRequest(model="tiny", packet=packet.to_bytes(), tails=["main"]))
         expected = bundles.expected_output(bundles.random_frames(1)[0], 1)
         assert np.allclose(from_tensors(response.result.outputs, bundles.OUTPUTS)["output"], expected, atol=1e-4)
+        assert len(response.result.outputs) == 1
         for request, code in (
             (pb.InferRequest(model="tiny", packet=b"x"), grpc.StatusCode.DATA_LOSS),
             (pb.InferRequest(model="x", packet=packet.to_bytes()), grpc.StatusCode.FAILED_PRECONDITION),

@@ -15,6 +15,7 @@ from narrowcast.cli import main
 from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.errors import BottleneckError, RetuneError
 from narrowcast.compiler.evaluate import evaluate, evaluate_frames
+from narrowcast.compiler.job import CHECKPOINT, remember
 from narrowcast.compiler.judges import DetectionJudge
 from narrowcast.compiler.retune import retune
 from narrowcast.compiler.verify import OnnxNetwork
@@ -262,6 +263,10 @@ def test_from_the_command_line(several, labelled, tmp_path, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 12
     assert lines[0]["detections"][0].keys() == {"box", "score", "class", "label"}
+    assert "top" not in lines[0]["outputs"]["scores"]  # those of boxes are no class scores
+    top = lines[0]["outputs"]["kind/output"]["top"]
+    assert top
+    assert "label" not in top[0]  # nor are the detector's classes the other tail's
     assert sum(lines[0]["tails"]["ground"]["segmentation"].values()) == pytest.approx(1.0, abs=1e-3)
     assert lines[0]["masks"] == [str(tmp_path / "m" / "ground" / "0.png")]
     assert Pillow.open(lines[0]["masks"][0]).size == Pillow.open(lines[0]["source"]).size
@@ -300,6 +305,27 @@ def test_retuning_drops_no_tail(recipe, alone, several, tmp_path):
         RetuneError, match=r"test has the tail 'ground', and the recipe does not: add its \[\[tails\]\]"
     ):
         retune(recipe(), several[0], tmp_path / "x.ncb", key=bundles.KEY, work=alone[1] / "work")
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"task": {**DETECT, "decode_on": "device"}}, "the tail 'main' would send scores_0"),
+        ({"task": {**DETECT, "max_detections": 200}}, r"would send boxes up to \[200, 4\]"),
+        ({"task": {**DETECT, "classes": ["a", "c", "b"]}}, "the tail 'main' has other classes than in test"),
+        ({"tails": [{**TAILS[0], "task": {**SEGMENT, "decode_on": "device"}}, TAILS[1]]}, "the tail 'ground' would"),
+        ({"task": {**DETECT, "score_threshold": 0.2}}, "tunes no tail"),  # all that is wrong with it
+    ],
+)
+def test_retuning_leaves_what_boards_take(recipe, several, tmp_path, tables, message):
+    """It is told before the old run is read, of which there is only the name here."""
+    run = tmp_path / "work" / "test-0"
+    run.mkdir(parents=True)
+    (run / CHECKPOINT).touch()
+    remember(run, several[0].manifest)
+    with pytest.raises(RetuneError, match=message):
+        changed = recipe(**{"tails": TAILS, **tables})
+        retune(changed, several[0], tmp_path / "x.ncb", key=bundles.KEY, work=tmp_path / "work")
 
 
 def test_a_codebooks_indices_serve_no_further_tail(recipe, tmp_path):

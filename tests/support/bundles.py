@@ -23,6 +23,7 @@ from narrowcast.transport.bundle import (
     Part,
     PublicKey,
     SecretKey,
+    TailSpec,
     describe_part,
     write_bundle,
 )
@@ -101,6 +102,15 @@ def with_exit(made: Made) -> Made:
     """The bundle with a local exit."""
     model = exit_model()
     return made.with_part(describe_part("exit.fp32.onnx", model, "exit", ["device"], precision="fp32"), model)
+
+
+def with_second_tail(made: Made) -> Made:
+    """The bundle with its tail once more, as the further tail ``second``."""
+    model = tail_model()
+    part = describe_part("tail.second.onnx", model, "tail", ["server"], precision="fp32", tail="second")
+    more = made.with_part(part, model)
+    tails = [TailSpec(name="second", outputs=OUTPUTS)]
+    return Made(msgspec.structs.replace(more.manifest, tails=tails), more.contents)
 
 
 def expected_output(frame: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.float64]:

@@ -33,7 +33,7 @@ def decode_boxes(
     boxes, scores, classes = [], [], []
     for k, stride in enumerate(task.strides):
         score = _scores(task, outputs, k)
-        label, row, column = np.nonzero(score >= task.score_threshold)  # False for what is no number
+        label, row, column = np.nonzero((score >= task.score_threshold) & (score < np.inf))  # False for no number
         scores.append(score[label, row, column])
         classes.append(label)
         sides = outputs[task.names("boxes")[k]].astype(np.float32)[:, row, column]

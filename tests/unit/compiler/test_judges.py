@@ -204,6 +204,17 @@ class TestLabels:
         assert first.labels.tolist() == [1]
         assert len(second.boxes) == 0
 
+    def test_boxes_end_where_the_input_ends_as_detections_do(self, folder):
+        """A crop shows the middle 32 rows of 64: rows 4 to 24 of the box are half seen, and the second box is not."""
+        table = json.loads((folder / "annotations.json").read_text())
+        table["annotations"] += [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 32, 16], "iscrowd": 1}]
+        table["annotations"] += [{"image_id": 7, "category_id": 4, "bbox": [40, 50, 4, 4]}]
+        (folder / "annotations.json").write_text(json.dumps(table))
+        truth = find_truth(folder / "images", None, DETECT, None, SIZE)
+        found = truth.of(truth.files[0], InputContract(size=SIZE).placement(64, 32))
+        assert found.boxes.tolist() == [[2, 0, 12, 8]]
+        assert (found.labels.tolist(), found.crowd.tolist()) == ([1], [False])
+
     def test_masks_in_the_inputs_pixels(self, folder):
         truth = find_truth(folder / "images", None, SEGMENT, None, SIZE)
         assert (truth.of(truth.files[0], self.place) == 1).all()

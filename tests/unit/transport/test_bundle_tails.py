@@ -92,7 +92,7 @@ def test_a_model_runs_the_tails_that_are_asked_for(tmp_path):
     model = load_model(with_tail(tmp_path / "m.ncb"))
     assert model.tails == ["main", "second"]
     symbols = np.arange(3 * np.prod(bundles.SHAPE), dtype=np.int64).reshape(3, *bundles.SHAPE) % 5
-    wanted = [frozenset(), frozenset(["second"]), frozenset(["main"])]
+    wanted = [frozenset(["main", "second"]), frozenset(["second"]), frozenset(["main"])]
     answers = model.answer(symbols.astype(np.uint8), np.zeros(3, np.int64), wanted)
     assert [sorted(answer) for answer in answers] == [["output", "second/output"], ["second/output"], ["output"]]
     means = symbols.mean((2, 3))

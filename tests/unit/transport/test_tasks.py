@@ -89,7 +89,7 @@ class TestDecoding:
 
     def test_what_is_no_number_or_has_no_area_is_left_out(self):
         outputs = maps(
-            {(0, 0, 0): np.nan, (0, 1, 1): 0.9, (0, 2, 2): 0.8, (0, 3, 3): 0.7},
+            {(0, 0, 0): np.nan, (1, 0, 0): np.inf, (0, 1, 1): 0.9, (0, 2, 2): 0.8, (0, 3, 3): 0.7},
             {(1, 1): (np.nan, 1, 1, 1), (2, 2): (-1, 1, 1, 1), (3, 3): (1, 1, 1, np.inf)},
         )
         boxes, scores, _ = decode_boxes(detect(), outputs, SIZE)
