@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -103,7 +104,7 @@ class Assembly:
         parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
         alone = {**self._wholes(), **self._exit(head_onnx)}
         manifest = self._manifest(spec, codec.fingerprint.hex())
-        draft = job.folder / "draft.ncb"
+        draft = job.folder / f"draft-{os.getpid()}.ncb"  # another process may be making the same
         write_bundle(draft, manifest, parts.contents, None)
         figures = {
             **self._costs(),
@@ -116,9 +117,9 @@ class Assembly:
             **({"plan": job.plan} if job.plan else {}),
         }
         manifest = msgspec.structs.replace(manifest, figures=figures)
-        write_bundle(output, manifest, parts.contents, key)
         draft.unlink()
-        remember(job.folder, manifest)
+        remember(job.folder, manifest)  # before the bundle is out: whoever has it can retune it
+        write_bundle(output, manifest, parts.contents, key)
         return Compiled(output, manifest, job.folder, verified, job.prepared.skipped)
 
     def _networks(self) -> tuple[bytes, bytes]:

@@ -34,9 +34,12 @@ def compile(  # noqa: A001  (the command line's verb)
         CompilerError: one of its subclasses, by what is wrong.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    output, work = Path(output), Path(work)
-    job = Job(recipe, work, progress)
-    further = [FurtherJob(job, tail) for tail in recipe.tails]
+    return finish(Job(recipe, Path(work), progress), Path(output), key)
+
+
+def finish(job: Job, output: Path, key: SecretKey | None) -> Compiled:
+    """Trains a job and its recipe's ``[[tails]]``, and writes the bundle; see :func:`compile`."""
+    further = [FurtherJob(job, tail) for tail in job.recipe.tails]
     job.train()
     for one in further:
         one.train()

@@ -55,7 +55,7 @@ from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.files import replacing
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
-ELSEWHERE = {"cache_gigabytes", "devices", "precision", "tensorboard"}
+ELSEWHERE = {"cache_gigabytes", "device", "devices", "precision", "tensorboard"}
 SKIPPED_SHOWN = 3
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
@@ -105,7 +105,11 @@ class Job:
         self.teacher: nn.Module
         self.traced: Traced
         torch.manual_seed(recipe.train.seed)
-        known = None if like is None else (like.teacher, like.traced)
+        known = None
+        if like is not None:
+            like.teacher.cpu()  # where it was before that job trained; one that failed has left it on a GPU
+            like.traced.module.cpu()
+            known = like.teacher, like.traced
         self.teacher, self.traced = known or self._load_teacher(folder)
         # As it is behind a teacher's random first weights: a run comes out the same whether or not it shares the teacher.
         self.random: torch.Tensor = torch.get_rng_state() if like is None else like.random
@@ -295,7 +299,8 @@ def remember(folder: Path, manifest: Manifest) -> None:
     file, line = folder / BUNDLES, _traces(manifest)
     known = file.read_text().splitlines() if file.exists() else []
     if line not in known:
-        file.write_text("\n".join([*known, line]) + "\n")
+        with replacing(file) as out:  # a kill must not lose the lines of bundles that are out
+            out.write(("\n".join([*known, line]) + "\n").encode())
 
 
 def run_of(work: Path, manifest: Manifest) -> Path | None:

@@ -25,12 +25,14 @@ def read_labels(table: Path, folder: Path, classes: int | None) -> dict[Path, in
     try:
         with table.open(newline="", encoding="utf-8-sig") as rows:
             truth = {folder / row["file"]: int(row["label"]) for row in csv.DictReader(rows)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{table} is no table with columns file and label (whole numbers): {error!r}") from error
     if not truth:
         raise DataError(f"{table} lists no images")
     if classes is not None and not 0 <= min(truth.values()) <= max(truth.values()) < classes:
-        raise DataError(f"{table} has labels up to {max(truth.values())}; the model has classes 0..{classes - 1}")
+        raise DataError(
+            f"{table} has labels from {min(truth.values())} to {max(truth.values())}; the model has classes 0..{classes - 1}"
+        )
     return truth
 
 

@@ -80,7 +80,7 @@ class TrainSettings(Settings, frozen=True):
     images: Annotated[int, msgspec.Meta(ge=1)] = 40_000
     batch: Annotated[int, msgspec.Meta(ge=1)] = 32
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
     device: str = "auto"
     devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -247,7 +247,7 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
     if not isinstance(bottleneck, dict):
         raise ConfigError(f"{source}: bottleneck is a table, [bottleneck]")
     preset = bottleneck.get("preset", DEFAULT_PRESET)
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"{source}: unknown preset {preset!r}{nearest(str(preset), sorted(PRESETS))}")
     filled = {**mapping, "name": mapping.get("name") or re.sub(r"[^A-Za-z0-9._-]", "-", name), "folder": str(folder)}
     filled["bottleneck"] = {**bottleneck, "preset": preset}

@@ -85,6 +85,8 @@ def retune(
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
         progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
+    if recipe.train.devices > 1:
+        progress.note("a tail is retuned on one device")
     job = Job(recipe, work, progress)
     further = [FurtherJob(job, tail) for tail in recipe.tails]
     for problem, of_bundle in _pairs(job, further, manifest):

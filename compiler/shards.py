@@ -26,6 +26,8 @@ MOST_HEADER_BYTES = 1 << 20
 MOST_CLASS_BYTES = 32
 MOST_SHARDS = 100_000
 BLOCK = 512
+# Zeros that tar writers fill their last record up with; what lies behind so many is not looked at.
+MOST_PADDING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,11 @@ def index_shard(path: Path) -> tuple[list[Member], str | None]:
                 for info in _regular_files(file):
                     key, extension = _key(info.name)
                     if extension == ".cls" and info.size <= MOST_CLASS_BYTES:
-                        labels[key] = _class(file, info, path)
+                        label = _class(file, info, path)
+                        if labels.setdefault(key, label) != label:
+                            raise DataError(
+                                f"{path}:{_printable(info.name)} is there twice, as {labels[key]} and {label}"
+                            )
                     elif extension in SUFFIXES:
                         members.append((key, Member(path, _printable(info.name), info.offset_data, info.size)))
             except _BrokenError as error:
@@ -176,13 +182,18 @@ def _regular_files(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         if info.isreg() and not info.issparse():
             yield info
     file.seek(tar.offset)  # where the library has met its end, or what is no header
-    if any(file.read(BLOCK)):
+    rest = file.read(MOST_PADDING_BYTES)
+    if any(rest[:BLOCK]):
         raise _BrokenError(f"broken at byte {tar.offset}: no tar header")
+    if any(rest):
+        raise _BrokenError(f"there is more behind its end at byte {tar.offset}, as where tar files were joined by cat")
 
 
 def _class(file: BinaryIO, info: tarfile.TarInfo, path: Path) -> int:
     file.seek(info.offset_data)
     text = file.read(info.size)
+    if len(text) < info.size:
+        raise _BrokenError(f"cut short in {_printable(info.name)}")
     try:
         return int(text)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from narrowcast.compiler.assemble import Assembly
+from narrowcast.compiler.compile import finish
 from narrowcast.compiler.job import Job, run_of
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, read_mapping, recipe_from
@@ -57,9 +57,7 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     match = re.fullmatch(r"\s*(([a-z_]+)\.[a-z_]+)\s*=\s*(.*\S)\s*", text)
     if match is None:
         raise ConfigError(f"--sweep {text!r}: it goes TABLE.KEY=VALUE,VALUE, such as bottleneck.beta=0.32,1.28")
-    if match[2] not in TABLES:
-        known = ", ".join(f"[{table}]" for table in TABLES)
-        raise ConfigError(f"--sweep {text!r}: points may differ in {known}; what [{match[2]}] says is shared by all")
+    _check_table(match[2], f"--sweep {text!r}")
     try:
         values: list[Any] = parse_toml(f"values = [{match[3]}]", "--sweep")["values"]
     except ConfigError:
@@ -67,6 +65,12 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not values or "" in values or any(values.count(value) > 1 for value in values):
         raise ConfigError(f"--sweep {text!r}: values without a gap, each once")
     return match[1], values
+
+
+def _check_table(table: str, where: str) -> None:
+    if table not in TABLES:
+        known = ", ".join(f"[{name}]" for name in TABLES)
+        raise ConfigError(f"{where}: points may differ in {known}; what [{table}] says is shared by all")
 
 
 def sweep(
@@ -100,6 +104,8 @@ def sweep(
     """
     if warm_start is not None and not 0 < warm_start <= 1:
         raise ConfigError(f"--sweep-warm-start is {warm_start:g}; a part of [train] images, above 0 and at most 1")
+    for name in axes:
+        _check_table(name.partition(".")[0], name)
     points = list(_recipes(recipe, axes, Path(output), train or {}))
     if len({file for _, file, _ in points}) < len(points) or len({made.name for _, _, made in points}) < len(points):
         raise ConfigError(
@@ -116,7 +122,7 @@ def sweep(
             like = first if first is not None and first.recipe.train.seed == made.train.seed else None
             job = Job(_shorter(made, start, warm_start), Path(work), progress, like=like, start=start)
             first = first or job
-            manifest = _kept(file, job, Path(work), key) or _compiled(job, file, key)
+            manifest = _kept(file, job, Path(work), key) or finish(job, file, key).manifest
         except NarrowcastError as error:
             results.append(_failed(values, file, str(error), progress))
         except Exception as error:  # noqa: BLE001  (whatever it is, the other points are worth having)
@@ -165,11 +171,6 @@ def _recipes(
 def _word(value: Any) -> str:
     """A value as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", str(value)).strip("_")
-
-
-def _compiled(job: Job, file: Path, key: SecretKey | None) -> Manifest:
-    job.train()
-    return Assembly(job).write(file, key).manifest
 
 
 def _kept(file: Path, job: Job, work: Path, key: SecretKey | None) -> Manifest | None:

@@ -32,6 +32,10 @@ from narrowcast.transport.errors import NarrowcastError
 
 INTERRUPTED = 130
 SECONDS_TO_END = 5.0
+# What torchrun and schedulers set around a process of theirs, and Fabric reads.
+SCHEDULERS = (
+    "LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT",
+)  # fmt: skip
 Pipes = list[Any]  # multiprocessing.connection.Connection, which takes types on some versions of typeshed only
 
 
@@ -47,15 +51,15 @@ def train_in_workers(
         NarrowcastError: what a process raised.
         TrainingError: a process was killed, or failed in a way that nobody has foreseen.
     """
-    fabric = _fabric(recipe, device)
     spawn = multiprocessing.get_context("spawn")
     pairs = [spawn.Pipe(duplex=False) for _ in range(recipe.train.devices)]
     writers = [writer for _, writer in pairs]
     relay = _Relay(progress)
     before = set(multiprocessing.active_children())
     try:
-        with _as_it_was(), relay.running([reader for reader, _ in pairs], writers):
+        with _own_environment(), relay.running([reader for reader, _ in pairs], writers):
             try:
+                fabric = _fabric(recipe, device)
                 fabric.launch(partial(_work, recipe=recipe, work=work, start=start, pipes=writers))
             finally:
                 _end(set(multiprocessing.active_children()) - before)
@@ -81,11 +85,16 @@ def _fabric(recipe: Recipe, device: torch.device) -> Fabric:
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Leaves the environment as it was, where Fabric puts its port, and keeps torch from announcing whom it ends."""
+def _own_environment() -> Iterator[None]:
+    """Hides a scheduler's variables, which are not meant for these processes: Fabric would wait for others, or elsewhere.
+
+    Leaves the environment as it was, where Fabric puts its port, and keeps torch from announcing whom it ends.
+    """
     before, log = dict(os.environ), logging.getLogger("torch.multiprocessing.spawn")
     level = log.level
     log.setLevel(logging.ERROR)
+    for name in SCHEDULERS:
+        os.environ.pop(name, None)
     try:
         yield
     finally:

@@ -70,7 +70,7 @@ class PlanSettings(LinkSettings, frozen=True):
 
     keep: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
     images: Annotated[int, msgspec.Meta(ge=2)] = 96
-    slowdown: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    slowdown: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     cuts: list[str] = []
     seconds: Annotated[float, msgspec.Meta(gt=0)] = 900.0

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from narrowcast.compiler.errors import CutError
 from narrowcast.compiler.layout import Layout
 
 MOST_DIMENSIONS = 1024
@@ -102,6 +103,11 @@ class PatchTransform:
         for _, features in batches():
             rows = self._patches(features).transpose(1, 2).flatten(0, 1).double()
             count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
+        if not bool(products.isfinite().all()):
+            raise CutError(
+                "features, or the outputs' gradients by them, are no numbers: no bytes can be estimated here; check the "
+                "weights, and mean and std of the input"
+            )
         return count, total / count, products / count
 
     def forward(self, features: Tensor) -> Tensor:

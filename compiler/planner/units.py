@@ -10,6 +10,8 @@ from narrowcast.transport.structs import nearest
 
 RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 TIMES_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+SLOWEST, FASTEST = 1.0, 1e15  # bits per second: sums of times stay finite, and tables readable
+LONGEST_MS = 86_400e3
 _NUMBER = re.compile(r"\s*(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>[a-z/µ]*)\s*", re.IGNORECASE)
 
 
@@ -25,9 +27,10 @@ def parse_rate(text: str) -> float:
         raise ConfigError(f"{text!r} can be read as bits or as bytes; rates are written 5mbit, 800kbit or 1gbit")
     if unit not in RATES:
         raise ConfigError(f"{text!r} has {_unit(unit)}; rates are written 5mbit, 800kbit or 1gbit{_near(unit, RATES)}")
-    if number <= 0:
-        raise ConfigError(f"{text!r} is no rate: it is not above 0")
-    return number * RATES[unit]
+    rate = number * RATES[unit]
+    if not SLOWEST <= rate <= FASTEST:
+        raise ConfigError(f"{text!r} is no rate of a link: those are from 1bit to 1000000gbit")
+    return rate
 
 
 def parse_time_ms(text: str) -> float:
@@ -40,6 +43,8 @@ def parse_time_ms(text: str) -> float:
     unit = "us" if unit == "µs" else unit
     if unit not in TIMES_MS:
         raise ConfigError(f"{text!r} has {_unit(unit)}; times are written 20ms, 0.1s or 300us{_near(unit, TIMES_MS)}")
+    if number * TIMES_MS[unit] > LONGEST_MS:
+        raise ConfigError(f"{text!r} is more than a day: no time of a link")
     return number * TIMES_MS[unit]
 
 

@@ -15,6 +15,7 @@ from narrowcast.cli import main
 from narrowcast.compiler import compile as compiling
 from narrowcast.compiler import job as jobs
 from narrowcast.compiler.errors import TrainingError
+from narrowcast.compiler.recipe import TailSettings
 from narrowcast.compiler.sweep import parse_axis, sweep
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.errors import ConfigError
@@ -178,3 +179,16 @@ def test_the_command_line_prints_and_writes_the_table(recipe_for, photo_folder, 
     assert main([*common, "--csv", "x.csv"]) == 2
     assert main([*sweeping, "--retune", "x.ncb"]) == 2
     assert main([*sweeping, "--sweep", "bottleneck.bits=3"]) == 2
+
+
+def test_points_have_the_recipes_further_tails(recipe, tmp_path):
+    tail = TailSettings(name="other", model=recipe.teacher.model, images=16, decoder_width=8)
+    with_tail = msgspec.structs.replace(recipe, tails=[tail])
+    (point,) = sweep(with_tail, {"bottleneck.beta": [1]}, tmp_path / "m.ncb", work=tmp_path / "work")
+    assert point.error is None
+    assert [one.name for one in point.manifest.tails] == ["other"]
+
+
+def test_points_cannot_differ_in_what_they_share(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"input\.size: points may differ in \[bottleneck\]"):
+        sweep(recipe, {"input.size": [[32, 32], [48, 48]]}, tmp_path / "m.ncb", work=tmp_path / "work")

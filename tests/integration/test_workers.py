@@ -88,6 +88,15 @@ def test_gradients_add_up_to_those_of_the_whole_batch():
     assert found["loss"] == pytest.approx(layer(inputs).square().sum(1).mean().item())
 
 
+def test_a_schedulers_variables_are_hidden_while_workers_run(monkeypatch):
+    for name in workers.SCHEDULERS:
+        monkeypatch.setenv(name, "7")
+    with workers._own_environment():
+        assert not set(workers.SCHEDULERS) & os.environ.keys()
+        os.environ["MASTER_PORT"] = "1"  # as Fabric does
+    assert {os.environ[name] for name in workers.SCHEDULERS} == {"7"}
+
+
 @pytest.mark.parametrize(
     ("train", "device", "message"),
     [

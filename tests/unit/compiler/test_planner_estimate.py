@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from narrowcast.compiler.errors import CutError
 from narrowcast.compiler.layout import layout_of
 from narrowcast.compiler.planner.answers import Answers
 from narrowcast.compiler.planner.images import raw_image, sent_images
@@ -122,6 +123,13 @@ def test_what_no_output_follows_is_not_paid_for():
     blind, seeing = code(), code(gradients)
     assert seeing.kept == 1
     assert seeing.entropy_bytes == pytest.approx(blind.entropy_bytes / 2, rel=0.15)
+
+
+def test_features_that_are_no_numbers_are_refused():
+    features = torch.zeros(8, 3, 16, 16)
+    features[2, 0, 0, 0] = torch.nan
+    with pytest.raises(CutError, match="are no numbers"):
+        transform_of(features)
 
 
 def test_answers_that_nothing_keeps_give_the_finest_step():

@@ -37,7 +37,9 @@ def test_rates(text, bits):
         ("2MB/s", "bits or as bytes"),
         ("fast", "written like 5mbit"),
         ("-3mbit", "written like 5mbit"),
-        ("0mbit", "not above 0"),
+        ("0mbit", "no rate of a link"),
+        ("1e-300bit", "no rate of a link"),
+        ("1e300gbit", "no rate of a link"),
         ("", "written like 5mbit"),
         ("5ms", "the unit 'ms'"),
     ],
@@ -52,7 +54,10 @@ def test_times(text, ms):
     assert parse_time_ms(text) == pytest.approx(ms)
 
 
-@pytest.mark.parametrize(("text", "said"), [("20", "no unit"), ("20min", "the unit 'min'"), ("soon", "like 20ms")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("20", "no unit"), ("20min", "the unit 'min'"), ("soon", "like 20ms"), ("1e300s", "more than a day")],
+)
 def test_what_is_no_time(text, said):
     with pytest.raises(ConfigError, match=said):
         parse_time_ms(text)
@@ -95,6 +100,7 @@ def test_the_downlink_is_the_uplink_where_none_is_given():
         ({"rtt": "5mbit"}, "the unit 'mbit'"),
         ({"keep": 1.5}, "keep"),
         ({"slowdown": 0}, "slowdown"),
+        ({"slowdown": float("inf")}, "slowdown"),
         ({"uplnk": "5mbit"}, "did you mean 'uplink'"),
     ],
 )

@@ -58,6 +58,7 @@ def test_macs(text, number):
     ("tables", "said"),
     [
         ({"bottlneck": {}}, "unknown key 'bottlneck'; did you mean 'bottleneck'"),
+        ({"bottleneck": {"preset": ["plain"]}}, r"unknown preset \['plain'\]"),
         ({"bottleneck": {"preset": "bottlefitt"}}, "unknown preset 'bottlefitt'; did you mean 'bottlefit'"),
         (
             {"bottleneck": {"preset": "zip"}},
@@ -79,6 +80,8 @@ def test_macs(text, number):
         ({"teacher": {}}, "missing required field `model`"),
         ({"data": {"train": "x", "holdout": 1.5}}, "holdout"),
         ({"train": {"images": 0}}, "images"),
+        ({"train": {"seed": -1}}, "seed"),
+        ({"train": {"seed": 10**19}}, "seed"),
         ({"input": {"size": [224]}}, "size"),
         ({"cut": {"att": "x"}}, "unknown key 'att'|missing required field `at`"),
         ({"name": "a/b"}, "letters, digits"),

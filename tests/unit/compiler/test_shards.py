@@ -221,6 +221,29 @@ class TestHostile:
         assert len(found) == 3
         assert f"broken at byte {3 * 1536}: no tar header" in problem
 
+    def test_a_class_that_is_cut_short_is_no_class(self, tmp_path):
+        path = write(tmp_path / "a.tar", {"0.png": b"x", "0.cls": b"12"})
+        path.write_bytes(path.read_bytes()[: 3 * 512 + 1])  # "1" of "12"
+        found, problem = index_shard(path)
+        assert found[0].label is None
+        assert "cut short in 0.cls; what follows is not used" in problem
+
+    def test_a_key_with_two_classes_is_refused(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, data in (("0.png", b"x"), ("0.cls", b"1"), ("0.png", b"y"), ("0.cls", b"2")):
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                tar.addfile(info, io.BytesIO(data))
+        with pytest.raises(DataError, match=r"0\.cls is there twice, as 1 and 2"):
+            index_shard(tmp_path / "a.tar")
+
+    def test_what_lies_behind_the_end_is_told_of(self, tmp_path):
+        one, two = (write(tmp_path / f"{k}.tar", {f"{k}.png": b"x"}).read_bytes() for k in range(2))
+        (tmp_path / "both.tar").write_bytes(one + two)
+        found, problem = index_shard(tmp_path / "both.tar")
+        assert len(found) == 1
+        assert "more behind its end at byte 1024" in problem
+
     def test_headers_without_bound_are_not_read(self, tmp_path):
         with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
             good, bad = tarfile.TarInfo("0.png"), tarfile.TarInfo("1.png")
