@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +51,8 @@ class TensorBoard:
         """See :class:`Scalars`."""
         now = time.monotonic()
         if self._writer is None:
-            self._writer = self._make(str(self._folder), purge_step=step)
+            # Files are named by the second: a run that is resumed within it would write over what came before.
+            self._writer = self._make(str(self._folder), purge_step=step, filename_suffix=f".{step:09}.{os.getpid()}")
         else:  # the first step pays for what is set up once
             figures = {**figures, "images_per_second": images / max(now - self._last, 1e-9)}
         self._last = now
