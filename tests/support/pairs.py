@@ -26,5 +26,6 @@ def gradients(fabric) -> dict:
     figures = add_up(fabric, [layer.weight, idle, layer.bias], {"loss": loss.item(), "images": float(len(mine))})
     assert layer.weight.grad is not None
     assert layer.bias.grad is not None
+    torch.distributed.destroy_process_group()  # left to the process's end, its threads may abort it
     # As lists: a tensor that is sent lies in memory that goes with the process.
     return {"weight": layer.weight.grad.tolist(), "bias": layer.bias.grad.tolist(), "idle": idle.grad, **figures}
