@@ -91,7 +91,10 @@ def _explain(kind: type[msgspec.Struct], message: str) -> str:
     path = (unknown["path"] or "$").removeprefix("$").removeprefix(".")
     known = _fields_at(kind, path)
     place = f" in [{path}]" if path else ""
-    return f"unknown key {unknown['field']!r}{place}{nearest(unknown['field'], known) if known else ''}"
+    hint = nearest(unknown["field"], known) if known else ""
+    if unknown["field"] in known:  # tables that come in kinds (presets, tasks) have keys of their own
+        hint = ": another kind of this table has it, this one has not"
+    return f"unknown key {unknown['field']!r}{place}{hint}"
 
 
 def _fields_at(kind: Any, path: str) -> list[str]:

@@ -68,7 +68,10 @@ def test_macs(text, number):
         ({"bottleneck": {"preset": "entropic-student", "levels": 4}}, "compile one for each, or use shallow-residual"),
         ({"bottleneck": {"preset": "entropic-student", "beta": 0}}, "beta"),
         ({"bottleneck": {"preset": "entropic-student", "gdn": "none"}}, "gdn"),
-        ({"bottleneck": {"preset": "bottlefit", "beta": 1}}, "unknown key 'beta'"),
+        (
+            {"bottleneck": {"preset": "bottlefit", "beta": 1}},
+            "unknown key 'beta' in .bottleneck.: another kind of this table has it",
+        ),
         ({"bottleneck": {"preset": "bottlefit", "first_decays": [1.5]}}, "first_decays"),
         ({"bottleneck": {"preset": "residual"}}, "did you mean 'shallow-residual'"),
         ({"bottleneck": {"encoder_mac": 1}}, "did you mean 'encoder_macs'"),
