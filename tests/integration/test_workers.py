@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
-from support import driver, pairs
+from support import pairs
 from support.training import Notes
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -23,11 +23,14 @@ from narrowcast.compiler.errors import CompilerError, TrainingError
 from narrowcast.compiler.job import Job
 from narrowcast.compiler.progress import SILENT
 
+# Never imported here: it changes the training loop of the process that it is in.
+DRIVER = Path(pairs.__file__).with_name("driver.py")
+
 
 def run(recipe, work: Path, *words: str) -> subprocess.CompletedProcess[str]:
     work.mkdir(exist_ok=True)
     (work / "recipe.json").write_bytes(msgspec.json.encode(recipe))
-    command = [sys.executable, driver.__file__, str(work / "recipe.json"), str(work), *words]
+    command = [sys.executable, DRIVER, str(work / "recipe.json"), str(work), *words]
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
