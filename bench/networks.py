@@ -27,12 +27,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from timm_import import import_timm
+
 TABLE = Path(__file__).with_name("families.toml")
 WANTED = 0.95
 BATCHES = (1, 4)  # tracing itself uses 2 and 3
 CUTS = 4
 CLOSE = 1e-4  # of an output's largest value
-_kept: list[Any] = []  # a torch.library.Library takes its operators with it when it goes
 
 
 @dataclass
@@ -49,24 +50,6 @@ class Row:
     verdict: str = "passed"
     reason: str = ""
     seconds: float = 0.0
-
-
-def import_timm() -> Any:
-    """The package timm; two operators are declared for it where torchvision's binary does not fit this torch."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        _kept.append(library)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
-    import timm
-
-    return timm
 
 
 def examine(family: str, entry: dict[str, Any]) -> Row:

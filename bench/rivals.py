@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.compiler.assemble import Assembly
 from narrowcast.compiler.bootstrap import Resampler, interval
 from narrowcast.compiler.curves import bd_rate, front
 from narrowcast.compiler.evaluate import evaluate
-from narrowcast.compiler.job import CHECKPOINT, Job
+from narrowcast.compiler.job import Job
 from narrowcast.compiler.recipe import Recipe, recipe_from
 from narrowcast.compiler.scores import By, Evaluation
 from narrowcast.transport.bundle import Bundle
@@ -55,13 +54,7 @@ def recipe_of(path: Path, beta: float, images: int, args: argparse.Namespace) ->
 
 def trained(recipe: Recipe, work: Path, start: Path | None) -> tuple[Path, Path]:
     """A bundle of the recipe, trained on from the run in ``start``; gives the bundle and the folder of its run."""
-    job = Job(recipe, work, TerminalProgress(quiet=False))
-    checkpoint = job.folder / CHECKPOINT
-    if start is not None and not checkpoint.exists():
-        state = torch.load(start / CHECKPOINT, weights_only=True)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        position = {"stage": 0, "step": 0, "in_stage": 0}
-        torch.save({**state, "position": position, "optimizer": None}, checkpoint)
+    job = Job(recipe, work, TerminalProgress(quiet=False), start=start)
     bundle = job.folder / "rival.ncb"
     if not bundle.exists():
         job.train()

@@ -67,27 +67,13 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def timm():
-    """timm. Where torchvision's binary does not fit this torch (a CPU build), the two operators that its import looks for
-    are declared, never run."""
-    import sys
-
-    import torch
+    """timm, also where torchvision's binary does not fit this torch."""
+    from timm_import import import_timm
 
     try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pytest.skip("torchvision, which timm imports, is not installed")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        library.define("qnms(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        _kept.append(library)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
-    return pytest.importorskip("timm", reason="timm is not installed")
-
-
-_kept: list = []  # a torch.library.Library takes its operators with it when it goes
+        return import_timm()
+    except ImportError as error:
+        pytest.skip(f"timm, or torchvision, which it imports, is not installed: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A detector and a segmenter for the scenes of :mod:`narrowcast.demo.scenes`; small, of one backbone's kind.
 
 They stand for your own trained networks, and are named as any user would: ``model = "scene_teachers.py:detector"``. Nothing
-in this file knows of narrowcast.
+in this file knows of cuts or bottlenecks.
 
 The detector is after FCOS (Tian et al., "FCOS: Fully convolutional one-stage object detection", ICCV 2019): no anchors; each
 cell of two feature maps (strides 8 and 16) tells the classes, the distances from its centre to the box's sides, and how
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Advance = Callable[[int, dict[str, float]], None]
+from narrowcast.demo.teacher import Advance, Block
+
 BATCH = 16
 CLASSES = 5
 STRIDES = (8, 16)
@@ -27,20 +28,6 @@ STRIDES = (8, 16)
 SIDE_BETWEEN = 36.0
 # Cells this near to a box's centre, in strides, are asked for it (centre sampling).
 CENTRE = 1.5
-
-
-class Block(nn.Module):
-    """A residual block of stride 2."""
-
-    def __init__(self, cin: int, cout: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(cin, cout, 3, 2, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(cout, cout, 3, 1, 1, bias=False), nn.BatchNorm2d(cout))
-        self.skip = nn.Sequential(nn.Conv2d(cin, cout, 1, 2, bias=False), nn.BatchNorm2d(cout))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, cin, H, W]`` to ``[N, cout, H / 2, W / 2]``."""
-        return F.relu(self.second(self.first(x)) + self.skip(x))
 
 
 class Backbone(nn.Module):

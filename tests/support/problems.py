@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from narrowcast.compiler.bottlenecks import Batch, Problem
 from narrowcast.compiler.cuts import find_cut
@@ -16,10 +17,10 @@ from support import networks
 CONTRACT = InputContract(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def problem(contract: InputContract = CONTRACT) -> Problem:
-    """The small teacher, cut behind its stem: features ``[8, 16, 16]``."""
-    traced = trace(networks.tiny().eval().requires_grad_(False), contract.size)
-    return Problem(traced, find_cut(traced, "stem"), contract, torch.device("cpu"))
+def problem(network: nn.Module | None = None, cut: str = "stem", contract: InputContract = CONTRACT) -> Problem:
+    """A small teacher, cut; by itself the smallest, behind its stem: features ``[8, 16, 16]``."""
+    traced = trace((network or networks.tiny()).eval().requires_grad_(False), contract.size)
+    return Problem(traced, find_cut(traced, cut), contract, torch.device("cpu"))
 
 
 def batches(of: Problem, count: int = 16) -> Iterator[Batch]:

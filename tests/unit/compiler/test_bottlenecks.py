@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from support import networks
+from support.problems import batches, problem
 
-from narrowcast.compiler.bottlenecks import PRESETS, Batch, Problem
+from narrowcast.compiler.bottlenecks import PRESETS
 from narrowcast.compiler.bottlenecks.blocks import Decoder, FeatureGrid, Neck
 from narrowcast.compiler.bottlenecks.plain import PlainSettings
 from narrowcast.compiler.bottlenecks.quantize import LogisticMixturePrior, round_through
 from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings
 from narrowcast.compiler.bottlenecks.transform import principal_components
 from narrowcast.compiler.cost import count_macs
-from narrowcast.compiler.cuts import find_cut
-from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.errors import BottleneckError
 from narrowcast.compiler.layout import layout_of
 from narrowcast.compiler.normalize import Normalize
 from narrowcast.transport.contract import InputContract
-
-CONTRACT = InputContract(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-
-
-def problem(network=None, cut: str = "stem", contract: InputContract = CONTRACT) -> Problem:
-    traced = trace((network or networks.tiny()).eval().requires_grad_(False), contract.size)
-    return Problem(traced, find_cut(traced, cut), contract, torch.device("cpu"))
-
-
-def batches(of: Problem, count: int = 16):
-    """Endless batches of smooth random images."""
-    for seed in itertools.count():
-        generator = torch.Generator().manual_seed(seed)
-        rough = torch.rand(count, 3, 5, 5, generator=generator)
-        images = (torch.nn.functional.interpolate(rough, of.contract.size, mode="bicubic").clamp(0, 1) * 255).byte()
-        images = images.permute(0, 2, 3, 1).contiguous()
-        with torch.no_grad():
-            features = of.before(of.normalize(images))
-        yield Batch(images, features, generator)
 
 
 @pytest.mark.parametrize(

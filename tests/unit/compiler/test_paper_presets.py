@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from support import networks
-from torch.nn import functional as F
+from support import networks, problems
+from support.problems import problem
 
-from narrowcast.compiler.bottlenecks import PRESETS, Batch, Problem, bottlefit, entropic_student
+from narrowcast.compiler.bottlenecks import PRESETS, Problem, bottlefit, entropic_student
 from narrowcast.compiler.bottlenecks.blocks import GridFit
 from narrowcast.compiler.bottlenecks.bottlefit import BottleFitSettings
 from narrowcast.compiler.bottlenecks.entropic_student import EntropicStudentSettings
@@ -18,36 +16,20 @@ from narrowcast.compiler.bottlenecks.feature_errors import FeatureErrors, stage_
 from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings
 from narrowcast.compiler.bottlenecks.tail import TunedTail, distillation
 from narrowcast.compiler.cost import count_macs
-from narrowcast.compiler.cuts import find_cut
-from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.errors import BottleneckError
 from narrowcast.compiler.export import export_tail
 from narrowcast.compiler.modules import Tail
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.transport.contract import InputContract
 
-CONTRACT = InputContract(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 SMALL = {
     "bottlefit": BottleFitSettings(channels=6, decoder_width=16, calibration_images=32),
     "entropic-student": EntropicStudentSettings(channels=6, decoder_width=16, beta=1e-3),
 }
 
 
-def problem(network=None, cut: str = "stem", contract: InputContract = CONTRACT) -> Problem:
-    traced = trace((network or networks.tiny()).eval().requires_grad_(False), contract.size)
-    return Problem(traced, find_cut(traced, cut), contract, torch.device("cpu"))
-
-
 def batches(of: Problem, count: int = 8):
-    """Endless batches of smooth random images."""
-    for seed in itertools.count():
-        generator = torch.Generator().manual_seed(seed)
-        rough = torch.rand(count, 3, 5, 5, generator=generator)
-        images = (F.interpolate(rough, of.contract.size, mode="bicubic").clamp(0, 1) * 255).byte()
-        images = images.permute(0, 2, 3, 1).contiguous()
-        with torch.no_grad():
-            features = of.before(of.normalize(images))
-        yield Batch(images, features, generator)
+    return problems.batches(of, count)
 
 
 def run(stage, of: Problem, steps: int, rate: float) -> list[float]:
