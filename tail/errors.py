@@ -7,10 +7,14 @@
         ├── StoreError           no bundles, or two of one name and release
         ├── TailBackendError     a tail does not load or run
         ├── ListenError          the address cannot be listened on
+        ├── AccessError          a caller that is not to be served; carries the status
+        ├── ModelUnavailableError  no such model, or not with the client's codec
         └── FrameRefusedError    one frame cannot be answered; carries the status that its result gets
 """
 
 from __future__ import annotations
+
+import grpc
 
 from narrowcast.transport.errors import NarrowcastError
 
@@ -31,9 +35,27 @@ class ListenError(TailError):
     """The address cannot be listened on."""
 
 
-class FrameRefusedError(TailError):
-    """One frame cannot be answered. ``code`` is the google.rpc.Code of its result."""
+class AccessError(TailError):
+    """A caller that is not to be served. ``code`` is the status: UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class ModelUnavailableError(TailError):
+    """No such model here, or not with the client's codec; the message says what there is."""
+
+
+class FrameRefusedError(TailError):
+    """One frame cannot be answered.
+
+    Attributes:
+        code: the google.rpc.Code of its result.
+        retry_after_ms: when it is worth trying again; 0 where that is not known.
+    """
+
+    def __init__(self, code: int, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_ms = retry_after_ms

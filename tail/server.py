@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ListenError
+from narrowcast.tail.models import ModelTable
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import Model
 from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
@@ -52,7 +53,7 @@ class TailServer:
         self._limits = {"max_batch": max_batch, "max_delay_ms": max_delay_ms, "max_queue": max_queue}
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
-        self._batchers: dict[str, Batcher] = {}
+        self._table = ModelTable()
         self._service: TailService | None = None
 
     async def start(self) -> Address:
@@ -64,8 +65,9 @@ class TailServer:
         Raises:
             ListenError: the address cannot be listened on.
         """
-        self._batchers = {name: Batcher(model, **self._limits) for name, model in self._models.items()}  # type: ignore[arg-type]
-        self._service = TailService(self._batchers)
+        for model in self._models.values():
+            self._table.publish(Batcher(model, **self._limits))  # type: ignore[arg-type]
+        self._service = TailService(self._table)
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -88,8 +90,8 @@ class TailServer:
             await self._health.set(name, _NOT_SERVING)
         self._service.drain()
         await self._server.stop(drain_seconds)
-        for batcher in self._batchers.values():
-            await batcher.close()
+        for slot in self._table:
+            await slot.batcher.close()
 
     async def wait(self) -> None:
         """Returns when the server has ended."""

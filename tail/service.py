@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
+from narrowcast.tail.access import Context, Gate, OpenGate
 from narrowcast.tail.batcher import Answer, Batcher
-from narrowcast.tail.errors import FrameRefusedError
+from narrowcast.tail.errors import AccessError, FrameRefusedError, ModelUnavailableError
+from narrowcast.tail.models import ModelTable, Slot
+from narrowcast.tail.observe import FrameRecord, Observer, Silent, StreamInfo
 from narrowcast.transport.errors import PacketError
-from narrowcast.transport.packet import VERSION, Packet, StreamContext
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import MAX_PACKET_BYTES
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceServicer
 from narrowcast.transport.tasks import MAIN
 
 MAX_WINDOW = 64
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _EndedError(Exception):
@@ -31,14 +33,18 @@ class _EndedError(Exception):
 
 
 class TailService(TailServiceServicer):
-    """Serves the batchers' models.
+    """Serves models.
 
     Args:
-        batchers: by model name.
+        models: what there is.
+        gate: who may use it.
+        observer: is told what happens.
     """
 
-    def __init__(self, batchers: Mapping[str, Batcher]) -> None:
-        self._batchers = batchers
+    def __init__(self, models: ModelTable, *, gate: Gate | None = None, observer: Observer | None = None) -> None:
+        self._models = models
+        self._gate = gate or OpenGate()
+        self._observer = observer or Silent()
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -48,7 +54,7 @@ class TailService(TailServiceServicer):
     async def Stream(self, request_iterator: Any, context: Context) -> None:
         """See the .proto."""
         try:
-            await _Stream(self._batchers, self._draining, context).serve()
+            await _Stream(self._models, self._gate, self._observer, self._draining, context).serve()
         except _EndedError as ended:
             await context.abort(ended.code, str(ended))
 
@@ -56,14 +62,17 @@ class TailService(TailServiceServicer):
         """See the .proto."""
         arrived = time.perf_counter()
         try:
+            client = _admit(self._gate, context)
             packet = Packet.from_bytes(request.packet)
-            batcher = _find(self._batchers, request.model, packet.fingerprint, VERSION)
+            batcher = _find(self._models, request.model, packet.fingerprint, VERSION).batcher
             tails = _tails(batcher, request.tails)
         except PacketError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
         except _EndedError as ended:
             await context.abort(ended.code, str(ended))
         result = await _result(packet, _submit(batcher, packet, tails), arrived)
+        stream = StreamInfo(client, request.model, b"")
+        self._observer.frame_done(_record(stream, batcher, packet, result))
         return pb.InferResponse(result=result)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -78,7 +87,7 @@ class TailService(TailServiceServicer):
                     levels=batcher.model.codec.spec.levels,
                     tails=batcher.model.tails,
                 )
-                for name, batcher in self._batchers.items()
+                for name, batcher in ((slot.name, slot.batcher) for slot in self._models)
             ]
         )
 
@@ -86,8 +95,12 @@ class TailService(TailServiceServicer):
 class _Stream:
     """One open stream: a task that takes packets in, and the handler that sends answers out in their order."""
 
-    def __init__(self, batchers: Mapping[str, Batcher], draining: asyncio.Event, context: Context) -> None:
-        self._batchers = batchers
+    def __init__(
+        self, models: ModelTable, gate: Gate, observer: Observer, draining: asyncio.Event, context: Context
+    ) -> None:
+        self._models = models
+        self._gate = gate
+        self._observer = observer
         self._draining = draining
         self._context = context
         self._window = 0
@@ -102,8 +115,22 @@ class _Stream:
     async def serve(self) -> None:
         if self._draining.is_set():
             raise _EndedError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-        stream, batcher = await self._open()
-        taking = asyncio.create_task(self._take_in(stream, batcher))
+        info, stream, slot = await self._open()
+        self._observer.stream_opened(info)
+        reason = "OK"
+        try:
+            await self._answer(info, stream, slot)
+        except _EndedError as ended:
+            reason = ended.code.name
+            raise
+        except asyncio.CancelledError:
+            reason = "CANCELLED"
+            raise
+        finally:
+            self._observer.stream_closed(info, reason)
+
+    async def _answer(self, info: StreamInfo, stream: StreamContext, slot: Slot) -> None:
+        taking = asyncio.create_task(self._take_in(stream, slot))
         draining = asyncio.create_task(self._stop_when_draining(taking))
         try:
             while (item := await self._under_way.get()) is not None:
@@ -111,6 +138,7 @@ class _Stream:
                     raise item
                 result = await _result(*item)
                 self._answered += 1
+                self._observer.frame_done(_record(info, slot.batcher, item[0], result))
                 await self._context.write(pb.StreamResponse(result=result))
         finally:
             taking.cancel()
@@ -119,7 +147,8 @@ class _Stream:
                 if isinstance(left := self._under_way.get_nowait(), tuple):
                     left[1].cancel()
 
-    async def _open(self) -> tuple[StreamContext, Batcher]:
+    async def _open(self) -> tuple[StreamInfo, StreamContext, Slot]:
+        client = _admit(self._gate, self._context)
         request = await self._context.read()
         if request is grpc.aio.EOF or not request.HasField("open"):
             raise _EndedError(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
@@ -128,22 +157,24 @@ class _Stream:
             raise _EndedError(
                 grpc.StatusCode.INVALID_ARGUMENT, f"a stream id has 16 bytes, not {len(wanted.stream_id)}"
             )
-        batcher = _find(self._batchers, wanted.model, wanted.codec_fingerprint, wanted.packet_version)
-        self._tails = _tails(batcher, wanted.tails)
+        slot = _find(self._models, wanted.model, wanted.codec_fingerprint, wanted.packet_version)
+        self._tails = _tails(slot.batcher, wanted.tails)
         self._window = min(max(1, wanted.window), MAX_WINDOW)
         await self._context.write(
             pb.StreamResponse(
                 opened=pb.Opened(
                     model=wanted.model,
-                    release=batcher.model.manifest.release,
+                    release=slot.batcher.model.manifest.release,
                     window=self._window,
                     max_packet_bytes=MAX_PACKET_BYTES,
+                    client=client,
                 )
             )
         )
-        return StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us), batcher
+        info = StreamInfo(client, wanted.model, wanted.stream_id)
+        return info, StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us), slot
 
-    async def _take_in(self, stream: StreamContext, batcher: Batcher) -> None:
+    async def _take_in(self, stream: StreamContext, slot: Slot) -> None:
         """Packets to the batcher, until the client has no more or breaks the rules."""
         try:
             while (request := await self._context.read()) is not grpc.aio.EOF:
@@ -156,7 +187,7 @@ class _Stream:
                     )
                 packet = Packet.from_stream_bytes(request.packet, stream)
                 self._taken += 1
-                self._under_way.put_nowait((packet, _submit(batcher, packet, self._tails), arrived))
+                self._under_way.put_nowait((packet, _submit(slot.batcher, packet, self._tails), arrived))
             self._under_way.put_nowait(None)
         except PacketError as error:
             self._under_way.put_nowait(_EndedError(grpc.StatusCode.DATA_LOSS, str(error)))
@@ -214,8 +245,28 @@ async def _result(packet: Packet, answer: asyncio.Future[Answer], arrived: float
     return pb.Result(frame_id=packet.frame_id, outputs=outputs, times=times)
 
 
-def _find(batchers: Mapping[str, Batcher], model: str, fingerprint: bytes, packet_version: int) -> Batcher:
-    """The batcher for a client's model.
+def _admit(gate: Gate, context: Context) -> str:
+    """The caller's name.
+
+    Raises:
+        _EndedError: it is not to be served.
+    """
+    try:
+        return gate.client(context)
+    except AccessError as error:
+        raise _EndedError(error.code, str(error)) from error
+
+
+def _record(stream: StreamInfo, batcher: Batcher, packet: Packet, result: pb.Result) -> FrameRecord:
+    started = time.perf_counter()
+    size = result.ByteSize()
+    encode_ms = (time.perf_counter() - started) * 1000
+    packet_bytes = len(packet.payload) + STREAM_HEADER_BYTES
+    return FrameRecord(stream, batcher.model.manifest.release, packet, packet_bytes, result, size, encode_ms)
+
+
+def _find(models: ModelTable, model: str, fingerprint: bytes, packet_version: int) -> Slot:
+    """The slot for a client's model.
 
     Raises:
         _EndedError: no such model, another codec, or another packet version; says what the server has.
@@ -225,16 +276,7 @@ def _find(batchers: Mapping[str, Batcher], model: str, fingerprint: bytes, packe
             grpc.StatusCode.FAILED_PRECONDITION,
             f"the client speaks packet version {packet_version}, this server {VERSION}; update the older one",
         )
-    batcher = batchers.get(model)
-    if batcher is None:
-        raise _EndedError(
-            grpc.StatusCode.FAILED_PRECONDITION, f"no model {model[:80]!r} here; there is {', '.join(sorted(batchers))}"
-        )
-    known = batcher.model.codec.fingerprint
-    if fingerprint != known:
-        raise _EndedError(
-            grpc.StatusCode.FAILED_PRECONDITION,
-            f"the client's bundle of {model!r} has the codec {fingerprint[:16].hex()}, the server's release "
-            f"{batcher.model.manifest.release} has {known.hex()}; both must come from one compilation",
-        )
-    return batcher
+    try:
+        return models.find(model, fingerprint)
+    except ModelUnavailableError as error:
+        raise _EndedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error

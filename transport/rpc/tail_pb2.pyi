@@ -7,6 +7,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_BACKGROUND: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_URGENT: _ClassVar[Priority]
+
 class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
@@ -24,6 +31,10 @@ class Packing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PACKING_UNSPECIFIED: _ClassVar[Packing]
     PACKING_RAW: _ClassVar[Packing]
     PACKING_ZSTD: _ClassVar[Packing]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_BACKGROUND: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_URGENT: Priority
 DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_FLOAT32: DataType
 DATA_TYPE_FLOAT16: DataType
@@ -38,23 +49,45 @@ PACKING_RAW: Packing
 PACKING_ZSTD: Packing
 
 class StreamRequest(_message.Message):
-    __slots__ = ("open", "packet")
+    __slots__ = ("open", "packet", "deadline_ms")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     PACKET_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     open: Open
     packet: bytes
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ...) -> None: ...
+    deadline_ms: int
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("opened", "result")
+    __slots__ = ("opened", "result", "drain", "credits")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     result: Result
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+    drain: Drain
+    credits: Credits
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("grace_ms", "reason", "come_back")
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COME_BACK_FIELD_NUMBER: _ClassVar[int]
+    grace_ms: int
+    reason: str
+    come_back: bool
+    def __init__(self, grace_ms: _Optional[int] = ..., reason: _Optional[str] = ..., come_back: _Optional[bool] = ...) -> None: ...
+
+class Credits(_message.Message):
+    __slots__ = ("window",)
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    window: int
+    def __init__(self, window: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails")
+    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +95,9 @@ class Open(_message.Message):
     EPOCH_US_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     TAILS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     codec_fingerprint: bytes
     packet_version: int
@@ -69,29 +105,36 @@ class Open(_message.Message):
     epoch_us: int
     window: int
     tails: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
+    resume_from: int
+    deadline_ms: int
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("model", "release", "window", "max_packet_bytes")
+    __slots__ = ("model", "release", "window", "max_packet_bytes", "client")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     MAX_PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
     model: str
     release: int
     window: int
     max_packet_bytes: int
-    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., window: _Optional[int] = ..., max_packet_bytes: _Optional[int] = ...) -> None: ...
+    client: str
+    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., window: _Optional[int] = ..., max_packet_bytes: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("model", "packet", "tails")
+    __slots__ = ("model", "packet", "tails", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PACKET_FIELD_NUMBER: _ClassVar[int]
     TAILS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     packet: bytes
     tails: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., packet: _Optional[bytes] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., packet: _Optional[bytes] = ..., tails: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class InferResponse(_message.Message):
     __slots__ = ("result",)
@@ -100,18 +143,20 @@ class InferResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("frame_id", "code", "message", "outputs", "times")
+    __slots__ = ("frame_id", "code", "message", "outputs", "times", "retry_after_ms")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     code: int
     message: str
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     times: ServerTimes
-    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class ServerTimes(_message.Message):
     __slots__ = ("queue_us", "decode_us", "tail_us", "total_us", "batch")
@@ -152,17 +197,19 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "release", "codec_fingerprint", "symbols_shape", "levels", "tails")
+    __slots__ = ("name", "release", "codec_fingerprint", "symbols_shape", "levels", "tails", "images")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SYMBOLS_SHAPE_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     TAILS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     release: int
     codec_fingerprint: bytes
     symbols_shape: _containers.RepeatedScalarFieldContainer[int]
     levels: int
     tails: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., release: _Optional[int] = ..., codec_fingerprint: _Optional[bytes] = ..., symbols_shape: _Optional[_Iterable[int]] = ..., levels: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
+    images: bool
+    def __init__(self, name: _Optional[str] = ..., release: _Optional[int] = ..., codec_fingerprint: _Optional[bytes] = ..., symbols_shape: _Optional[_Iterable[int]] = ..., levels: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., images: _Optional[bool] = ...) -> None: ...

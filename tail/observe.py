@@ -1,0 +1,119 @@
+"""What the server tells those who watch it: metrics, traces, drift, sampling.
+
+The service and the batcher know nothing of them; they tell an :class:`Observer`. All calls come from the event loop, and
+must return at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from narrowcast.transport.packet import Packet
+from narrowcast.transport.rpc import tail_pb2 as pb
+
+
+class StreamInfo(NamedTuple):
+    """One open stream, or one unary call.
+
+    Attributes:
+        client: its name, from :class:`narrowcast.tail.access.Gate`.
+        model: what it asked for.
+        stream_id: 16 bytes, chosen by the client; one camera keeps it over reconnects. Empty for a unary call.
+    """
+
+    client: str
+    model: str
+    stream_id: bytes
+
+
+class FrameRecord(NamedTuple):
+    """One frame, answered or refused.
+
+    Attributes:
+        stream: whose.
+        release: of the model that answered it.
+        packet: as it came.
+        packet_bytes: its size on the wire, gRPC's framing left out.
+        result: what goes back; ``result.code`` says what became of it.
+        result_bytes: size of what goes back.
+        encode_ms: time to put the result into bytes.
+    """
+
+    stream: StreamInfo
+    release: int
+    packet: Packet
+    packet_bytes: int
+    result: pb.Result
+    result_bytes: int
+    encode_ms: float
+
+
+class Observer(Protocol):
+    """Is told what happens. See the module."""
+
+    def stream_opened(self, stream: StreamInfo) -> None:
+        """A stream was accepted."""
+
+    def stream_closed(self, stream: StreamInfo, reason: str) -> None:
+        """A stream that was accepted has ended; ``reason`` is the status' name, ``OK`` where all is well."""
+
+    def refused(self, client: str, model: str, code: str) -> None:
+        """A stream or call was turned away; ``model`` is what was asked for, known or not."""
+
+    def frame_done(self, record: FrameRecord) -> None:
+        """A frame's result goes out."""
+
+    def batch_done(self, model: str, size: int, queued: int) -> None:
+        """A batch was computed; ``queued`` frames wait behind it."""
+
+
+class Silent:
+    """An :class:`Observer` that listens to nothing; a base for those that listen to a part."""
+
+    def stream_opened(self, stream: StreamInfo) -> None:
+        """See :class:`Observer`."""
+
+    def stream_closed(self, stream: StreamInfo, reason: str) -> None:
+        """See :class:`Observer`."""
+
+    def refused(self, client: str, model: str, code: str) -> None:
+        """See :class:`Observer`."""
+
+    def frame_done(self, record: FrameRecord) -> None:
+        """See :class:`Observer`."""
+
+    def batch_done(self, model: str, size: int, queued: int) -> None:
+        """See :class:`Observer`."""
+
+
+class Observers:
+    """An :class:`Observer` that tells several."""
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = list(observers)
+
+    def stream_opened(self, stream: StreamInfo) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.stream_opened(stream)
+
+    def stream_closed(self, stream: StreamInfo, reason: str) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.stream_closed(stream, reason)
+
+    def refused(self, client: str, model: str, code: str) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.refused(client, model, code)
+
+    def frame_done(self, record: FrameRecord) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.frame_done(record)
+
+    def batch_done(self, model: str, size: int, queued: int) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.batch_done(model, size, queued)
