@@ -5,8 +5,8 @@
     python bench/tail.py --only memory            200,000 frames and 2,000 reconnects
 
 null      A tail that does nothing and a codec that decodes nothing: left are gRPC, parsing, checksum, credits, fair
-          queue, batcher and the answer's bytes. Beside it the same with range decoding. The raw server takes the same messages
-          and answers each with as many bytes, on the same options of gRPC. Goals: p50 with one frame in flight at
+          queue, batcher and the answer's bytes. Beside it the same with range decoding. The raw server takes the same
+          messages and answers each with as many bytes, on the same options of gRPC. Goals: p50 with one frame in flight at
           most 1.6 times raw's, frames a second over 16 streams at least 0.6 of raw's.
 tail      ResNet-50 cut at layer2 (random weights) behind the whole server, 16 streams, beside ONNX Runtime directly in
           a loop at its best batch size, as many threads. Goal: at least 0.9 of its frames a second.
