@@ -105,9 +105,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _defaults_from_environment(parser: argparse.ArgumentParser) -> None:
-    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default."""
+    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default. Not what may be given again."""
     for one in _with_actions(parser):
         for option in one._actions:  # noqa: SLF001  (argparse has no public way to list them)
+            if isinstance(option, argparse._AppendAction):  # noqa: SLF001
+                continue
             value = os.environ.get(f"NARROWCAST_{option.dest.upper()}") if option.option_strings else None
             if value and option.nargs is None:
                 option.default, option.required = value, False  # argparse converts a string default by `type`

@@ -185,8 +185,11 @@ def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, A
     """Class scores as the top classes; everything else as its shape; ``--full`` as it is."""
     found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if full:
-        found["values"] = values.tolist()
+        finite = values if values.dtype.kind != "f" else np.where(np.isfinite(values), values, None)
+        found["values"] = finite.tolist()
     if labels is not None and values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
+        if not np.isfinite(values).all():  # JSON has no word for what is no number
+            return found | {"top": None}
         scores = np.exp(values.astype(np.float64) - values.max())
         scores /= scores.sum()
         found["top"] = [
