@@ -109,6 +109,7 @@ class Link:
         self._failure: LinkError | None = None
         self._last_progress = time.monotonic()
         self._fruitless = 0
+        self._draining = False
         self._meter = SocketMeter(address.port)
         self._task: asyncio.Task[None] | None = None
 
@@ -225,6 +226,7 @@ class Link:
         """Opens a stream and serves it until it breaks."""
         async with grpc.aio.insecure_channel(str(self.address), options=CLIENT_OPTIONS) as channel:
             call = TailServiceStub(channel).Stream()
+            self._draining = False
             try:
                 window = await asyncio.wait_for(self._open(call), OPEN_SECONDS)
                 for frame_id, waiting in list(self._waiting.items()):
@@ -268,6 +270,8 @@ class Link:
             in_flight = sum(1 for waiting in self._waiting.values() if waiting.sent_at is not None)
             fresh = [waiting for waiting in self._waiting.values() if waiting.sent_at is None]
             for waiting in fresh[: max(0, window - in_flight)]:
+                if self._draining:
+                    await asyncio.Event().wait()
                 waiting.sent_at = time.perf_counter()
                 self.counters.packets_sent += 1
                 self.counters.packet_bytes_sent += len(waiting.data)
@@ -282,6 +286,10 @@ class Link:
     async def _receive_all(self, call: Any) -> None:
         while (response := await call.read()) is not grpc.aio.EOF:
             received = time.perf_counter()
+            if response.HasField("drain"):
+                self._draining = True
+                await call.done_writing()
+                continue
             if not response.HasField("result"):
                 raise RefusedError(f"{self.address} does not answer like a tail server of this protocol")
             waiting = self._waiting.get(response.result.frame_id)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from narrowcast.tail.access import Gate
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.models import ModelTable
+from narrowcast.tail.observe import Observer
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import Model
+from narrowcast.tail.stream import Ageing
 from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
 from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
 
@@ -20,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "narrowcast.tail.v1.TailService"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_OF_THE_TIME = 0.9
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -30,7 +35,10 @@ class TailServer:
         models: by name, from :func:`narrowcast.tail.store.load_models`.
         listen: the address; port 0 takes a free one.
         insecure: listen beyond this machine although the traffic is neither encrypted nor authenticated.
-        max_batch, max_delay_ms, max_queue: see :class:`Batcher`.
+        max_batch, max_delay_ms, max_queue, max_client_queue: see :class:`Batcher`.
+        gate: who may use it; everybody where there is none.
+        observer: is told what happens.
+        ageing: when streams are asked to move; never where it is not said.
     """
 
     def __init__(
@@ -42,6 +50,10 @@ class TailServer:
         max_batch: int = 16,
         max_delay_ms: float = 0.0,
         max_queue: int = 1024,
+        max_client_queue: int | None = None,
+        gate: Gate | None = None,
+        observer: Observer | None = None,
+        ageing: Ageing | None = None,
     ) -> None:
         if not listen.is_loopback and not insecure:
             raise ListenError(
@@ -50,7 +62,11 @@ class TailServer:
             )
         self._models = models
         self._listen = listen
-        self._limits = {"max_batch": max_batch, "max_delay_ms": max_delay_ms, "max_queue": max_queue}
+        self._limits: dict[str, Any] = {
+            "max_batch": max_batch, "max_delay_ms": max_delay_ms, "max_queue": max_queue,
+            "max_client_queue": max_client_queue, "observer": observer,
+        }  # fmt: skip
+        self._gate, self._observer, self._ageing = gate, observer, ageing
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._table = ModelTable()
@@ -66,8 +82,8 @@ class TailServer:
             ListenError: the address cannot be listened on.
         """
         for model in self._models.values():
-            self._table.publish(Batcher(model, **self._limits))  # type: ignore[arg-type]
-        self._service = TailService(self._table)
+            self._table.publish(Batcher(model, **self._limits))
+        self._service = TailService(self._table, gate=self._gate, observer=self._observer, ageing=self._ageing)
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -88,7 +104,8 @@ class TailServer:
             return
         for name in ("", SERVICE, *self._models):
             await self._health.set(name, _NOT_SERVING)
-        self._service.drain()
+        # Streams that do not heed it are told so before gRPC cuts them off.
+        self._service.drain(drain_seconds * _OF_THE_TIME)
         await self._server.stop(drain_seconds)
         for slot in self._table:
             await slot.batcher.close()

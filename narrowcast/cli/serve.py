@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from narrowcast.cli.options import add_trust, at_least, seconds, trusted
+from narrowcast.cli.serving import queueing
 from narrowcast.cli.show import stderr
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--drain-timeout", type=seconds, default=10.0, metavar="S", help="for ending (default: 10)")
     parser.add_argument("--json", action="store_true", help="tell as a JSON line on stdout when it listens")
+    queueing.add_arguments(parser)
     add_trust(parser)
 
 
@@ -56,7 +58,7 @@ async def _serve(args: argparse.Namespace) -> int:
     models = load_models(args.bundles, trusted=trusted(args), allow_unsigned=args.allow_unsigned, threads=args.threads)
     server = TailServer(
         models, parse_address(args.listen), insecure=args.insecure, max_batch=args.max_batch,
-        max_delay_ms=args.max_delay_ms,
+        max_delay_ms=args.max_delay_ms, **queueing.server_options(args),
     )  # fmt: skip
     address = await server.start()
     names = {name: model.manifest.release for name, model in models.items()}

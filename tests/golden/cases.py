@@ -7,7 +7,7 @@ import numpy as np
 from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packed import PackedTables
-from narrowcast.transport.packet import CodecId, Packet, StreamContext
+from narrowcast.transport.packet import CodecId, Kind, Packet, StreamContext
 from narrowcast.transport.tables import Tables
 
 SHAPE = (6, 11, 7)
@@ -94,9 +94,16 @@ def spec() -> CodecSpec:
 
 
 def packets(payload: bytes) -> dict[str, bytes]:
-    """One packet in both forms."""
+    """A packet of each kind in both forms."""
     packet = Packet(CodecId.RANS, 1, 123_456, CONTEXT.epoch_us + 7_654_321, payload, *CONTEXT[:2])
-    return {"packet-stream.bin": packet.to_stream_bytes(CONTEXT), "packet-alone.bin": packet.to_bytes()}
+    file = (numbers(60, seed=5) >> 24).astype(np.uint8).tobytes()  # what it shows is not the packet's business
+    image = Packet(CodecId.WEBP, 0, 123_457, CONTEXT.epoch_us + 7_654_322, file, *CONTEXT[:2], Kind.IMAGE)
+    return {
+        "packet-stream.bin": packet.to_stream_bytes(CONTEXT),
+        "packet-alone.bin": packet.to_bytes(),
+        "packet-image-stream.bin": image.to_stream_bytes(CONTEXT),
+        "packet-image-alone.bin": image.to_bytes(),
+    }
 
 
 def files() -> dict[str, bytes]:

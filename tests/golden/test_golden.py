@@ -12,7 +12,7 @@ from narrowcast.transport.coder import Coder
 from narrowcast.transport.coder.native import load
 from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packed import PackedTables
-from narrowcast.transport.packet import Packet
+from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.tables import Tables
 
 HERE = Path(__file__).parent
@@ -67,3 +67,6 @@ def test_packets():
     assert alone == streamed
     assert alone.payload == FILES["payload-4-1.bin"]
     assert (alone.level, alone.frame_id) == (1, 123_456)
+    image = Packet.from_bytes(FILES["packet-image-alone.bin"])
+    assert image == Packet.from_stream_bytes(FILES["packet-image-stream.bin"], cases.CONTEXT)
+    assert (image.kind, image.codec, image.frame_id) == (Kind.IMAGE, CodecId.WEBP, 123_457)

@@ -38,8 +38,9 @@ CLIENT_OPTIONS: Options = [
     ("grpc.enable_retries", 0),
 ]
 
+# The server pings nobody but by gRPC's default, once in two hours (and so has TCP_USER_TIMEOUT, 20 s): keepalive counts an
+# idle stream as a call. It finds hung clients on the stream itself (docs/protocol.md).
 SERVER_OPTIONS: Options = [
-    *_KEEPALIVE,
     ("grpc.max_send_message_length", MAX_RESULT_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),

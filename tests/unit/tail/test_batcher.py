@@ -51,7 +51,7 @@ def packet(tiny, frame: np.ndarray, level: int = 1, number: int = 0) -> Packet:
     "limits", [{"max_batch": 0}, {"max_queue": 0}, {"max_delay_ms": -1.0}, {"max_delay_ms": float("nan")}]
 )
 async def test_limits_that_cannot_be(model, limits):
-    with pytest.raises(ConfigError, match="at least 1, 1 and 0"):
+    with pytest.raises(ConfigError, match="at least 1, 1 .1. and 0"):
         Batcher(model, **limits)
 
 
@@ -128,7 +128,7 @@ async def test_a_failing_tail_fails_its_frames_and_the_next_batch_runs(tiny, mod
 
 
 async def test_a_full_queue_refuses_and_a_cancelled_frame_is_not_computed(tiny, model):
-    batcher = Batcher(model, max_batch=1, max_queue=2)
+    batcher = Batcher(model, max_batch=1, max_queue=2, max_client_queue=2)
     one = packet(tiny, bundles.random_frames(1)[0])
     running = batcher.submit(one)
     while not model.backend.batches:
@@ -138,6 +138,7 @@ async def test_a_full_queue_refuses_and_a_cancelled_frame_is_not_computed(tiny, 
         await batcher.submit(one)
     assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     waiting[0].cancel()
+    await asyncio.sleep(0)
     model.backend.go.set()
     await asyncio.gather(running, waiting[1])
     assert model.backend.batches == [1, 1]
