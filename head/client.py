@@ -1,8 +1,8 @@
 """The edge client: frames in, the tail's outputs out.
 
-:class:`Client` is for ordinary code, :class:`AsyncClient` for asyncio. Both keep one stream to one server, with several
-frames in flight; results come in the order of the frames, each exactly once, over any number of broken links. Where the
-bundle has a local exit, it answers the frames that no server answers in time.
+:class:`Client` is for ordinary code, :class:`AsyncClient` for asyncio. Both keep one stream to one of the servers that they
+are given, with several frames in flight; results come in the order of the frames, each exactly once, over any number of
+broken links and lost servers. Where the bundle has a local exit, it answers the frames that no server answers in time.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ import numpy.typing as npt
 
 from narrowcast.head import background
 from narrowcast.head.answers import AnswerReader
-from narrowcast.head.link import Link, LinkCounters
+from narrowcast.head.endpoints import To
+from narrowcast.head.link import Link, Priority
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.timing import FrameTimes
+from narrowcast.head.unanswered import Answered, LinkCounters
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image, Placement
 from narrowcast.transport.errors import ConfigError, TransportError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
-from narrowcast.transport.rpc import tail_pb2 as pb
-from narrowcast.transport.rpc.channels import Address, parse_address
 from narrowcast.transport.tasks import MAIN, Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
 
+_STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
 # What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
-_PUT_OFF = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNAVAILABLE.value[0]}
+_PUT_OFF = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 class _PutOffError(Exception):
@@ -53,6 +54,8 @@ class Result:
         frame_id: counts the client's frames from 0.
         outputs: the task's outputs by name, without the batch; empty if the frame failed.
         error: why the frame failed, in a line; None if it did not.
+        status: gRPC's name for that: ``OK``, ``DEADLINE_EXCEEDED``, ...; DATA_LOSS for an answer that the bundle does not
+            describe.
         level: the rate point it was sent at.
         packet_bytes: what it took on the wire, header included.
         times: where its time went.
@@ -73,6 +76,7 @@ class Result:
     placement: Placement
     source: Literal["server", "exit"] = "server"
     answers: Mapping[str, Answer] = field(default_factory=dict)
+    status: str = "OK"
 
     @property
     def detections(self) -> Detections | None:
@@ -90,7 +94,8 @@ class AsyncClient:
 
     Args:
         model: a bundle opened for the role ``device``, or a :class:`HeadSession` that is already loaded.
-        address: of the server, ``HOST:PORT``.
+        address: of the server, ``HOST:PORT``; or of several (a list, or with commas between), of which one that serves is
+            used; a name stands for all addresses that it resolves to.
         level: the rate point where a call names none; the one with the most bytes if None.
         tails: of a bundle with several, those to run; all if None.
         window: how many frames may be unanswered.
@@ -101,8 +106,14 @@ class AsyncClient:
             for want of a server.
         exit_after_seconds: how long a frame may wait for the server before the exit answers it. While the link is known to
             be down, it answers at once.
+        deadline_ms: how long after handing a frame over its answer is still wanted, where a call says nothing else; None
+            for ever. Servers do not compute what is too old; the local exit, where there is one, answers instead, and
+            otherwise the result's ``status`` is DEADLINE_EXCEEDED.
+        priority: which frames go first where they have to wait on a server: ``background``, ``normal`` or ``urgent``.
+        credentials: for TLS, with a token where there is one; plain TCP without.
 
     Raises:
+        AddressError: ``address`` is none.
         ConfigError: the bundle has no such tail, or its local exit is asked for and the first tail is not.
         MissingPartError: there is no local exit, and one is asked for.
     """
@@ -110,7 +121,7 @@ class AsyncClient:
     def __init__(
         self,
         model: Bundle | HeadSession,
-        address: str | Address,
+        address: To,
         *,
         level: int | None = None,
         tails: Sequence[str] | None = None,
@@ -119,10 +130,13 @@ class AsyncClient:
         on_trouble: Callable[[str], None] | None = None,
         local_exit: bool | None = None,
         exit_after_seconds: float = 2.0,
+        deadline_ms: float | None = None,
+        priority: Priority = "normal",
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None else level
-        address = parse_address(address) if isinstance(address, str) else address
+        self.deadline_ms = deadline_ms
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
         self._answers = AnswerReader(manifest, tails)
         asked = any(tail.name == MAIN for tail in self._answers.tails)
@@ -137,6 +151,7 @@ class AsyncClient:
         self._link = Link(
             address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
+            credentials=credentials, priority=priority,
         )  # fmt: skip
         self._next_id = 0
 
@@ -149,22 +164,31 @@ class AsyncClient:
         """Bytes on the link's sockets so far; None where the system does not tell."""
         return self._link.socket_bytes()
 
-    async def infer(self, frame: Image, level: int | None = None) -> Result:
+    async def infer(self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None) -> Result:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; calls may overlap.
+
+        Args:
+            frame: as above.
+            level: its rate point; the client's if None.
+            deadline_ms: how long its answer is wanted; the client's if None.
 
         Raises:
             FrameError, SymbolsError, BackendError: the frame cannot be encoded.
-            LinkError: no server, or one that refuses.
+            LinkError: no server, or none that does not refuse.
         """
-        return await (await self.submit(frame, level))
+        return await (await self.submit(frame, level, deadline_ms=deadline_ms))
 
-    async def submit(self, frame: Image, level: int | None = None) -> asyncio.Task[Result]:
+    async def submit(
+        self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None
+    ) -> asyncio.Task[Result]:
         """Encodes and queues a frame; waits while the window is full. The task gives the result."""
         started = time.perf_counter()
         encoded = await asyncio.to_thread(self.session.encode, frame, self.level if level is None else level)
-        return await self.submit_encoded(encoded, started)
+        return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms)
 
-    async def submit_encoded(self, encoded: Encoded, started: float) -> asyncio.Task[Result]:
+    async def submit_encoded(
+        self, encoded: Encoded, started: float, *, deadline_ms: float | None = None
+    ) -> asyncio.Task[Result]:
         """Queues a frame that is encoded already; ``started`` is its ``time.perf_counter()``."""
         frame_id, self._next_id = self._next_id, self._next_id + 1
         context = self._link.context
@@ -172,26 +196,35 @@ class AsyncClient:
             self.session.codec.codec_id, encoded.level, frame_id, self._link.now_us(), encoded.payload,
             context.stream_id, context.fingerprint,
         )  # fmt: skip
+        expires_at = self._expires_at(started, deadline_ms)
         if self.local_exit:
             await self._room.acquire()
-            task = asyncio.create_task(self._answered(packet, encoded, started))
+            task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
-        answer = await self._link.send(packet)
+        answer = await self._link.send(packet, expires_at)
         return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._answers))
 
-    async def _answered(self, packet: Packet, encoded: Encoded, started: float) -> Result:
+    def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
+        """A frame's deadline, in seconds of ``time.monotonic()``."""
+        limit_ms = self.deadline_ms if deadline_ms is None else deadline_ms
+        return None if limit_ms is None else time.monotonic() + limit_ms / 1000 - (time.perf_counter() - started)
+
+    async def _answered(self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None) -> Result:
         """The server's result where it comes in time, else the local exit's."""
         if self._link.failure is not None:  # refused while nothing was sent
             raise self._link.failure
         self._offline = self._offline and not self._link.connected
-        if not self._offline:
+        if self._offline:
+            self._link.want()
+        else:
+            latest = time.monotonic() + self._exit_after_seconds
+            expires_at = latest if expires_at is None else min(latest, expires_at)
             try:
-                return await asyncio.wait_for(self._sent(packet, encoded, started), self._exit_after_seconds)
-            except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
-                self._offline = not self._link.connected
-            except _PutOffError:
-                pass
+                left = max(0.0, expires_at - time.monotonic())
+                return await asyncio.wait_for(self._sent(packet, encoded, started, expires_at), left)
+            except (asyncio.TimeoutError, _PutOffError):  # TimeoutError itself from Python 3.11 on
+                self._offline = not self._link.connected and time.monotonic() >= expires_at
         before = time.perf_counter()
         outputs = await asyncio.to_thread(self.session.answer, encoded.symbols, encoded.level)
         now = time.perf_counter()
@@ -201,10 +234,10 @@ class AsyncClient:
             times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit",
         )  # fmt: skip
 
-    async def _sent(self, packet: Packet, encoded: Encoded, started: float) -> Result:
-        answer = await self._link.send(packet)
+    async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
+        answer = await self._link.send(packet, expires_at)
         result, _ = await answer
-        if result.code in _PUT_OFF:
+        if _STATUS.get(result.code) in _PUT_OFF:
             raise _PutOffError
         return await _finish(encoded, packet.frame_id, answer, started, self._answers)
 
@@ -222,19 +255,20 @@ class AsyncClient:
 async def _finish(
     encoded: Encoded,
     frame_id: int,
-    answer: asyncio.Future[tuple[pb.Result, float]],
+    answer: asyncio.Future[Answered],
     started: float,
     reader: AnswerReader,
 ) -> Result:
     result, waited_ms = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
     answers: dict[str, Answer] = {}
-    error = None if result.code == 0 else result.message or f"code {result.code}"
+    status = _STATUS.get(result.code, "UNKNOWN")
+    error = None if result.code == 0 else result.message or f"the server says {status} (code {result.code})"
     if error is None:
         try:
             outputs, answers = reader.read(result.outputs, encoded.placement)
         except TransportError as trouble:
-            error = str(trouble)
+            error, status = str(trouble), "DATA_LOSS"
     times, server = encoded.times, result.times
     if server.total_us:
         times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
@@ -250,6 +284,7 @@ async def _finish(
         latency_ms=(time.perf_counter() - started) * 1000,
         placement=encoded.placement,
         answers=answers,
+        status=status,
     )
 
 
@@ -259,10 +294,9 @@ class Client:
     Takes what :class:`AsyncClient` takes. Not meant to be shared between threads: give each its own.
     """
 
-    def __init__(self, model: Bundle | HeadSession, address: str | Address, **options: Any) -> None:
+    def __init__(self, model: Bundle | HeadSession, address: To, **options: Any) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.window = max(1, options.get("window", 8))
-        address = parse_address(address) if isinstance(address, str) else address
 
         async def make() -> AsyncClient:  # a link belongs to the loop that it is made on
             return AsyncClient(self.session, address, **options)
@@ -278,9 +312,9 @@ class Client:
         """Bytes on the link's sockets so far; None where the system does not tell."""
         return self._client.socket_bytes()
 
-    def infer(self, frame: Image, level: int | None = None) -> Result:
+    def infer(self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None) -> Result:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
-        return self._submit(frame, level).result()
+        return self._submit(frame, level, deadline_ms).result()
 
     def stream(self, frames: Iterable[Image], level: int | None = None) -> Iterator[Result]:
         """Results in the order of the frames, with up to ``window`` frames under way at once.
@@ -320,13 +354,13 @@ class Client:
             stopped.set()
             room.release()  # a reader that waits for room ends
 
-    def _submit(self, frame: Image, level: int | None) -> Future[Result]:
+    def _submit(self, frame: Image, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""
         started = time.perf_counter()
         encoded = self.session.encode(frame, self._client.level if level is None else level)
 
         async def send() -> Result:
-            return await (await self._client.submit_encoded(encoded, started))
+            return await (await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms))
 
         return background.start(send())
 

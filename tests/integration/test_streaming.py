@@ -221,7 +221,7 @@ def test_closing_a_client_fails_what_is_under_way(session):
 
     thread = threading.Thread(target=infer)
     thread.start()
-    until(lambda: bool(client._client._link._waiting), "the frame is under way")
+    until(lambda: bool(len(client._client._link._frames)), "the frame is under way")
     client.close()
     thread.join(10)
     assert len(errors) == 1

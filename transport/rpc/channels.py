@@ -25,8 +25,8 @@ _KEEPALIVE: Options = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
+# No keepalive: it pings on any open call, frames under way or not. The link judges by what comes back (head/liveness.py).
 CLIENT_OPTIONS: Options = [
-    *_KEEPALIVE,
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_RESULT_BYTES),
     # A connection of its own for each link: its bytes can be counted, and a broken one is not handed on.
