@@ -265,7 +265,7 @@ class TestCredits:
                 assert window == count
                 await raw.send(*range(sent, sent + count))
                 sent += count
-                await until(lambda: batcher.queued + len(tail.batches) == 12 + sent, "all have arrived")
+                await until(lambda there=12 + sent: batcher.queued + len(tail.batches) == there, "all have arrived")
                 for _ in range(steps):
                     tail.steps.release()
                 await take(responses)

@@ -16,10 +16,7 @@ def test_what_is_granted(wished, granted):
 
 def test_overload_halves_the_window_a_windowful_apart_and_calm_doubles_it():
     credits = Credits(8)
-    told = []
-    for overloaded in [True] * 20 + [False] * 20:
-        if credits.answered(overloaded):
-            told.append(credits.window)
+    told = [credits.window for overloaded in [True] * 20 + [False] * 20 if credits.answered(overloaded)]
     assert told == [4, 2, 1, 2, 4, 8]
 
 
