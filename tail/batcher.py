@@ -88,7 +88,6 @@ class Batcher:
         self._running: Sequence[Frame] = ()
         self._closed = False
         self._frame_seconds: float | None = None
-        self._batch_seconds = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -235,7 +234,7 @@ class Batcher:
             )
 
     def _deliver(
-        self, batch: Sequence[Frame], responses: Sequence[pb.StreamResponse], expired: Sequence[Frame]
+        self, batch: Sequence[Frame], responses: Sequence[pb.StreamResponse], expired: Sequence[Frame], queued: int
     ) -> None:
         self._refuse_expired(expired)
         release = self.model.manifest.release
@@ -244,7 +243,7 @@ class Batcher:
             frame.finish(response)
         self._weigh()
         if batch:
-            self.observer.batch_done(self.model.name, len(batch), len(self._queue))
+            self.observer.batch_done(self.model.name, len(batch), queued)
 
     # On the thread
 
@@ -261,7 +260,7 @@ class Batcher:
             if batch:
                 self._measure(time.perf_counter() - began, len(batch))
             self._running = ()
-            self._loop_soon(self._deliver, batch, responses, expired)
+            self._loop_soon(self._deliver, batch, responses, expired, len(self._queue))
 
     def _loop_soon(self, *call: object) -> None:
         try:
@@ -284,11 +283,13 @@ class Batcher:
             self._sleeping = False
 
     def _wait_until(self) -> float:
-        """For how long a batch may gather; no frame may miss its deadline for it."""
-        heads = list(self._queue.heads())
-        until = min(frame.arrived for frame in heads) + self._max_delay
-        deadlines = [frame.deadline for frame in heads if frame.deadline is not None]
-        return min([until, *(deadline - 2 * self._batch_seconds for deadline in deadlines)])
+        """Until when a batch may gather; no frame spends more than half of its time on that."""
+        return min(
+            frame.arrived + self._max_delay
+            if frame.deadline is None
+            else min(frame.arrived + self._max_delay, (frame.arrived + frame.deadline) / 2)
+            for frame in self._queue.heads()
+        )
 
     def _take(self) -> tuple[list[Frame], list[Frame]]:
         """The next batch, and what has expired before it."""
@@ -304,4 +305,3 @@ class Batcher:
         each = seconds / frames
         before = self._frame_seconds
         self._frame_seconds = each if before is None else before + _SMOOTHING * (each - before)
-        self._batch_seconds = seconds

@@ -116,6 +116,7 @@ class TailService(TailServiceServicer):
         try:
             admit(self._gate, context)
         except EndedError as ended:
+            self._observer.refused("", "", ended.code.name)
             await context.abort(ended.code, str(ended))
         return pb.ListModelsResponse(
             models=[

@@ -62,6 +62,7 @@ class OpenStream:
         self._pong: int | None = None
         self._drain: pb.Drain | None = None  # to be sent
         self._draining = False
+        self._writer: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._heard = time.monotonic()
         self._silence_limit: float | None = None
@@ -120,14 +121,21 @@ class OpenStream:
         self._observer.stream_opened(self.info)
         reason = "OK"
         reader = self._loop.create_task(self._take_in())
+        self._writer = asyncio.current_task()
         try:
             await self._send_out()
         except EndedError as ended:
             reason = ended.code.name
             raise
-        except BaseException:
+        except asyncio.CancelledError:
+            if self._end_now is not None:  # a write that hangs was cut short
+                reason = self._end_now.code.name
+                raise self._end_now from None
             reason = "CANCELLED"
             raise
+        except Exception as error:
+            reason = "CANCELLED"
+            raise EndedError(grpc.StatusCode.CANCELLED, f"writing to the client failed: {error}") from error
         finally:
             reader.cancel()
             for timer in self._timers:
@@ -148,6 +156,8 @@ class OpenStream:
         """Ends the stream at once."""
         self._end_now = ended
         self._drop_pending()
+        if self._awake is None and self._writer is not None:  # it is in the middle of a write, perhaps for ever
+            self._writer.cancel()
         self._wake()
 
     def watch(self, now: float) -> None:
