@@ -199,10 +199,10 @@ class Stream:
                 await self._ping()
             may = len(self._in_flight) < self._window and time.monotonic() >= self._held_until
             waiting = self._frames.fresh() if may else None
-            if waiting is not None:
-                await self._send(waiting)
-            else:
+            if waiting is None:
                 await self._frames.changed.wait()
+            elif not await self._promise_more(len(waiting.data)):
+                await self._send(waiting)
         await self._call.done_writing()
         await asyncio.sleep(self._grace_seconds + LAST_ANSWERS_SECONDS)
 
@@ -213,10 +213,6 @@ class Stream:
             result = pb.Result(frame_id=waiting.frame_id, code=code.value[0], message=message)
             self._frames.answer(waiting, result, 0.0)
             return
-        promise = self.endpoint.pace.promise_seconds(size, self.endpoint.patience)
-        if promise > self._promised_seconds:  # a large packet takes its time, in which nothing else arrives
-            self._promised_seconds = promise
-            await self._ping()
         self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), size)
         self._busy.set()
         counters = self._frames.counters
@@ -226,6 +222,15 @@ class Stream:
         waiting.times_sent += 1
         waiting.carrier = self
         await self._write(pb.StreamRequest(packet=waiting.data, deadline_ms=waiting.left_ms()))
+
+    async def _promise_more(self, size: int) -> bool:
+        """Tells the server, where it is necessary, that a large packet takes its time, in which nothing else arrives."""
+        seconds = self.endpoint.pace.promise_seconds(size, self.endpoint.patience)
+        if seconds <= self._promised_seconds:
+            return False
+        self._promised_seconds = seconds
+        await self._ping()
+        return True
 
     async def _ping(self) -> None:
         self._ping_due = False
