@@ -20,7 +20,8 @@ from narrowcast.transport.frames import SUFFIXES, read_image
 from narrowcast.transport.tasks import MAIN, DetectTask, SegmentTask
 
 if TYPE_CHECKING:
-    from narrowcast.head.client import Client, Result
+    from narrowcast.head.client import Client
+    from narrowcast.head.results import Result
     from narrowcast.transport.bundle import Bundle, TailSpec
     from narrowcast.transport.contract import Image
 
@@ -83,6 +84,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="normal",
         help="which frames go first where they have to wait on the server (default: normal)",
     )
+    parser.add_argument(
+        "--way",
+        choices=["symbols", "image"],
+        default="symbols",
+        help="what is sent: symbols, or scaled images for the uncut network, where the server has it (default: symbols)",
+    )
+    parser.add_argument(
+        "--image-codec", choices=["jpeg", "webp"], default="jpeg", help="with --way image; default: jpeg"
+    )
+    parser.add_argument(
+        "--image-quality", type=at_least(1), default=75, metavar="Q", help="with --way image: 1..100 (default: 75)"
+    )
     parser.add_argument("--no-exit", action="store_true", help="never answer by the bundle's local exit")
     parser.add_argument(
         "--exit-after",
@@ -124,7 +137,8 @@ def run(args: argparse.Namespace) -> int:
     with Client(
         session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
-        deadline_ms=args.deadline_ms, priority=args.priority,
+        deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
+        image_quality=args.image_quality,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
@@ -206,7 +220,7 @@ def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, A
     """Class scores as the top classes; everything else as its shape; ``--full`` as it is."""
     found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if full:
-        finite = values if values.dtype.kind != "f" else np.where(np.isfinite(values), values, None)
+        finite: Any = values if values.dtype.kind != "f" else np.where(np.isfinite(values), values, None)
         found["values"] = finite.tolist()
     if labels is not None and values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
         if not np.isfinite(values).all():  # JSON has no word for what is no number
