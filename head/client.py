@@ -8,6 +8,7 @@ broken links and lost servers. Where the bundle has a local exit, it answers the
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -100,6 +101,7 @@ class AsyncClient:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None else level
         self.deadline_ms = deadline_ms
+        self._expires_at(0.0, None)  # what is wrong with it is said here
         if way not in WAYS or image_codec not in IMAGE_CODECS or not 1 <= image_quality <= 100:
             raise ConfigError(
                 f"way {way!r}, image codec {image_codec!r}, quality {image_quality}: one of {', '.join(WAYS)}; one of "
@@ -165,13 +167,13 @@ class AsyncClient:
         self, encoded: Encoded, started: float, *, deadline_ms: float | None = None
     ) -> asyncio.Task[Result]:
         """Queues a frame that is encoded already; ``started`` is its ``time.perf_counter()``."""
+        expires_at = self._expires_at(started, deadline_ms)
         frame_id, self._next_id = self._next_id, self._next_id + 1
         context = self._link.context
         packet = Packet(
             encoded.codec, encoded.level, frame_id, self._link.now_us(), encoded.payload, context.stream_id,
             context.fingerprint, encoded.kind,
         )  # fmt: skip
-        expires_at = self._expires_at(started, deadline_ms)
         if self.local_exit:
             await self._room.acquire()
             task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
@@ -183,6 +185,8 @@ class AsyncClient:
     def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
         """A frame's deadline, in seconds of ``time.monotonic()``."""
         limit_ms = self.deadline_ms if deadline_ms is None else deadline_ms
+        if limit_ms is not None and not 0 < limit_ms < math.inf:
+            raise ConfigError(f"a deadline of {limit_ms} ms; it is above 0, or None for none")
         return None if limit_ms is None else time.monotonic() + limit_ms / 1000 - (time.perf_counter() - started)
 
     async def _answered(self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None) -> Result:

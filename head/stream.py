@@ -92,7 +92,7 @@ class Stream:
         self._socket = socket
         self._frames = frames
         self._at_end = at_end
-        self._window = 1
+        self._window = self._most = 1
         self._max_packet_bytes = 0
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
         self._held_until = 0.0
@@ -162,7 +162,8 @@ class Stream:
         if health is not None and await health is Health.NOT_SERVING:
             raise NotServingError(f"its health service does not call {opening.model} serving")
         self._socket.found()
-        self._window = max(1, int(response.opened.window))
+        self._most = opening.window
+        self._window = min(max(1, int(response.opened.window)), self._most)
         self._max_packet_bytes = int(response.opened.max_packet_bytes)
         self._frames.counters.streams_opened += 1
         self.endpoint.opened()
@@ -252,7 +253,7 @@ class Stream:
             if kind == "result":
                 self._take(response.result)
             elif kind == "credits":
-                self._window = int(response.credits.window)
+                self._window = min(int(response.credits.window), self._most)
             elif kind == "pong":
                 self._pongs = int(response.pong.number)
             elif kind == "drain":

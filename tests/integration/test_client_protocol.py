@@ -20,6 +20,7 @@ from narrowcast.head.client import AsyncClient
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.link import Link
 from narrowcast.head.session import HeadSession
+from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
@@ -126,6 +127,20 @@ class TestDrain:
             assert client.counters.packets_resent >= 1
             assert client.counters.results_late == 0
 
+    async def test_a_server_that_drains_new_streams_is_asked_with_pauses(self, session):
+        async def nervous(talk: Conversation) -> None:
+            if talk.number == 3:
+                return await echo(talk)
+            talk.say(drain=pb.Drain(grace_ms=1000, reason="age", come_back=True))
+            await talk.half_closed.wait()
+
+        async with scripted(nervous) as server, AsyncClient(session, server.address) as client:
+            (endpoint,) = client._link.endpoints.in_order()
+            under_way = asyncio.create_task(all_of(client, 3))
+            await eventually(lambda: len(server.streams) == 3, "the third stream")
+            assert endpoint.retry_at > 0
+            check(await under_way, 3)
+
     async def test_the_only_server_is_waited_for(self, session):
         async def leaving(talk: Conversation) -> None:
             await talk.frame()
@@ -189,6 +204,18 @@ class TestCredits:
             check(await all_of(client, 40), 40)
         assert set(late) == {1}
         assert most == 6
+
+    async def test_no_more_than_was_asked_for_whatever_the_server_grants(self, session):
+        async def generous(talk: Conversation) -> None:
+            talk.say(credits=pb.Credits(window=2**32 - 1))
+            await eventually(lambda: len(talk.arrived) == 4, "four frames")
+            await asyncio.sleep(0.02)  # time enough for a fifth
+            assert len(talk.arrived) == 4
+            await echo(talk)
+
+        async with scripted(generous, window=2**32 - 1) as server:
+            async with AsyncClient(session, server.address, window=4, deadline_ms=20_000) as client:
+                check(await all_of(client, 10), 10)
 
     async def test_none_at_all_until_there_are_more(self, session):
         async def closed(talk: Conversation) -> None:
@@ -269,6 +296,19 @@ class TestDeadlines:
             asked.set()
             assert (await asyncio.wait_for(client.infer(FRAMES[1]), 10)).outputs["output"].tolist() == [1, 1, 1]
             assert (client.counters.results_late, client.counters.results) == (1, 1)
+
+    @pytest.mark.parametrize("deadline_ms", [0, -5, float("nan"), float("inf")])
+    async def test_one_that_cannot_be(self, session, deadline_ms):
+        with pytest.raises(ConfigError, match="above 0"):
+            AsyncClient(session, "127.0.0.1:9", deadline_ms=deadline_ms)
+        async with AsyncClient(session, "127.0.0.1:9") as client:
+            with pytest.raises(ConfigError, match="above 0"):
+                await client.infer(FRAMES[0], deadline_ms=deadline_ms)
+
+    async def test_one_of_years_goes_as_the_longest_there_is(self, session):
+        async with scripted(echo) as server, AsyncClient(session, server.address, deadline_ms=1e12) as client:
+            check(await all_of(client, 1), 1)
+        assert server.streams[0].deadlines_ms == [2**32 - 1]
 
     async def test_it_counts_while_there_is_no_server(self, session):
         async with AsyncClient(session, "127.0.0.1:9", give_up_seconds=None) as client:
