@@ -267,6 +267,8 @@ class Link:
         if stream.drained.is_set():
             if stream.unavailable is not None:
                 self._note(stream.endpoint, StreamError(stream.unavailable))
+            elif not stream.answers:  # a server that drains every stream at once is not asked without a pause
+                self.endpoints.failed(stream.endpoint, "it drains new streams")
             self._drained.add(running)
             running.add_done_callback(self._end_drained)
             return None if stream.come_back else stream.endpoint

@@ -19,6 +19,8 @@ HUNG_SECONDS = 3.0
 MARGIN = 2.0
 # What the client promises the server: to be heard so often while frames are under way.
 PROMISE_SECONDS = 4.0
+# No link is waited for longer, however long its answers took.
+LONGEST_SECONDS = 600.0
 # What a link carries until it has been measured: 128 kbit/s. A frame of 24 kB is then due within HUNG_SECONDS.
 ASSUMED_BYTES_PER_SECOND = 16_000
 TICK_SECONDS = 0.25
@@ -58,11 +60,11 @@ class Pace:
 
     def bound_seconds(self, frame_bytes: int, patience: float = 1.0) -> float:
         """How long there may be no sign of life while such a frame is the oldest without an answer."""
-        return max(HUNG_SECONDS, MARGIN * self.expected_seconds(frame_bytes)) * patience
+        return min(max(HUNG_SECONDS, MARGIN * self.expected_seconds(frame_bytes)) * patience, LONGEST_SECONDS)
 
     def promise_seconds(self, frame_bytes: int, patience: float = 1.0) -> float:
         """How long the server may hear nothing from here while such a frame is on its way."""
-        return max(PROMISE_SECONDS, MARGIN * self.expected_seconds(frame_bytes)) * patience
+        return min(max(PROMISE_SECONDS, MARGIN * self.expected_seconds(frame_bytes)) * patience, LONGEST_SECONDS)
 
 
 class Moved(NamedTuple):

@@ -92,7 +92,7 @@ class Stream:
         self._socket = socket
         self._frames = frames
         self._at_end = at_end
-        self._window = 1
+        self._window = self._most = 1
         self._max_packet_bytes = 0
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
         self._held_until = 0.0
@@ -162,7 +162,8 @@ class Stream:
         if health is not None and await health is Health.NOT_SERVING:
             raise NotServingError(f"its health service does not call {opening.model} serving")
         self._socket.found()
-        self._window = max(1, int(response.opened.window))
+        self._most = opening.window
+        self._window = min(max(1, int(response.opened.window)), self._most)
         self._max_packet_bytes = int(response.opened.max_packet_bytes)
         self._frames.counters.streams_opened += 1
         self.endpoint.opened()
@@ -199,10 +200,10 @@ class Stream:
                 await self._ping()
             may = len(self._in_flight) < self._window and time.monotonic() >= self._held_until
             waiting = self._frames.fresh() if may else None
-            if waiting is not None:
-                await self._send(waiting)
-            else:
+            if waiting is None:
                 await self._frames.changed.wait()
+            elif not await self._promise_more(len(waiting.data)):
+                await self._send(waiting)
         await self._call.done_writing()
         await asyncio.sleep(self._grace_seconds + LAST_ANSWERS_SECONDS)
 
@@ -213,10 +214,6 @@ class Stream:
             result = pb.Result(frame_id=waiting.frame_id, code=code.value[0], message=message)
             self._frames.answer(waiting, result, 0.0)
             return
-        promise = self.endpoint.pace.promise_seconds(size, self.endpoint.patience)
-        if promise > self._promised_seconds:  # a large packet takes its time, in which nothing else arrives
-            self._promised_seconds = promise
-            await self._ping()
         self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), size)
         self._busy.set()
         counters = self._frames.counters
@@ -226,6 +223,15 @@ class Stream:
         waiting.times_sent += 1
         waiting.carrier = self
         await self._write(pb.StreamRequest(packet=waiting.data, deadline_ms=waiting.left_ms()))
+
+    async def _promise_more(self, size: int) -> bool:
+        """Tells the server, where it is necessary, that a large packet takes its time, in which nothing else arrives."""
+        seconds = self.endpoint.pace.promise_seconds(size, self.endpoint.patience)
+        if seconds <= self._promised_seconds:
+            return False
+        self._promised_seconds = seconds
+        await self._ping()
+        return True
 
     async def _ping(self) -> None:
         self._ping_due = False
@@ -247,7 +253,7 @@ class Stream:
             if kind == "result":
                 self._take(response.result)
             elif kind == "credits":
-                self._window = int(response.credits.window)
+                self._window = min(int(response.credits.window), self._most)
             elif kind == "pong":
                 self._pongs = int(response.pong.number)
             elif kind == "drain":

@@ -19,6 +19,8 @@ MAX_PUT_OFFS = 8
 # A server that wants a frame later than that has none to hope for.
 MAX_HINT_SECONDS = 30.0
 
+LONGEST_MS = 2**32 - 1
+
 Answered = tuple[pb.Result, float]
 
 
@@ -67,7 +69,9 @@ class Waiting:
 
     def left_ms(self) -> int:
         """What is left of its deadline, at least 1; 0 where it has none."""
-        return 0 if self.expires_at is None else max(1, round((self.expires_at - time.monotonic()) * 1000))
+        if self.expires_at is None:
+            return 0
+        return min(max(1, round((self.expires_at - time.monotonic()) * 1000)), LONGEST_MS)
 
 
 class Unanswered:

@@ -162,7 +162,12 @@ class OpenStream:
 
     def watch(self, now: float) -> None:
         """Ends a stream whose client is silent for too long; ``now`` is ``time.monotonic()``."""
-        if not self._pending or self._silence_limit is None or now - self._heard <= self._silence_limit:
+        if (
+            self._no_more
+            or not self._pending
+            or self._silence_limit is None
+            or now - self._heard <= self._silence_limit
+        ):
             return
         silent_ms = (now - self._heard) * 1000
         self.end(

@@ -13,7 +13,7 @@ from narrowcast.transport.frames import SUFFIXES
 from narrowcast.transport.tasks import MAIN, Detections, Segmentation
 
 if TYPE_CHECKING:
-    from narrowcast.head.client import Result
+    from narrowcast.head.results import Result
 
 
 def answers(result: Result) -> dict[str, Any]:
