@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image, Placement
 from narrowcast.transport.errors import ConfigError, TransportError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
+from narrowcast.transport.rpc.credentials import ClientTls, client_tls
 from narrowcast.transport.tasks import MAIN, Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
@@ -110,12 +112,13 @@ class AsyncClient:
             for ever. Servers do not compute what is too old; the local exit, where there is one, answers instead, and
             otherwise the result's ``status`` is DEADLINE_EXCEEDED.
         priority: which frames go first where they have to wait on a server: ``background``, ``normal`` or ``urgent``.
-        credentials: for TLS, with a token where there is one; plain TCP without.
+        tls: a folder as ``narrowcast keys issue`` makes it, or a :class:`ClientTls`; plain TCP without.
 
     Raises:
         AddressError: ``address`` is none.
         ConfigError: the bundle has no such tail, or its local exit is asked for and the first tail is not.
         MissingPartError: there is no local exit, and one is asked for.
+        CertificateError, KeyFileError, TokenError: TLS files that cannot be used.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class AsyncClient:
         exit_after_seconds: float = 2.0,
         deadline_ms: float | None = None,
         priority: Priority = "normal",
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: str | Path | ClientTls | None = None,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None else level
@@ -151,7 +154,7 @@ class AsyncClient:
         self._link = Link(
             address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
-            credentials=credentials, priority=priority,
+            tls=client_tls(tls), priority=priority,
         )  # fmt: skip
         self._next_id = 0
 
