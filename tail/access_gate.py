@@ -70,7 +70,7 @@ class AccessGate:
             self._refusals.tell(host_of(context.peer()), str(error))
             raise
         self._calls[context] = _Call(caller, asyncio.current_task())
-        context.add_done_callback(self._over)  # type: ignore[arg-type]  (the stubs want a class of their own)
+        context.add_done_callback(self._over)  # type: ignore[arg-type]
         return caller.name
 
     def _over(self, context: Context) -> None:
