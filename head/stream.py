@@ -57,9 +57,8 @@ def _channel(endpoint: Endpoint, tls: ClientTls | None) -> grpc.aio.Channel:
         TransportError: the TLS files cannot be used (any more).
     """
     options: list[tuple[str, Any]] = list(CLIENT_OPTIONS)
-    if (
-        tls is not None and endpoint.name != endpoint.address.host
-    ):  # the certificate names the host, the connection its address
+    if tls is not None and tls.server_name is None and endpoint.name != endpoint.address.host:
+        # The certificate names the host, the connection its address.
         options.append(("grpc.ssl_target_name_override", endpoint.name))
     return open_channel(endpoint.address, tls, options)
 

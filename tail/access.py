@@ -11,6 +11,7 @@ import grpc
 
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.frame import Priority
+from narrowcast.tail.observe import Observer
 from narrowcast.transport.rpc.channels import Address
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -72,6 +73,7 @@ class Access:
         credentials: TLS; None for none.
         authenticates: whether callers must show a certificate or token.
         interceptors: of the gRPC server: every service goes through them, whoever wrote it.
+        report: told of the server's observer, which refusals at the interceptors go to.
         watch: runs as long as the server: takes up changed files, and ends the streams of those who may not go on.
     """
 
@@ -79,6 +81,7 @@ class Access:
     credentials: grpc.ServerCredentials | None = None
     authenticates: bool = False
     interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    report: Callable[[Observer], None] = lambda observer: None
     watch: Callable[[], Coroutine[Any, Any, None]] = _nothing_to_watch
 
     def add_port(self, server: grpc.aio.Server, address: Address) -> int:

@@ -19,6 +19,7 @@ from narrowcast.tail.access_files import Watched
 from narrowcast.tail.access_limits import PRIORITIES, ClientLimits, RateLimiter
 from narrowcast.tail.errors import AccessError
 from narrowcast.tail.frame import Priority
+from narrowcast.tail.observe import Observer, Silent
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,14 @@ async def _end(context: Context, call: _Call, error: AccessError) -> None:
         call.task.cancel()
 
 
+_MAKERS: dict[tuple[bool, bool], tuple[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
+
 class GateKeeper(grpc.aio.ServerInterceptor):
     """Asks the gate before any method of any service runs: none can forget to. Health checks go through.
 
@@ -154,6 +163,11 @@ class GateKeeper(grpc.aio.ServerInterceptor):
 
     def __init__(self, gate: AccessGate) -> None:
         self._gate = gate
+        self._observer: Observer = Silent()
+
+    def report(self, observer: Observer) -> None:
+        """From now on refusals are told to ``observer``, too."""
+        self._observer = observer
 
     async def intercept_service(
         self,
@@ -164,43 +178,34 @@ class GateKeeper(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or str(handler_call_details.method).startswith("/grpc.health.v1.Health/"):
             return handler
-        return _guarded(handler, self._gate)
+        return self._guarded(handler)
 
+    def _guarded(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """The same method, behind the gate."""
+        kind, make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        method = getattr(handler, kind)
 
-_MAKERS: dict[tuple[bool, bool], tuple[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
+        async def call(request: Any, context: Context) -> Any:
+            await self._admit(context)
+            return await method(request, context)
 
+        async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
+            await self._admit(context)
+            async for response in method(request, context):
+                yield response
 
-def _guarded(handler: grpc.RpcMethodHandler[Any, Any], gate: AccessGate) -> grpc.RpcMethodHandler[Any, Any]:
-    """The same method, behind the gate."""
-    kind, make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
-    method = getattr(handler, kind)
+        return make(
+            generate if inspect.isasyncgenfunction(method) else call,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
 
-    async def admitted(context: Context) -> None:
+    async def _admit(self, context: Context) -> None:
         try:
-            gate.client(context)
+            self._gate.client(context)
         except AccessError as error:
+            self._observer.refused("", "", error.code.name)
             await context.abort(error.code, str(error))
-
-    async def call(request: Any, context: Context) -> Any:
-        await admitted(context)
-        return await method(request, context)
-
-    async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
-        await admitted(context)
-        async for response in method(request, context):
-            yield response
-
-    behaviour = generate if inspect.isasyncgenfunction(method) else call
-    return make(
-        behaviour,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
 
 
 class RefusalLog:

@@ -58,6 +58,8 @@ class TailServer:
     ) -> None:
         self._access = access or Access()
         self._access.check_listen(listen, insecure=insecure)
+        if observer is not None:
+            self._access.report(observer)
         self._watching: asyncio.Task[None] | None = None
         self._models = models
         self._listen = listen

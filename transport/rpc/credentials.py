@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,11 @@ class ClientTls:
     def credentials(self) -> grpc.ChannelCredentials:
         """For gRPC. Raises what :meth:`check` does."""
         authority = _read(self.authority, "CA")
-        _load(lambda: ssl.create_default_context(cadata=authority.decode("ascii")), self.authority, "CA certificate")
+        _check_pem(authority, self.authority, "CA certificate")
         key = certificate = None
         if self.certificate is not None and self.key is not None:
             certificate, key = _read(self.certificate, "certificate"), read_private(self.key, "key")
+            _check_pem(certificate, self.certificate, "certificate")
             self._context(self.certificate, self.key)
         elif self.certificate is not None or self.key is not None:
             raise ConfigError("a certificate goes with its key, and a key with its certificate")
@@ -136,7 +137,7 @@ class ClientTls:
 
     def _not_verified(self, address: Address, reason: str) -> str:
         if "not yet valid" in reason or "expired" in reason:
-            clock = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+            clock = _clock()
             if time.time() < _SANE_CLOCK:
                 return f"the clock says {clock}, at which no certificate counts; set it (NTP), or wait until it is set"
             what = "is not valid yet" if "not yet valid" in reason else "has expired"
@@ -174,7 +175,7 @@ class ClientTls:
         if reason is None:
             return None
         if "expired" in reason or "not yet valid" in reason:
-            clock = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+            clock = _clock()
             what = "has expired" if "expired" in reason else "is not valid yet"
             return f"{self.certificate} {what} (by the clock here, {clock}); narrowcast keys issue makes another one"
         if "unable to get" in reason or "self" in reason:
@@ -190,7 +191,14 @@ class ClientTls:
         context = ssl.SSLContext(protocol)
         if protocol == ssl.PROTOCOL_TLS_CLIENT:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it verifies nothing: it is ourselves
-        _load(lambda: context.load_cert_chain(certificate, key, password=lambda: b""), certificate, "certificate", key)
+        try:
+            context.load_cert_chain(certificate, key, password=lambda: b"")  # none is asked for at a terminal
+        except ssl.SSLError as error:
+            if "key values mismatch" in str(error).lower():
+                raise CertificateError(f"{key} is not the key of {certificate}; were both issued together?") from error
+            raise KeyFileError(
+                f"{key} holds no private key in PEM, or one with a passphrase ({error.reason})"
+            ) from error
         return context
 
     def _token(self) -> str | None:
@@ -270,15 +278,18 @@ def _read(path: Path, what: str) -> bytes:
     return data
 
 
-def _load(load: Callable[[], object], path: Path, what: str, key: Path | None = None) -> None:
-    """Runs one of ``ssl``'s loaders, and says what it did not like."""
+def _check_pem(data: bytes, path: Path, what: str) -> None:
+    """Returns if there are certificates in PEM text.
+
+    Raises:
+        CertificateError: there are none, or a damaged one.
+    """
     try:
-        load()
-    except ssl.SSLError as error:
-        if "KEY_VALUES_MISMATCH" in str(error) or "key values mismatch" in str(error):
-            raise CertificateError(f"{key} is not the key of {path}; were both issued together?") from error
-        if key is not None and b"PRIVATE KEY-----" not in read_private(key, "key"):
-            raise KeyFileError(f"{key} holds no private key in PEM") from error
-        raise CertificateError(f"{path} holds no {what} in PEM, or a damaged one ({error.reason or error})") from error
-    except ValueError as error:  # not ASCII
-        raise CertificateError(f"{path} holds no {what} in PEM: {error}") from error
+        ssl.create_default_context(cadata=data.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:  # ValueError: not ASCII
+        reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else error
+        raise CertificateError(f"{path} holds no {what} in PEM, or a damaged one ({reason})") from error
+
+
+def _clock() -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time()))

@@ -66,9 +66,11 @@ def build_access(args: argparse.Namespace) -> Access:
 
     files = ServerFiles.of_folder(args.tls, client_authority=args.client_ca, clients=args.tokens is None)
     gate = AccessGate(_callers(args), limits, max_streams=args.max_streams)
+    keeper = GateKeeper(gate)
     return Access(
-        gate, ServerTls(files).credentials(), authenticates=True, interceptors=[GateKeeper(gate)], watch=gate.watch
-    )
+        gate, ServerTls(files).credentials(), authenticates=True, interceptors=[keeper], report=keeper.report,
+        watch=gate.watch,
+    )  # fmt: skip
 
 
 def _check_options(args: argparse.Namespace) -> None:
