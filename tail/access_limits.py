@@ -55,7 +55,7 @@ class ClientLimits(Settings, frozen=True):
 
     Attributes:
         default: for whoever is not named.
-        clients: by name.
+        clients: by name, with what the default says where they say nothing (:func:`read_limits` sees to that).
         only_listed: serve nobody else.
     """
 
@@ -65,8 +65,7 @@ class ClientLimits(Settings, frozen=True):
 
     def of(self, client: str) -> Limits:
         """A client's."""
-        listed = self.clients.get(client)
-        return self.default if listed is None else listed.over(self.default)
+        return self.clients.get(client, self.default)
 
 
 def read_limits(path: Path, default: Limits) -> ClientLimits:
@@ -86,7 +85,9 @@ def read_limits(path: Path, default: Limits) -> ClientLimits:
     for name in found.clients:
         if not is_name(name) and ":" not in name:  # an IPv6 address, where there are no other names
             raise ConfigError(f"{path}: [clients.{name[:80]}] is no client's name: {NAME_RULE}")
-    return msgspec.structs.replace(found, default=found.default.over(default))
+    default = found.default.over(default)
+    clients = {name: limits.over(default) for name, limits in found.clients.items()}
+    return msgspec.structs.replace(found, default=default, clients=clients)
 
 
 class Bucket:
