@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
@@ -33,6 +33,7 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import CodecId, Packet
+from narrowcast.transport.rpc.credentials import ClientTls, client_tls
 from narrowcast.transport.tasks import MAIN
 
 Array = npt.NDArray[np.generic]
@@ -67,7 +68,7 @@ class AsyncClient:
             for ever. Servers do not compute what is too old; the local exit, where there is one, answers instead, and
             otherwise the result's ``status`` is DEADLINE_EXCEEDED.
         priority: which frames go first where they have to wait on a server: ``background``, ``normal`` or ``urgent``.
-        credentials: for TLS, with a token where there is one; plain TCP without.
+        tls: a folder as ``narrowcast keys issue`` makes it, or a :class:`ClientTls`; plain TCP without.
         way: what is sent: ``symbols``, or each frame as an ``image`` file, scaled to the network's input, which the uncut
             network answers on servers whose bundle has it (``[export] whole``).
         image_codec: ``jpeg`` or ``webp``.
@@ -77,6 +78,7 @@ class AsyncClient:
         AddressError: ``address`` is none.
         ConfigError: no such tail, way, image codec or quality; or the local exit is asked for and the first tail is not.
         MissingPartError: there is no local exit, and one is asked for.
+        CertificateError, KeyFileError, TokenError: TLS files that cannot be used.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class AsyncClient:
         exit_after_seconds: float = 2.0,
         deadline_ms: float | None = None,
         priority: Priority = "normal",
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: str | Path | ClientTls | None = None,
         way: Way = "symbols",
         image_codec: Literal["jpeg", "webp"] = "jpeg",
         image_quality: int = 75,
@@ -122,7 +124,7 @@ class AsyncClient:
         self._link = Link(
             address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
-            credentials=credentials, priority=priority,
+            tls=client_tls(tls), priority=priority,
         )  # fmt: skip
         self._next_id = 0
 

@@ -20,8 +20,10 @@ from narrowcast.head.errors import LinkClosedError, LinkError, PeerUnreachableEr
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.head.stream import HungError, NotServingError, Stream, StreamError
 from narrowcast.head.unanswered import Answered, LinkCounters, Unanswered
+from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.credentials import ClientTls, explain
 
 # Statuses that another try cannot change. All others (UNAVAILABLE, DATA_LOSS, ...) are worth a new stream.
 _FINAL = {
@@ -61,7 +63,7 @@ class Link:
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
         keep_trying: never to fail for want of a server; ``give_up_seconds`` then ends silent streams alone.
         on_trouble: told, in a line, whenever the link breaks and is tried again.
-        credentials: for TLS, with a token where there is one; None for plain TCP.
+        tls: what the server is known by, and this client; None for plain TCP.
         priority: which frames go first where they have to wait.
 
     Raises:
@@ -79,7 +81,7 @@ class Link:
         give_up_seconds: float | None = 30.0,
         keep_trying: bool = False,
         on_trouble: Callable[[str], None] | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: ClientTls | None = None,
         priority: Priority = "normal",
     ) -> None:
         self.counters = LinkCounters()
@@ -92,7 +94,7 @@ class Link:
         self._give_up_seconds = give_up_seconds
         self._keep_trying = keep_trying
         self._on_trouble = on_trouble or (lambda line: None)
-        self._credentials = credentials
+        self._tls = tls
         self._priority = PRIORITIES[priority]
         self._frames = Unanswered(self.counters, self._window)
         self._wanted = asyncio.Event()
@@ -214,12 +216,12 @@ class Link:
             except NotServingError as error:
                 unfit.append(endpoint)
                 self._tell(endpoint, str(error))
-            except (LinkError, StreamError, grpc.aio.AioRpcError) as error:
+            except (LinkError, StreamError, TransportError, grpc.aio.AioRpcError) as error:
                 self._note(endpoint, error)
         for endpoint in unfit:  # better than none
             try:
                 return await self._open(endpoint, hurried=True, ask_health=False)
-            except (LinkError, StreamError, grpc.aio.AioRpcError) as error:
+            except (LinkError, StreamError, TransportError, grpc.aio.AioRpcError) as error:
                 self._note(endpoint, error)
         return None
 
@@ -237,7 +239,7 @@ class Link:
         )
         seconds = min(OPEN_SECONDS, HURRIED_OPEN_SECONDS * endpoint.patience) if hurried else OPEN_SECONDS
         stream = await Stream.open(
-            endpoint, opening, self._frames, credentials=self._credentials, seconds=seconds, ask_health=ask_health,
+            endpoint, opening, self._frames, tls=self._tls, seconds=seconds, ask_health=ask_health,
             at_end=self._meter.read,
         )  # fmt: skip
         self.endpoints.use(endpoint)
@@ -289,7 +291,9 @@ class Link:
         if isinstance(error, grpc.aio.AioRpcError):
             refused = error.code() in _FINAL
             trouble = str(error.details()) if refused else f"{error.code().name}: {error.details()}"
-        elif isinstance(error, RefusedError | StreamError):
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                trouble = explain(endpoint.address, endpoint.name, self._tls, str(error.details())) or trouble
+        elif isinstance(error, RefusedError | StreamError | TransportError):
             refused, trouble = isinstance(error, RefusedError), str(error)
         else:
             raise error

@@ -17,6 +17,7 @@ from narrowcast.head.socket_bytes import SocketWatch
 from narrowcast.head.unanswered import Unanswered, Waiting
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import CLIENT_OPTIONS
+from narrowcast.transport.rpc.credentials import ClientTls, open_channel
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
 
 # After the time that a server gives for answering what it has, so much more for its last answers' way.
@@ -49,15 +50,17 @@ class _Sent(NamedTuple):
     size: int
 
 
-def _channel(endpoint: Endpoint, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    """The one place where a connection is made."""
+def _channel(endpoint: Endpoint, tls: ClientTls | None) -> grpc.aio.Channel:
+    """The one place where a connection is made.
+
+    Raises:
+        TransportError: the TLS files cannot be used (any more).
+    """
     options: list[tuple[str, Any]] = list(CLIENT_OPTIONS)
-    target = str(endpoint.address)
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options=options)
-    if endpoint.name != endpoint.address.host:  # the certificate names the host, the connection its address
+    if tls is not None and tls.server_name is None and endpoint.name != endpoint.address.host:
+        # The certificate names the host, the connection its address.
         options.append(("grpc.ssl_target_name_override", endpoint.name))
-    return grpc.aio.secure_channel(target, credentials, options=options)
+    return open_channel(endpoint.address, tls, options)
 
 
 class Stream:
@@ -112,7 +115,7 @@ class Stream:
         opening: pb.Open,
         frames: Unanswered,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: ClientTls | None = None,
         seconds: float,
         ask_health: bool = False,
         at_end: Callable[[], object] = lambda: None,
@@ -123,7 +126,7 @@ class Stream:
             endpoint: where.
             opening: its first message.
             frames: what is to be sent on it, once it runs.
-            credentials: for TLS, with a token where there is one; None for plain TCP.
+            tls: certificates, and a token where there is one; None for plain TCP.
             seconds: for all of it.
             ask_health: pass over a server whose health service does not call the model serving.
             at_end: called before the connection is closed.
@@ -135,7 +138,7 @@ class Stream:
             grpc.aio.AioRpcError: what the server or the connection says.
         """
         socket = SocketWatch(endpoint.address.host, endpoint.address.port)
-        channel = _channel(endpoint, credentials)
+        channel = _channel(endpoint, tls)
         call = TailServiceStub(channel).Stream()
         stream = cls(endpoint, channel, call, socket, frames, at_end)
         health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None

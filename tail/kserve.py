@@ -87,7 +87,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """See the specification. A model that is not there is not ready."""
         try:
-            admit(self._gate, context)
+            admit(self._gate, context, request.name)
             self._find(request.name, request.version)
         except EndedError as ended:
             if ended.code is not grpc.StatusCode.NOT_FOUND:
@@ -98,7 +98,7 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """See the specification."""
         try:
-            admit(self._gate, context)
+            admit(self._gate, context, request.name)
             model = self._find(request.name, request.version).batcher.model
         except EndedError as ended:
             await context.abort(ended.code, str(ended))
@@ -122,7 +122,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         arrived, left = time.perf_counter(), context.time_remaining()
         client = ""
         try:
-            client = admit(self._gate, context)
+            client = admit(self._gate, context, request.model_name)
             slot = self._find(request.model_name, request.model_version)
             asked = read_parameters(request, slot.fingerprint)
             packets = await asyncio.to_thread(_packets, request, slot.batcher.model.codec)
@@ -140,7 +140,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 packet,
                 frozenset(output.tail for output in wanted),
                 client=client,
-                priority=asked.priority,
+                priority=self._gate.priority(client, asked.priority),
                 deadline=arrived + min(limits) if limits else None,
                 packet_bytes=prod(batcher.model.codec.spec.shape),
                 arrived=arrived,

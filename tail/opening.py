@@ -25,16 +25,19 @@ class EndedError(Exception):
         self.code = code
 
 
-def admit(gate: Gate, context: Context) -> str:
-    """The caller's name.
+def admit(gate: Gate, context: Context, model: str | None = None) -> str:
+    """The caller's name, where it may use ``model``.
 
     Raises:
         EndedError: it is not to be served.
     """
     try:
-        return gate.client(context)
+        client = gate.client(context)
+        if model is not None:
+            gate.check_model(client, model)
     except AccessError as error:
         raise EndedError(error.code, str(error)) from error
+    return client
 
 
 def find_slot(models: ModelTable, model: str, fingerprint: bytes, packet_version: int) -> Slot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from narrowcast.tail.access import Gate
+from narrowcast.tail.access import Access
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.models import ModelTable
@@ -34,9 +35,9 @@ class TailServer:
     Args:
         models: by name, from :func:`narrowcast.tail.store.load_models`.
         listen: the address; port 0 takes a free one.
-        insecure: listen beyond this machine although the traffic is neither encrypted nor authenticated.
+        access: TLS, and who may come; without it the traffic is neither encrypted nor authenticated.
+        insecure: listen beyond this machine all the same.
         max_batch, max_delay_ms, max_queue, max_client_queue: see :class:`Batcher`.
-        gate: who may use it; everybody where there is none.
         observer: is told what happens.
         ageing: when streams are asked to move; never where it is not said.
     """
@@ -46,27 +47,27 @@ class TailServer:
         models: Mapping[str, Model],
         listen: Address,
         *,
+        access: Access | None = None,
         insecure: bool = False,
         max_batch: int = 16,
         max_delay_ms: float = 0.0,
         max_queue: int = 1024,
         max_client_queue: int | None = None,
-        gate: Gate | None = None,
         observer: Observer | None = None,
         ageing: Ageing | None = None,
     ) -> None:
-        if not listen.is_loopback and not insecure:
-            raise ListenError(
-                f"{listen} can be reached from other machines, and the traffic would be neither encrypted nor "
-                "authenticated; listen on 127.0.0.1, or pass --insecure on a network that you trust"
-            )
+        self._access = access or Access()
+        self._access.check_listen(listen, insecure=insecure)
+        if observer is not None:
+            self._access.report(observer)
+        self._watching: asyncio.Task[None] | None = None
         self._models = models
         self._listen = listen
         self._limits: dict[str, Any] = {
             "max_batch": max_batch, "max_delay_ms": max_delay_ms, "max_queue": max_queue,
             "max_client_queue": max_client_queue, "observer": observer,
         }  # fmt: skip
-        self._gate, self._observer, self._ageing = gate, observer, ageing
+        self._observer, self._ageing = observer, ageing
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._table = ModelTable()
@@ -83,17 +84,18 @@ class TailServer:
         """
         for model in self._models.values():
             self._table.publish(Batcher(model, **self._limits))
-        self._service = TailService(self._table, gate=self._gate, observer=self._observer, ageing=self._ageing)
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._service = TailService(self._table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
+        self._server = grpc.aio.server(interceptors=list(self._access.interceptors), options=SERVER_OPTIONS)
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
-            port = self._server.add_insecure_port(str(self._listen))
+            port = self._access.add_port(self._server, self._listen)
         except RuntimeError as error:
             raise ListenError(
                 f"cannot listen on {self._listen}: is the port taken? choose another with --listen HOST:PORT"
             ) from error
         await self._server.start()
+        self._watching = asyncio.create_task(self._access.watch())
         for name in ("", SERVICE, *self._models):
             await self._health.set(name, _SERVING)
         return Address(self._listen.host, port)
@@ -107,6 +109,8 @@ class TailServer:
         # Streams that do not heed it are told so before gRPC cuts them off.
         self._service.drain(drain_seconds * _OF_THE_TIME)
         await self._server.stop(drain_seconds)
+        if self._watching is not None:
+            self._watching.cancel()
         for slot in self._table:
             await slot.batcher.close()
 

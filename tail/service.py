@@ -80,7 +80,7 @@ class TailService(TailServiceServicer):
         arrived = time.perf_counter()
         client = ""
         try:
-            client = admit(self._gate, context)
+            client = admit(self._gate, context, request.model)
             self._check_serving()
             packet = Packet.from_bytes(request.packet)
             slot = find_slot(self._models, request.model, packet.fingerprint, VERSION)
@@ -97,7 +97,7 @@ class TailService(TailServiceServicer):
             packet,
             tails,
             client=client,
-            priority=priority_of(request.priority),
+            priority=self._gate.priority(client, priority_of(request.priority)),
             deadline=None if left is None else arrived + left,
             on_done=lambda _: None if done.done() else done.set_result(None),
             packet_bytes=len(request.packet),

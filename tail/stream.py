@@ -88,10 +88,11 @@ class OpenStream:
         self.info = StreamInfo(client, wanted.model, wanted.stream_id)
         if len(wanted.stream_id) != 16:
             raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, f"a stream id has 16 bytes, not {len(wanted.stream_id)}")
+        admit(self._gate, self._context, wanted.model)
         self.slot = find_slot(self._models, wanted.model, wanted.codec_fingerprint, wanted.packet_version)
         self._tails = choose_tails(self.slot.batcher, wanted.tails)
         self._credits = Credits(wanted.window)
-        self._priority = priority_of(wanted.priority)
+        self._priority = self._gate.priority(client, priority_of(wanted.priority))
         self._deadline_ms, self._resume_from = wanted.deadline_ms, wanted.resume_from
         self._limit_silence(wanted.silence_limit_ms)
         self._agreed = StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us)

@@ -14,8 +14,12 @@ DAY_SECONDS = 86_400.0
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new file that takes ``path``'s place once it is whole and on disk; an error leaves what was there.
+
+    Args:
+        path: the file.
+        mode: of a new file, before the umask; 0o600 for what nobody else may read, at no moment.
 
     Raises:
         OSError: it cannot be written; names ``path``.
@@ -24,7 +28,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _forget_abandoned(path)
     try:
-        with partial.open("wb") as out:
+        partial.unlink(missing_ok=True)  # an old one would keep its mode
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())

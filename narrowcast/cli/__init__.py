@@ -23,7 +23,10 @@ VERBS = {
     "serve": ("serve", "the tail server"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
-    "keys": ("keys", "signing keys: new, show, trust, sign, verify"),
+    "keys": (
+        "keys",
+        "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",
+    ),
 }
 INTERRUPTED = 130
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from narrowcast.cli.answers import answers, write_masks
-from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle, seconds
+from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   narrowcast stream model.ncb photos/ --to 127.0.0.1:7433
+  narrowcast stream model.ncb photos/ --to tail.example:7433 --tls board-7/
   narrowcast stream model.ncb frame.jpg --to server:7433 --level 0 | jq .outputs
   narrowcast stream model.ncb photos/ --to one:7433,two:7433 --deadline-ms 500
   narrowcast stream detector.ncb photos/ --to server:7433 | jq .detections
@@ -111,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--masks", type=Path, metavar="DIR", help="write maps of classes there as PNG, of the source's size"
     )
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
+    add_tls(parser)
     add_trust(parser)
 
 
@@ -119,9 +121,11 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.devices.probe import preferred_backends
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
+    from narrowcast.transport.rpc.credentials import client_tls
 
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
+    tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
     bundle = open_bundle(args, "device")
     if args.masks is not None:
         _check_masks(args, bundle)
@@ -139,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
         image_quality=args.image_quality,
+        tls=tls,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):

@@ -44,6 +44,8 @@ SERVER_OPTIONS: Options = [
     ("grpc.max_send_message_length", MAX_RESULT_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    # Who connects and says nothing is not waited for (gRPC's own limit is two minutes).
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # Two servers on one port would share its clients between them without a word.
     ("grpc.so_reuseport", 0),
 ]
