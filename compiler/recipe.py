@@ -200,6 +200,10 @@ class Recipe(Settings, frozen=True):
             raise ValueError(
                 f"[[tails]] are called {', '.join(names[1:])}; each has a name of its own, none is {MAIN!r}"
             )
+        if self.input.free is not None and (self.tails or self.exit is not None):
+            raise ValueError(
+                f"[input] fit is 'free'; {'[[tails]]' if self.tails else '[exit]'} is for images of one size only"
+            )
 
 
 def load_recipe(path: Path, **tables: dict[str, Any]) -> Recipe:
