@@ -83,7 +83,8 @@ def _size(contract: InputContract) -> str:
     free, (height, width) = contract.free, contract.size
     if free is None:
         return f"{height}x{width}, {contract.fit}"
-    return f"free, up to {free.most[0]} x {free.most[1]}, multiples of {free.multiple}; trained on crops of {height} x {width}"
+    most = f"free, up to {free.most[0]} x {free.most[1]}, multiples of {free.multiple}"
+    return f"{most}; trained on crops of {height} x {width}"
 
 
 def _task(task: Task | None) -> str:
