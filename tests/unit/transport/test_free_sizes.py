@@ -69,7 +69,7 @@ def test_training_sees_crops_at_the_frames_own_scale():
         ({"max_size": [128, 200]}, r"max_size is \[128, 200\]; height and width are multiples of 32"),
         ({"size": [160, 64]}, r"size is \[160, 64\], more than max_size, \[128, 192\]"),
         ({"multiple_of": 1, "max_size": [64, 256]}, "a side is at most 255 times multiple_of, 1"),
-        ({"crop": 0.5}, "crop is 0.5; fit = \"free\" cuts nothing off"),
+        ({"crop": 0.5}, 'crop is 0.5; fit = "free" cuts nothing off'),
         ({"fit": "letterbox"}, "max_size and multiple_of go with fit = \"free\"; fit is 'letterbox'"),
     ],
     ids=str,
