@@ -123,9 +123,10 @@ class HeadSession:
 
     def _symbols(self, backend: HeadBackend, image: Image, level: int) -> npt.NDArray[np.uint8]:
         symbols = backend.run(image, level)
-        if symbols.dtype != np.uint8 or symbols.shape != self.codec.spec.shape:
+        wanted = self.bundle.manifest.symbols_shape((image.shape[0], image.shape[1]))
+        if symbols.dtype != np.uint8 or symbols.shape != wanted:
             raise BackendError(
-                f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(self.codec.spec.shape)}"
+                f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(wanted)}"
             )
         return symbols
 

@@ -1,4 +1,7 @@
-"""What is computed for a batch: packets decoded, networks run, outputs put into responses. Runs off the event loop."""
+"""What is computed for a batch: packets decoded, networks run, outputs put into responses. Runs off the event loop.
+
+Networks take frames of one size at a time: where a model's frames differ in size, they run once for each size in the batch.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 
 from narrowcast.tail.backends import Array
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.frame import Frame, refusal
 from narrowcast.tail.store import Model
+from narrowcast.transport.codec import Codec
 from narrowcast.transport.errors import FrameError, PayloadError
 from narrowcast.transport.images import decode_image
 from narrowcast.transport.packet import Kind
@@ -52,37 +57,62 @@ def _guarded(answer: _Answering, model: Model, frames: Sequence[Frame], started:
 
 def _answer_symbols(model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
     began = time.perf_counter()
-    levels = [frame.packet.level for frame in frames]
-    symbols, errors = model.codec.decode_batch([frame.packet.payload for frame in frames], levels)
-    decoded = time.perf_counter()
-    good = [row for row, error in enumerate(errors) if error is None]
-    if len(good) < len(frames):
-        symbols = symbols[good]
-    outputs: list[dict[str, Array]] = []
-    if good:
-        outputs = model.answer(
-            symbols, np.array([levels[row] for row in good], np.int64), [frames[row].tails for row in good]
-        )
-    return _responses(frames, good, errors, outputs, _Times(started, decoded - began, decoded, size))
+    decoded, errors = _decode(model.codec, frames)
+    done = time.perf_counter()
+    outputs: dict[int, dict[str, Array]] = {}
+    for rows, symbols in decoded:
+        levels = np.array([frames[row].packet.level for row in rows], np.int64)
+        answers = model.answer(symbols, levels, [frames[row].tails for row in rows])
+        outputs |= dict(zip(rows, answers, strict=True))
+    good = sorted(outputs)
+    found = [outputs[row] for row in good]
+    return _responses(frames, good, errors, found, _Times(started, done - began, done, size))
+
+
+def _decode(
+    codec: Codec, frames: Sequence[Frame]
+) -> tuple[list[tuple[list[int], npt.NDArray[np.uint8]]], list[PayloadError | None]]:
+    """By size: the frames' rows, and their symbols uint8 ``[N, C, h, w]``. And each frame's error or None."""
+    errors: list[PayloadError | None] = [None] * len(frames)
+    by_shape: dict[tuple[int, int, int], list[int]] = {}
+    for row, frame in enumerate(frames):
+        try:
+            by_shape.setdefault(codec.shape_of(frame.packet.payload), []).append(row)
+        except PayloadError as error:
+            errors[row] = error
+    decoded = []
+    for rows in by_shape.values():
+        packets = [frames[row].packet for row in rows]
+        symbols, found = codec.decode_batch([p.payload for p in packets], [p.level for p in packets])
+        sound = [k for k, problem in enumerate(found) if problem is None]
+        for row, problem in zip(rows, found, strict=True):
+            errors[row] = problem
+        if sound:
+            kept = symbols if len(sound) == len(rows) else symbols[sound]
+            decoded.append(([rows[k] for k in sound], kept))
+    return decoded, errors
 
 
 def _answer_images(model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
     began = time.perf_counter()
     contract = model.manifest.input
     errors: list[PayloadError | None] = []
-    prepared = []
-    for frame in frames:  # one after the other: a decoded image may be a thousand times its file
+    prepared: dict[int, npt.NDArray[np.uint8]] = {}
+    for row, frame in enumerate(frames):  # one after the other: a decoded image may be a thousand times its file
         try:
-            prepared.append(contract.prepare(decode_image(frame.packet.payload, frame.packet.codec)).image)
+            prepared[row] = contract.prepare(decode_image(frame.packet.payload, frame.packet.codec)).image
             errors.append(None)
         except (PayloadError, FrameError) as error:
             errors.append(PayloadError(str(error)))
     decoded = time.perf_counter()
-    good = [row for row, error in enumerate(errors) if error is None]
-    outputs: list[dict[str, Array]] = []
-    if good:
-        outputs = model.answer_images(np.stack(prepared), [frames[row].tails for row in good])
-    return _responses(frames, good, errors, outputs, _Times(started, decoded - began, decoded, size))
+    outputs: dict[int, dict[str, Array]] = {}
+    for shape in {image.shape for image in prepared.values()}:
+        rows = [row for row, image in prepared.items() if image.shape == shape]
+        answers = model.answer_images(np.stack([prepared[row] for row in rows]), [frames[row].tails for row in rows])
+        outputs |= dict(zip(rows, answers, strict=True))
+    good = sorted(outputs)
+    found = [outputs[row] for row in good]
+    return _responses(frames, good, errors, found, _Times(started, decoded - began, decoded, size))
 
 
 class _Times:

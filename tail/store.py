@@ -77,13 +77,13 @@ class Model:
             backend = self.backend if tail == MAIN else self.further[tail]
             return backend.run(symbols[rows], levels[rows])
 
-        return self._answers(wanted, run)
+        return self._answers(wanted, run, self.manifest.input_size(symbols.shape[1:]))
 
     def answer_images(self, images: npt.NDArray[np.uint8], wanted: Sequence[frozenset[str]]) -> list[dict[str, Array]]:
         """What goes back for each image of a batch, as :meth:`answer` for symbols.
 
         Args:
-            images: uint8 ``[N, H, W, 3]``, of the input contract's size.
+            images: uint8 ``[N, H, W, 3]``, as the input contract gives them.
             wanted: per image, the tails whose outputs are asked for, all of :attr:`image_tails`.
 
         Raises:
@@ -98,10 +98,13 @@ class Model:
                 )
             return whole.run_images(images[rows])
 
-        return self._answers(wanted, run)
+        return self._answers(wanted, run, (images.shape[1], images.shape[2]))
 
     def _answers(
-        self, wanted: Sequence[frozenset[str]], run: Callable[[str, Sequence[int] | slice], dict[str, Array]]
+        self,
+        wanted: Sequence[frozenset[str]],
+        run: Callable[[str, Sequence[int] | slice], dict[str, Array]],
+        size: tuple[int, int],
     ) -> list[dict[str, Array]]:
         answers: list[dict[str, Array]] = [{} for _ in wanted]
         for spec in self.manifest.all_tails():
@@ -110,7 +113,7 @@ class Model:
                 continue
             outputs = run(spec.name, slice(None) if len(rows) == len(wanted) else rows)
             prefix = "" if spec.name == MAIN else f"{spec.name}/"
-            for row, found in zip(rows, finish(spec.task, outputs, self.manifest.input.size), strict=True):
+            for row, found in zip(rows, finish(spec.task, outputs, size), strict=True):
                 answers[row] |= {prefix + name: values for name, values in found.items()}
         return answers
 
@@ -178,7 +181,7 @@ def load_model(bundle: Bundle, *, threads: int = 0) -> Model:
         for spec in bundle.manifest.tails
     }
     for spec in bundle.manifest.all_tails():
-        _try(bundle, codec, backend if spec.name == MAIN else further[spec.name], spec)
+        _try(bundle, backend if spec.name == MAIN else further[spec.name], spec)
     wholes = _load_wholes(bundle, threads)
     return Model(bundle.manifest, codec, backend, further, wholes.pop(MAIN, None), wholes)
 
@@ -190,18 +193,31 @@ def _load_wholes(bundle: Bundle, threads: int) -> dict[str, ImageBackend]:
         tail = None if spec.name == MAIN else spec.name
         if bundle.has("whole", tail=tail):
             whole = wholes[spec.name] = OnnxRuntimeWhole(bundle.read("whole", tail=tail), threads=threads)
-            outputs = whole.run_images(np.zeros((1, *bundle.manifest.input.size, 3), np.uint8))
-            _check_outputs(bundle, outputs, spec, "whole network")
+            for size in _sizes(bundle):
+                outputs = whole.run_images(np.zeros((1, *size, 3), np.uint8))
+                _check_outputs(bundle, outputs, spec, "whole network", size)
     return wholes
 
 
-def _try(bundle: Bundle, codec: Codec, backend: TailBackend, spec: TailSpec) -> None:
-    """Runs a tail once, and compares what it gives with the manifest."""
-    outputs = backend.run(np.zeros((1, *codec.spec.shape), np.uint8), np.zeros(1, np.int64))
-    _check_outputs(bundle, outputs, spec, "tail")
+def _sizes(bundle: Bundle) -> list[tuple[int, int]]:
+    """Input sizes to try networks on: the only one, or where they differ one of them and the smallest."""
+    contract = bundle.manifest.input
+    return (
+        [contract.size] if contract.free is None else [contract.size, (contract.free.multiple, contract.free.multiple)]
+    )
 
 
-def _check_outputs(bundle: Bundle, outputs: Mapping[str, Array], spec: TailSpec, what: str) -> None:
+def _try(bundle: Bundle, backend: TailBackend, spec: TailSpec) -> None:
+    """Runs a tail once for each size, and compares what it gives with the manifest."""
+    for size in _sizes(bundle):
+        shape = bundle.manifest.symbols_shape(size)
+        outputs = backend.run(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int64))
+        _check_outputs(bundle, outputs, spec, "tail", size)
+
+
+def _check_outputs(
+    bundle: Bundle, outputs: Mapping[str, Array], spec: TailSpec, what: str, size: tuple[int, int]
+) -> None:
     promised = {output.name for output in spec.outputs}
     if outputs.keys() != promised:
         which = what if spec.name == MAIN else f"{what} {spec.name!r}"
@@ -210,7 +226,7 @@ def _check_outputs(bundle: Bundle, outputs: Mapping[str, Array], spec: TailSpec,
         )
     if spec.task is not None:  # what is made of outputs goes by their shapes
         shapes = {output.name: list(outputs[output.name].shape[1:]) for output in spec.outputs}
-        if shapes != {output.name: output.shape for output in spec.outputs}:
+        if shapes != {output.name: output.at(size, bundle.manifest.input.size).shape for output in spec.outputs}:
             raise TailBackendError(
                 f"{bundle.path.name}: the {what} {spec.name!r} gives other shapes than its manifest says"
             )

@@ -93,6 +93,17 @@ def spec() -> CodecSpec:
     return CodecSpec(name="rans", shape=SHAPE, alphabet=40, levels=3, quantizer="ab" * 32)
 
 
+def free_spec() -> CodecSpec:
+    """The same for frames that differ in size: up to three times as high and twice as wide."""
+    most = (SHAPE[0], 3 * SHAPE[1], 2 * SHAPE[2])
+    return CodecSpec(name="rans", shape=most, alphabet=40, levels=3, quantizer="ab" * 32, step=SHAPE[1:])
+
+
+def free_symbols() -> np.ndarray:
+    """uint8 [6, 33, 7]: one level's symbols, from top to bottom three times."""
+    return np.concatenate([symbols(1)] * 3, 1)
+
+
 def packets(payload: bytes) -> dict[str, bytes]:
     """A packet of each kind in both forms."""
     packet = Packet(CodecId.RANS, 1, 123_456, CONTEXT.epoch_us + 7_654_321, payload, *CONTEXT[:2])
@@ -125,4 +136,6 @@ def files() -> dict[str, bytes]:
         made[f"packed-payload-{level}.bin"] = packed_tables().pack(packed_symbols(level), level)
     made["symbols.bin"] = b"".join(symbols(level).tobytes() for level in range(3))
     made["fingerprint.txt"] = (spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
+    made["free-fingerprint.txt"] = (free_spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
+    made["free-payload.bin"] = bytes((3, 1)) + Coder(tables(4), "python").encode(free_symbols(), 1)
     return {**made, **packets(made["payload-4-1.bin"])}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from narrowcast.transport.codec import open_codec
 from narrowcast.transport.coder import Coder
 from narrowcast.transport.coder.native import load
 from narrowcast.transport.contexts import ContextTables
@@ -59,6 +60,15 @@ def test_packed_payloads(level):
     payload = FILES[f"packed-payload-{level}.bin"]
     assert tables.pack(cases.packed_symbols(level), level) == payload
     assert np.array_equal(tables.unpack(payload, level, cases.SHAPE), cases.packed_symbols(level))
+
+
+def test_payloads_of_frames_that_differ_in_size():
+    codec = open_codec(cases.free_spec(), FILES["tables-4.bin"])
+    payload = FILES["free-payload.bin"]
+    assert codec.fingerprint.hex() == FILES["free-fingerprint.txt"].decode().strip()
+    assert codec.encode(cases.free_symbols(), 1) == payload
+    assert codec.shape_of(payload) == (6, 33, 7)
+    assert np.array_equal(codec.decode_batch([payload], [1])[0][0], cases.free_symbols())
 
 
 def test_packets():
