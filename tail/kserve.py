@@ -205,9 +205,7 @@ def _packets(request: pb.ModelInferRequest, codec: Codec) -> list[Packet]:
     symbols, levels = read_frames(request, codec.spec)
     now = round(time.time() * 1e6)
     return [
-        Packet(
-            codec.codec_id, int(level), frame_id, now, codec.encode(frame, int(level)), bytes(16), codec.fingerprint
-        )
+        Packet(codec.codec_id, int(level), frame_id, now, codec.encode(frame, int(level)), bytes(16), codec.fingerprint)
         for frame_id, (frame, level) in enumerate(zip(symbols, levels, strict=True))
     ]
 
@@ -216,9 +214,7 @@ def _response(
     request: pb.ModelInferRequest, frames: Sequence[Frame], wanted: Sequence[Offered]
 ) -> pb.ModelInferResponse:
     """The answers of all frames. Runs off the event loop."""
-    response = pb.ModelInferResponse(
-        model_name=request.model_name, model_version=str(frames[0].release), id=request.id
-    )
+    response = pb.ModelInferResponse(model_name=request.model_name, model_version=str(frames[0].release), id=request.id)
     answers: list[dict[str, Array]] = []
     for frame in frames:
         assert frame.response is not None

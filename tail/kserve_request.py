@@ -111,11 +111,15 @@ def read_frames(request: pb.ModelInferRequest, spec: CodecSpec) -> Frames:
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
-        raise InferRequestError(f"{len(request.inputs)} inputs with {len(raw)} raw contents; there must be one for each")
+        raise InferRequestError(
+            f"{len(request.inputs)} inputs with {len(raw)} raw contents; there must be one for each"
+        )
     inputs: dict[str, Array] = {}
     for index, tensor in enumerate(request.inputs):
         if tensor.name in inputs or tensor.name not in (SYMBOLS, LEVEL):
-            raise InferRequestError(f"the input {tensor.name[:80]!r}; a request has {SYMBOLS!r} and {LEVEL!r}, once each")
+            raise InferRequestError(
+                f"the input {tensor.name[:80]!r}; a request has {SYMBOLS!r} and {LEVEL!r}, once each"
+            )
         dtype = "UINT8" if tensor.name == SYMBOLS else "INT64"
         shape = (-1, *spec.shape) if tensor.name == SYMBOLS else (-1,)
         _check_declared(tensor, dtype, shape)
