@@ -42,7 +42,6 @@ class TailServer:
         gate: who may use it; everybody where there is none.
         observer: is told what happens.
         ageing: when streams are asked to move; never where it is not said.
-        services: further ones on the same port.
 
     Attributes:
         table: the models that are served now.
@@ -63,7 +62,6 @@ class TailServer:
         gate: Gate | None = None,
         observer: Observer | None = None,
         ageing: Ageing | None = None,
-        services: Sequence[Service] = (),
     ) -> None:
         if not listen.is_loopback and not insecure:
             raise ListenError(
@@ -79,7 +77,7 @@ class TailServer:
         self._gate, self._observer, self._ageing = gate, observer, ageing
         self._server: grpc.aio.Server | None = None
         self._interceptors: list[grpc.aio.ServerInterceptor] = []
-        self._services = list(services)
+        self._services: list[Service] = []
         self.health = Health()
         self.table = ModelTable()
         self.state = "starting"
@@ -93,6 +91,10 @@ class TailServer:
     def intercept(self, interceptor: grpc.aio.ServerInterceptor) -> None:
         """Adds an interceptor, before :meth:`start`."""
         self._interceptors.append(interceptor)
+
+    def add_service(self, service: Service) -> None:
+        """Adds a further service on the same port, before :meth:`start`; reflection tells of it too."""
+        self._services.append(service)
 
     async def start(self) -> Address:
         """Starts serving.

@@ -38,6 +38,12 @@ class Histogram:
         self.counts[bisect_left(FINE_SECONDS, seconds)] += 1
         self.total_seconds += seconds
 
+    def copy(self) -> Histogram:
+        """One that no longer changes."""
+        made = Histogram()
+        made.counts, made.total_seconds = self.counts.copy(), self.total_seconds
+        return made
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Buckets as Prometheus wants them: (``le``, how many are at most that), the last one ``+Inf``."""
         buckets, so_far, start = [], 0, 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from narrowcast.tail.operations.histogram import quantile_seconds
@@ -44,12 +43,15 @@ class History:
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        self._snapshots: deque[_Snapshot] = deque(maxlen=POINTS + 1)
+        self._snapshots: deque[_Snapshot] = deque(maxlen=round(LATENCY_SECONDS / STEP_SECONDS) + 1)
+        self._points: deque[tuple[float, float | None]] = deque(maxlen=POINTS)
 
     def tick(self, now: float | None = None) -> None:
         """Takes a snapshot; ``now`` as ``time.monotonic``."""
         at = time.monotonic() if now is None else now
         self._snapshots.append(_Snapshot(at, {name: _sums(model) for name, model in self._tally.models.items()}))
+        if len(self._snapshots) > 1:
+            self._add_point(self._snapshots[-2], self._snapshots[-1])
 
     def rates(self, name: str | None = None) -> Rates:
         """Of one model, or of all."""
@@ -77,18 +79,16 @@ class History:
 
     def series(self) -> tuple[list[float], list[float | None]]:
         """Per step, the oldest first: frames per second of all models, and their p95 from arrival to result, in ms."""
-        rates: list[float] = []
-        latencies: list[float | None] = []
-        for before, after in pairwise(self._snapshots):
-            frames, lately = 0, [0]
-            for name, sums in after.models.items():
-                old = _of(before, name)
-                frames += sums.frames - old.frames
-                new = _less(sums.durations[-1], old.durations[-1])
-                lately = new if len(lately) == 1 else [a + b for a, b in zip(lately, new, strict=True)]
-            rates.append(round(frames / max(after.at - before.at, 1e-9), 2))
-            latencies.append(_ms(quantile_seconds(lately, 0.95)))
-        return rates, latencies
+        return [rate for rate, _ in self._points], [latency for _, latency in self._points]
+
+    def _add_point(self, before: _Snapshot, after: _Snapshot) -> None:
+        frames, lately = 0, [0] * len(_NOTHING.durations[-1])
+        for name, sums in after.models.items():
+            old = _of(before, name)
+            frames += sums.frames - old.frames
+            lately = [a + b - c for a, b, c in zip(lately, sums.durations[-1], old.durations[-1], strict=True)]
+        rate = round(frames / max(after.at - before.at, 1e-9), 2)
+        self._points.append((rate, _ms(quantile_seconds(lately, 0.95))))
 
     def _ends(self, seconds: float) -> tuple[_Snapshot, _Snapshot] | None:
         """The last snapshot, and the one that is about so much older, or the oldest."""

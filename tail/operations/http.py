@@ -20,7 +20,7 @@ from aiohttp import web
 
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.operations.history import STEP_SECONDS, History
-from narrowcast.tail.operations.prometheus import exposition, registry
+from narrowcast.tail.operations.prometheus import exposition
 from narrowcast.tail.operations.status import status
 from narrowcast.tail.operations.tally import Tally
 from narrowcast.transport.rpc.channels import Address
@@ -87,8 +87,8 @@ class HttpServer:
         self._tls = tls
         self._tally = tally
         self._history = History(tally)
-        self._registry = registry(tally)
         self._state, self._ready, self._grpc_address = state, ready, grpc_address
+        self._scraping = asyncio.Lock()
         self._started = time.monotonic()
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
@@ -181,7 +181,9 @@ class HttpServer:
         return web.Response(text="ready\n" if ready else f"not ready: {self._state()}\n", status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = exposition(self._registry, request.headers.get("Accept", ""))
+        accept = request.headers.get("Accept", "")
+        async with self._scraping:  # one at a time: it takes milliseconds of a core
+            body, content_type = await asyncio.to_thread(exposition, self._tally.figures(), accept)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _status(self, request: web.Request) -> web.Response:

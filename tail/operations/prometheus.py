@@ -14,45 +14,46 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from narrowcast.tail.operations.histogram import Histogram
-from narrowcast.tail.operations.tally import BATCH_BOUNDS, RESULTS, STAGES, ModelTally, Tally, level_name
+from narrowcast.tail.operations.tally import BATCH_BOUNDS, RESULTS, STAGES, Figures, ModelTally, level_name
 from narrowcast.tail.operations.version import VERSION
 
 _STREAMS = "narrowcast_streams"
 
 
-def registry(tally: Tally) -> CollectorRegistry:
-    """A registry of its own, with the tally's figures and the process' (``process_*``)."""
+def exposition(figures: Figures, accept: str = "") -> tuple[bytes, str]:
+    """What ``/metrics`` answers to an ``Accept`` header: these figures, and the process' (``process_*``).
+
+    It takes milliseconds per model, so it is for a thread of its own.
+
+    Returns:
+        body and content type: Prometheus' text, or OpenMetrics.
+    """
     made = CollectorRegistry(auto_describe=False)
-    made.register(TallyCollector(tally))
+    made.register(FiguresCollector(figures))
     ProcessCollector(registry=made)
-    return made
-
-
-def exposition(made: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """What ``/metrics`` answers to an ``Accept`` header: body and content type (Prometheus' text, or OpenMetrics)."""
     encode, content_type = choose_encoder(accept)
     return encode(made), content_type
 
 
-class TallyCollector(Collector):
-    """Turns sums into metrics when somebody asks."""
+class FiguresCollector(Collector):
+    """Turns sums into metrics."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """See the library."""
-        models = self._tally.all_models()
+        models = self._figures.models
         yield _build()
         yield from _frames(models)
         yield from _durations(models)
-        yield from _batches(models, self._tally)
+        yield from _batches(models, self._figures.queued)
         yield from _streams(models)
         clients = GaugeMetricFamily("narrowcast_clients", "Clients with at least one open stream.")
-        clients.add_metric([], len(self._tally.clients))
+        clients.add_metric([], self._figures.clients)
         yield clients
         loaded = GaugeMetricFamily("narrowcast_models", "Models that are served now, each name counted once.")
-        loaded.add_metric([], len(self._tally.table.names()))
+        loaded.add_metric([], self._figures.served)
         yield loaded
 
 
@@ -112,7 +113,7 @@ def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram)
     family.add_metric(labels, buckets, histogram.total_seconds)
 
 
-def _batches(models: Mapping[str, ModelTally], tally: Tally) -> Iterator[Metric]:
+def _batches(models: Mapping[str, ModelTally], queues: Mapping[str, int]) -> Iterator[Metric]:
     sizes = HistogramMetricFamily("narrowcast_batch_size", "Frames per batch.", labels=["model"])
     queued = GaugeMetricFamily("narrowcast_queue_depth", "Frames that wait now.", labels=["model"])
     for name, model in models.items():
@@ -122,7 +123,7 @@ def _batches(models: Mapping[str, ModelTally], tally: Tally) -> Iterator[Metric]
             so_far += count
             buckets.append(("+Inf" if bound == float("inf") else repr(bound), so_far))
         sizes.add_metric([name], buckets, model.batch_frames)
-        queued.add_metric([name], tally.queued(name))
+        queued.add_metric([name], queues[name])
     yield sizes
     yield queued
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import grpc
 
@@ -52,6 +54,15 @@ class ModelTally:
         self.refused: Counter[str] = Counter()
         self.image_bytes: dict[int, int] = {}  # by release
 
+    def copy(self) -> ModelTally:
+        """One that no longer changes."""
+        made = copy.copy(self)
+        made.results, made.levels = self.results.copy(), self.levels.copy()
+        made.closed, made.refused = self.closed.copy(), self.refused.copy()
+        made.stages, made.total = tuple(stage.copy() for stage in self.stages), self.total.copy()
+        made.batches = self.batches.copy()
+        return made
+
     @property
     def frames(self) -> int:
         """All, whatever became of them."""
@@ -80,6 +91,22 @@ class ClientTally:
         self.frames = 0
         self.received_bytes = 0
         self.since = time.monotonic()
+
+
+class Figures(NamedTuple):
+    """A tally at one moment, for another thread to read.
+
+    Attributes:
+        models: sums by name.
+        queued: frames that wait now, by name.
+        clients: how many have streams open.
+        served: how many names are served now.
+    """
+
+    models: Mapping[str, ModelTally]
+    queued: Mapping[str, int]
+    clients: int
+    served: int
 
 
 class Tally:
@@ -158,6 +185,12 @@ class Tally:
         for name in self.table.names():
             self._model(name)
         return dict(self.models)
+
+    def figures(self) -> Figures:
+        """As they are now."""
+        models = {name: model.copy() for name, model in self.all_models().items()}
+        queued = {name: self.queued(name) for name in models}
+        return Figures(models, queued, len(self.clients), len(self.table.names()))
 
     def queued(self, name: str) -> int:
         """How many frames of a model wait now."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,13 +22,25 @@ from narrowcast.tail.observe import FrameRecord, Observers, StreamInfo
 from narrowcast.tail.operations import logs
 from narrowcast.tail.operations.histogram import BOUNDS_SECONDS, FINE_SECONDS, Histogram, quantile_seconds
 from narrowcast.tail.operations.history import History
-from narrowcast.tail.operations.prometheus import exposition, registry
-from narrowcast.tail.operations.status import MAX_CLIENTS, Status, status
+from narrowcast.tail.operations.process import ProcessUse
+from narrowcast.tail.operations.prometheus import exposition
+from narrowcast.tail.operations.status import (
+    MAX_CLIENTS,
+    Bytes,
+    ClientStatus,
+    Latency,
+    ModelStatus,
+    Release,
+    Series,
+    Status,
+    status,
+)
 from narrowcast.tail.operations.tally import OTHER, Tally
 from narrowcast.tail.store import load_models
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
+ROOT = Path(__file__).parents[3]
 STREAM = StreamInfo("192.0.2.7", "tiny", b"s" * 16)
 
 
@@ -53,7 +69,7 @@ async def tally(table):
 
 def samples(tally: Tally) -> dict[tuple[str, ...], float]:
     """What /metrics says, read by Prometheus' own parser: (name, label values sorted by label) to value."""
-    body, _ = exposition(registry(tally), "text/plain")
+    body, _ = exposition(tally.figures(), "text/plain")
     found = {}
     for family in text_string_to_metric_families(body.decode()):
         for one in family.samples:
@@ -185,7 +201,7 @@ class TestMetrics:
             "process_cpu_seconds_total",
             "process_open_fds",
         } <= names
-        body, content_type = exposition(registry(tally), "application/openmetrics-text; version=1.0.0")
+        body, content_type = exposition(tally.figures(), "application/openmetrics-text; version=1.0.0")
         assert content_type.startswith("application/openmetrics-text")
         assert body.rstrip().endswith(b"# EOF")
 
@@ -343,3 +359,51 @@ class TestLogs:
         )
         assert [json.loads(line)["event"] for line in found].count("stream_closed") == 2
         assert json.loads(found[-1])["frames"] == 1
+
+
+class TestDocumented:
+    PAGE = (ROOT / "docs" / "operations.md").read_text()
+
+    async def test_every_metric_with_its_labels(self, tally):
+        tally.stream_opened(STREAM)
+        tally.stream_closed(STREAM, "OK")
+        tally.refused("x", "tiny", "UNAVAILABLE")
+        tally.frame_done(record())
+        rows = re.findall(r"^\| `(narrowcast_\w+)` \| (\w+)[^|]*\| ([\w, ]*) ?\|", self.PAGE, re.MULTILINE)
+        said = {name: (kind, tuple(sorted(filter(None, labels.strip().split(", "))))) for name, kind, labels in rows}
+        body, _ = exposition(tally.figures())
+        found = {}
+        for family in text_string_to_metric_families(body.decode()):
+            if family.name.startswith("narrowcast_"):
+                labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+                name = f"{family.name}_total" if family.type == "counter" else family.name
+                found[name] = family.type, tuple(sorted(labels))
+        assert found == said
+
+    def test_every_event(self):
+        sources = [*ROOT.glob("tail/operations/*.py"), *ROOT.glob("narrowcast/cli/**/serve*.py")]
+        told = {event for source in sources for event in re.findall(r'tell\(\s*"(\w+)"', source.read_text())}
+        assert {"listening", "stream_opened", "draining", "ended"} <= told
+        for event in told:
+            assert f"| `{event}` |" in self.PAGE
+
+    def test_the_alerts_use_metrics_that_there_are(self):
+        rules = self.PAGE.split("```yaml")[1].split("```")[0]
+        names = {re.sub(r"_bucket$", "", name) for name in re.findall(r"narrowcast_\w+", rules)}
+        assert names
+        for name in names:
+            assert f"| `{name}` |" in self.PAGE
+
+    def test_every_field_of_the_status(self):
+        for struct in (Status, Bytes, Release, Latency, ModelStatus, ClientStatus, Series, ProcessUse):
+            for field in msgspec.structs.fields(struct):
+                assert re.search(rf"`{field.name}(\[\])?`", self.PAGE), field.name
+
+
+def test_traces_are_not_loaded_where_nobody_wants_them():
+    code = (
+        "import sys; import narrowcast.cli.serve, narrowcast.cli.serving.operations, narrowcast.tail.server; "
+        "import narrowcast.tail.operations.http; print([m for m in sys.modules if 'opentelemetry.sdk' in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
