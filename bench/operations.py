@@ -3,8 +3,8 @@
     python bench/operations.py
     python bench/operations.py --json operations.json
 
-The least of several rounds is quoted: these are short, and whatever else runs only adds. Beside them, in the same rounds, what
-nobody can avoid: making one frame's result into bytes.
+The least of several rounds is quoted: these are short, and whatever else runs only adds. Beside them what nobody can avoid:
+making one frame's result into bytes.
 """
 
 from __future__ import annotations
