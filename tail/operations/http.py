@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from aiohttp import web
 
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.operations.history import STEP_SECONDS, History
+from narrowcast.tail.operations.https import ServerTls
 from narrowcast.tail.operations.prometheus import exposition
 from narrowcast.tail.operations.status import status
 from narrowcast.tail.operations.tally import Tally
@@ -57,12 +57,11 @@ class HttpServer:
         tally: the figures.
         state: the server's state: ``starting``, ``serving``, ``draining`` or ``ended``.
         ready: whether it would answer a frame now.
-        grpc_address: told on the page.
         insecure: listen beyond this machine although anyone who reaches the port can read the figures.
-        tls: speaks HTTPS with it.
+        tls: speaks HTTPS with it, to clients that show certificates.
 
     Raises:
-        ListenError: beyond this machine, neither ``insecure`` nor with TLS that asks clients for certificates.
+        ListenError: beyond this machine, neither ``insecure`` nor with TLS.
     """
 
     def __init__(
@@ -72,30 +71,31 @@ class HttpServer:
         *,
         state: Callable[[], str],
         ready: Callable[[], bool],
-        grpc_address: str,
         insecure: bool = False,
-        tls: ssl.SSLContext | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
-        asks_clients = tls is not None and tls.verify_mode is ssl.CERT_REQUIRED
-        if not listen.is_loopback and not insecure and not asks_clients:
+        if not listen.is_loopback and not insecure and tls is None:
             raise ListenError(
                 f"HTTP on {listen} can be reached from other machines, and whoever reaches it reads names of models and "
-                "clients; listen on 127.0.0.1, use TLS with client certificates, or pass --insecure on a network that you "
+                "clients; listen on 127.0.0.1, use --http-tls, or pass --insecure on a network that you "
                 "trust"
             )
         self._listen = listen
         self._tls = tls
         self._tally = tally
         self._history = History(tally)
-        self._state, self._ready, self._grpc_address = state, ready, grpc_address
+        self._state, self._ready, self._grpc_address = state, ready, ""
         self._scraping = asyncio.Lock()
         self._started = time.monotonic()
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
 
-    async def start(self) -> Address:
+    async def start(self, grpc_address: str) -> Address:
         """Starts serving.
+
+        Args:
+            grpc_address: told on the page.
 
         Returns:
             the address, with the real port.
@@ -103,6 +103,7 @@ class HttpServer:
         Raises:
             ListenError: the address cannot be listened on.
         """
+        self._grpc_address = grpc_address
         app = web.Application(middlewares=[self._guard], client_max_size=1)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
@@ -118,7 +119,7 @@ class HttpServer:
         self._ticking = asyncio.create_task(self._tick())
         try:
             self._listener = await asyncio.get_running_loop().create_server(
-                self._connection, self._listen.host, self._listen.port, ssl=self._tls,
+                self._connection, self._listen.host, self._listen.port, ssl=self._tls.context if self._tls else None,
                 ssl_handshake_timeout=IDLE_SECONDS if self._tls else None,
             )  # fmt: skip
         except OSError as error:
@@ -148,6 +149,8 @@ class HttpServer:
     async def _tick(self) -> None:
         while True:
             self._history.tick()
+            if self._tls is not None:
+                self._tls.follow()
             await asyncio.sleep(STEP_SECONDS)
 
     @web.middleware

@@ -55,6 +55,11 @@ class FiguresCollector(Collector):
         loaded = GaugeMetricFamily("narrowcast_models", "Models that are served now, each name counted once.")
         loaded.add_metric([], self._figures.served)
         yield loaded
+        for name, text, values in self._figures.further:
+            gauge = GaugeMetricFamily(name, text, labels=["model"])
+            for model, value in values.items():
+                gauge.add_metric([model], value)
+            yield gauge
 
 
 def _build() -> Metric:

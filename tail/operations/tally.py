@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -93,6 +93,14 @@ class ClientTally:
         self.since = time.monotonic()
 
 
+class Gauge(NamedTuple):
+    """A figure of another part, by model; ``values`` is asked on the event loop."""
+
+    name: str
+    text: str
+    values: Callable[[], Mapping[str, float]]
+
+
 class Figures(NamedTuple):
     """A tally at one moment, for another thread to read.
 
@@ -101,12 +109,14 @@ class Figures(NamedTuple):
         queued: frames that wait now, by name.
         clients: how many have streams open.
         served: how many names are served now.
+        further: gauges of other parts: name, text, values by model.
     """
 
     models: Mapping[str, ModelTally]
     queued: Mapping[str, int]
     clients: int
     served: int
+    further: Sequence[tuple[str, str, Mapping[str, float]]] = ()
 
 
 class Tally:
@@ -120,6 +130,11 @@ class Tally:
         self.table = table
         self.models: dict[str, ModelTally] = {}
         self.clients: dict[str, ClientTally] = {}
+        self._gauges: list[Gauge] = []
+
+    def add_gauge(self, gauge: Gauge) -> None:
+        """Tells a figure of another part among the metrics."""
+        self._gauges.append(gauge)
 
     def stream_opened(self, stream: StreamInfo) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
@@ -190,7 +205,16 @@ class Tally:
         """As they are now."""
         models = {name: model.copy() for name, model in self.all_models().items()}
         queued = {name: self.queued(name) for name in models}
-        return Figures(models, queued, len(self.clients), len(self.table.names()))
+        further = [(gauge.name, gauge.text, self._known(gauge.values())) for gauge in self._gauges]
+        return Figures(models, queued, len(self.clients), len(self.table.names()), further)
+
+    def _known(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Values of models that the server has or had; those of others are added up under :data:`OTHER`."""
+        known: dict[str, float] = {}
+        for name, value in values.items():
+            label = name if name in self.models else OTHER
+            known[label] = known.get(label, 0) + value
+        return known
 
     def queued(self, name: str) -> int:
         """How many frames of a model wait now."""

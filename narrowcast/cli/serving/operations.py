@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrowcast.cli.options import at_least
@@ -13,6 +14,7 @@ from narrowcast.transport.rpc.channels import Address, parse_address
 if TYPE_CHECKING:
     from narrowcast.tail.observe import Observers
     from narrowcast.tail.operations.http import HttpServer
+    from narrowcast.tail.operations.tally import Tally
     from narrowcast.tail.operations.traces import Traces
     from narrowcast.tail.server import TailServer
 
@@ -26,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--http", metavar="HOST:PORT",
         help="a page with live figures, /metrics (Prometheus), /healthz, /readyz and /api/status; "
         f"for instance 127.0.0.1:{HTTP_PORT}",
+    )  # fmt: skip
+    group.add_argument(
+        "--http-tls", type=Path, metavar="DIR",
+        help="HTTPS, with tls.crt and tls.key of this folder, for clients that show a certificate of its ca.crt",
     )  # fmt: skip
     group.add_argument("--log", choices=("text", "json"), default="text", help="form of log lines (default: text)")
     group.add_argument(
@@ -44,23 +50,25 @@ class Operations:
         observers: those that the server was made with.
         server: not started yet.
 
+    Attributes:
+        tally: counts, for ``/metrics`` and the page; nobody tells it anything without ``--http``.
+
     Raises:
-        ConfigError: a URL that is none, or traces without their libraries.
+        ConfigError: a URL that is none, files that are no good for TLS, or traces without their libraries.
+        ListenError: HTTP must not be reached from other machines.
     """
 
     def __init__(self, args: argparse.Namespace, observers: Observers, server: TailServer) -> None:
         from narrowcast.tail.operations.logs import EventLog
         from narrowcast.tail.operations.tally import Tally
 
-        self._http_address = None if args.http is None else parse_address(args.http, default_port=HTTP_PORT)
-        self._insecure: bool = args.insecure
-        self._server = server
-        self._http: HttpServer | None = None
+        self._table = server.table
+        self.tally = Tally(server.table)
+        self._http = None if args.http is None else _http(args, self.tally, server)
         self._traces: Traces | None = None
-        self._tally = Tally(server.table)
         observers.add(EventLog())
-        if self._http_address is not None:
-            observers.add(self._tally)
+        if self._http is not None:
+            observers.add(self.tally)
         if args.otlp is not None:
             self._traces = _traces(args.otlp, args.trace_every, observers, server)
 
@@ -71,18 +79,10 @@ class Operations:
             its address, with the real port.
 
         Raises:
-            ListenError: the address cannot, or must not, be listened on.
+            ListenError: the address cannot be listened on.
         """
-        if self._http_address is None:
-            return None
-        from narrowcast.tail.operations.http import HttpServer
-
-        server = self._server
-        self._http = HttpServer(
-            self._http_address, self._tally, state=lambda: server.state, ready=lambda: server.ready,
-            grpc_address=str(grpc_address), insecure=self._insecure,
-        )  # fmt: skip
-        return await self._http.start()
+        self._table.on_change.append(self._tell_models)
+        return None if self._http is None else await self._http.start(str(grpc_address))
 
     async def stop(self) -> None:
         """Ends; hands over the traces that are left."""
@@ -90,6 +90,23 @@ class Operations:
             await self._http.stop()
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
+
+    def _tell_models(self) -> None:
+        """A line whenever other models are served."""
+        from narrowcast.tail.operations.logs import tell
+
+        releases = sorted((slot.batcher.model.manifest.release, slot.name) for slot in self._table)
+        tell("models", models={name: release for release, name in releases})
+
+
+def _http(args: argparse.Namespace, tally: Tally, server: TailServer) -> HttpServer:
+    from narrowcast.tail.operations.http import HttpServer
+    from narrowcast.tail.operations.https import ServerTls
+
+    return HttpServer(
+        parse_address(args.http, default_port=HTTP_PORT), tally, state=lambda: server.state, ready=lambda: server.ready,
+        insecure=args.insecure, tls=None if args.http_tls is None else ServerTls(args.http_tls),
+    )  # fmt: skip
 
 
 def _traces(url: str, every: int, observers: Observers, server: TailServer) -> Traces:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +16,9 @@ from narrowcast.tail.errors import ListenError
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.operations import http
 from narrowcast.tail.operations.http import HttpServer
+from narrowcast.tail.operations.https import ServerTls
 from narrowcast.tail.operations.tally import Tally
+from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.rpc.channels import Address
 
 
@@ -25,7 +31,7 @@ LOCAL = Address("127.0.0.1", 0)
 
 def made(listen: Address = LOCAL, **options) -> HttpServer:
     return HttpServer(
-        listen, Tally(ModelTable()), state=lambda: State.name, ready=lambda: State.ready, grpc_address="127.0.0.1:7433",
+        listen, Tally(ModelTable()), state=lambda: State.name, ready=lambda: State.ready,
         **options,
     )  # fmt: skip
 
@@ -33,7 +39,7 @@ def made(listen: Address = LOCAL, **options) -> HttpServer:
 @pytest.fixture
 async def address():
     server = made()
-    yield await server.start()
+    yield await server.start("127.0.0.1:7433")
     await server.stop()
 
 
@@ -43,13 +49,13 @@ async def impatient(monkeypatch):
     monkeypatch.setattr(http, "IDLE_SECONDS", 0.3)
     monkeypatch.setattr(http, "WRITE_SECONDS", 0.3)
     server = made()
-    yield await server.start()
+    yield await server.start("127.0.0.1:7433")
     await server.stop()
 
 
-async def ask(address: Address, request: bytes) -> tuple[int, dict[str, str], bytes]:
+async def ask(address: Address, request: bytes, tls: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of what comes until the connection ends."""
-    reader, writer = await asyncio.open_connection(*address)
+    reader, writer = await asyncio.open_connection(*address, ssl=tls)
     writer.write(request)
     answer = await asyncio.wait_for(reader.read(), 20)
     writer.close()
@@ -157,13 +163,112 @@ async def test_beyond_this_machine_it_wants_to_be_told():
     with pytest.raises(ListenError, match="--insecure"):
         made(Address("0.0.0.0", 0))
     server = made(Address("0.0.0.0", 0), insecure=True)
-    address = await server.start()
+    address = await server.start("127.0.0.1:7433")
     try:  # any name may be asked for there
         assert (await ask(Address("127.0.0.1", address.port), get("/healthz", "tail.example")))[0] == 200
     finally:
         await server.stop()
 
 
+class TestTls:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Files of one authority, for server and client alike."""
+        if shutil.which("openssl") is None:
+            pytest.skip("no openssl on this machine")
+        return certificates(tmp_path, "server")
+
+    def asking(self, folder, *, known: bool) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=folder / "ca.crt")
+        if known:
+            context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+        return context
+
+    async def test_only_clients_with_a_certificate_are_answered(self, folder):
+        server = made(Address("0.0.0.0", 0), tls=ServerTls(folder))
+        address = Address("127.0.0.1", (await server.start("127.0.0.1:7433")).port)
+        try:
+            status, _, body = await ask(address, get("/healthz"), self.asking(folder, known=True))
+            assert (status, body) == (200, b"ok\n")
+            with pytest.raises((ssl.SSLError, ConnectionError, IndexError)):
+                await ask(address, get("/healthz"), self.asking(folder, known=False))
+            with pytest.raises((ConnectionError, IndexError)):
+                await ask(address, get("/healthz"))
+        finally:
+            await server.stop()
+
+    async def test_a_new_certificate_is_taken_up_and_a_bad_one_is_not(self, folder, tmp_path, caplog):
+        tls = ServerTls(folder)
+        server = made(tls=tls)
+        address = await server.start("127.0.0.1:7433")
+        try:
+            before = await serial(address, self.asking(folder, known=True))
+            (tmp_path / "new").mkdir()
+            new = certificates(tmp_path / "new", "server", authority=folder)
+            for name in ("tls.crt", "tls.key"):
+                (new / name).replace(folder / name)
+            tls.follow()
+            after = await serial(address, self.asking(folder, known=True))
+            assert before != after
+            good = self.asking(folder, known=True)
+            (folder / "tls.crt").write_text("no certificate")
+            tls.follow()
+            assert "goes on with its certificate" in caplog.text
+            assert await serial(address, good) == after
+        finally:
+            await server.stop()
+
+    @pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+    def test_files_that_cannot_be_used_are_errors(self, folder, name):
+        (folder / name).write_text("nonsense")
+        with pytest.raises(ConfigError, match="cannot be used for TLS"):
+            ServerTls(folder)
+        (folder / name).unlink()
+        with pytest.raises(ConfigError, match=f"no .*{name}"):
+            ServerTls(folder)
+
+
+async def serial(address: Address, context: ssl.SSLContext) -> int:
+    """Of the certificate that the server shows."""
+    reader, writer = await asyncio.open_connection(*address, ssl=context)
+    found = writer.get_extra_info("peercert")["serialNumber"]
+    writer.write(get("/healthz"))
+    assert b"200" in await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    return found
+
+
+def certificates(folder: Path, name: str, authority: Path | None = None) -> Path:
+    """``ca.crt``, ``tls.crt`` and ``tls.key``, made by OpenSSL; the authority's key stays in its folder as ``ca.key``."""
+
+    def openssl(*words: object) -> None:
+        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, timeout=60)
+
+    made_by = authority or folder
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    if authority is None:
+        openssl(
+            "req",
+            "-x509",
+            *key,
+            "-keyout",
+            folder / "ca.key",
+            "-out",
+            folder / "ca.crt",
+            "-subj",
+            "/CN=test CA",
+            "-days",
+            2,
+        )
+    openssl("req", *key, "-keyout", folder / "tls.key", "-out", folder / "tls.csr", "-subj", f"/CN={name}")
+    (folder / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    openssl(
+        "x509", "-req", "-in", folder / "tls.csr", "-CA", made_by / "ca.crt", "-CAkey", made_by / "ca.key", "-days", 2,
+        "-out", folder / "tls.crt", "-extfile", folder / "extensions", "-CAcreateserial",
+    )  # fmt: skip
+    return folder
+
+
 async def test_a_port_that_is_taken_is_an_error(address):
     with pytest.raises(ListenError, match="--http"):
-        await made(address).start()
+        await made(address).start("127.0.0.1:7433")

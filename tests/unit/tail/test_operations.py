@@ -35,7 +35,7 @@ from narrowcast.tail.operations.status import (
     Status,
     status,
 )
-from narrowcast.tail.operations.tally import OTHER, Tally
+from narrowcast.tail.operations.tally import OTHER, Gauge, Tally
 from narrowcast.tail.store import load_models
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -204,6 +204,13 @@ class TestMetrics:
         body, content_type = exposition(tally.figures(), "application/openmetrics-text; version=1.0.0")
         assert content_type.startswith("application/openmetrics-text")
         assert body.rstrip().endswith(b"# EOF")
+
+    async def test_a_gauge_of_another_part(self, tally):
+        cameras = {"tiny": 2, "made-up": 1, "also made up": 4}
+        tally.add_gauge(Gauge("narrowcast_some_figure", "For instance.", lambda: cameras))
+        found = samples(tally)
+        assert found["narrowcast_some_figure", "tiny"] == 2
+        assert found["narrowcast_some_figure", OTHER] == 5
 
     async def test_observers_tell_those_that_came_later(self, tally):
         observers = Observers()
