@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from narrowcast.tail.access import Access
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ListenError
+from narrowcast.tail.health import NOT_SERVING, SERVING, Health
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import Observer
 from narrowcast.tail.service import TailService
@@ -24,9 +26,10 @@ from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_se
 log = logging.getLogger(__name__)
 
 SERVICE = "narrowcast.tail.v1.TailService"
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 _OF_THE_TIME = 0.9
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH_SERVICE = "grpc.health.v1.Health"
+# Adds itself to the server; returns the full names of what it added.
+Service = Callable[[grpc.aio.Server], Sequence[str]]
 
 
 class TailServer:
@@ -40,6 +43,11 @@ class TailServer:
         max_batch, max_delay_ms, max_queue, max_client_queue: see :class:`Batcher`.
         observer: is told what happens.
         ageing: when streams are asked to move; never where it is not said.
+
+    Attributes:
+        table: the models that are served now.
+        health: what the health service says of each of them.
+        state: ``starting``, ``serving``, ``draining`` or ``ended``.
     """
 
     def __init__(
@@ -69,9 +77,25 @@ class TailServer:
         }  # fmt: skip
         self._observer, self._ageing = observer, ageing
         self._server: grpc.aio.Server | None = None
-        self._health = health.aio.HealthServicer()
-        self._table = ModelTable()
+        self._interceptors: list[grpc.aio.ServerInterceptor] = []
+        self._services: list[Service] = []
+        self.health = Health()
+        self.table = ModelTable()
+        self.state = "starting"
         self._service: TailService | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a frame would be answered now."""
+        return self.state == "serving" and len(self.table) > 0
+
+    def intercept(self, interceptor: grpc.aio.ServerInterceptor) -> None:
+        """Adds an interceptor, before :meth:`start`."""
+        self._interceptors.append(interceptor)
+
+    def add_service(self, service: Service) -> None:
+        """Adds a further service on the same port, before :meth:`start`; reflection tells of it too."""
+        self._services.append(service)
 
     async def start(self) -> Address:
         """Starts serving.
@@ -83,11 +107,17 @@ class TailServer:
             ListenError: the address cannot be listened on.
         """
         for model in self._models.values():
-            self._table.publish(Batcher(model, **self._limits))
-        self._service = TailService(self._table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
-        self._server = grpc.aio.server(interceptors=list(self._access.interceptors), options=SERVER_OPTIONS)
+            self.table.publish(Batcher(model, **self._limits))
+        self._service = TailService(self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
+        self._server = grpc.aio.server(
+            options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors]
+        )
         add_TailServiceServicer_to_server(self._service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        names = [SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME]
+        for add in self._services:
+            names.extend(add(self._server))
+        reflection.enable_server_reflection(names, self._server)
         try:
             port = self._access.add_port(self._server, self._listen)
         except RuntimeError as error:
@@ -96,25 +126,35 @@ class TailServer:
             ) from error
         await self._server.start()
         self._watching = asyncio.create_task(self._access.watch())
-        for name in ("", SERVICE, *self._models):
-            await self._health.set(name, _SERVING)
+        self.state = "serving"
+        self.table.on_change.append(self._tell_health)
+        self._tell_health()
         return Address(self._listen.host, port)
 
     async def stop(self, drain_seconds: float = 10.0) -> None:
         """Reports not serving, answers what was taken in, and ends, within ``drain_seconds``."""
         if self._server is None or self._service is None:
             return
-        for name in ("", SERVICE, *self._models):
-            await self._health.set(name, _NOT_SERVING)
+        self.state = "draining"
+        self.health.drain()
         # Streams that do not heed it are told so before gRPC cuts them off.
         self._service.drain(drain_seconds * _OF_THE_TIME)
         await self._server.stop(drain_seconds)
         if self._watching is not None:
             self._watching.cancel()
-        for slot in self._table:
+        for slot in self.table:
             await slot.batcher.close()
+        self.state = "ended"
 
     async def wait(self) -> None:
         """Returns when the server has ended."""
         if self._server is not None:
             await self._server.wait_for_termination()
+
+    def _tell_health(self) -> None:
+        """A model is healthy while it is in the table, and unknown once it is not; the server is while there is any."""
+        names = self.table.names()
+        for name in ("", SERVICE):
+            self.health.set(name, SERVING if names else NOT_SERVING)
+        for name in {*self.health.names(), *names} - {"", SERVICE}:
+            self.health.set(name, SERVING if name in names else None)

@@ -7,12 +7,12 @@ import asyncio
 import json
 import logging
 import signal
-import sys
+import time
 from pathlib import Path
 
 from narrowcast.cli.options import add_trust, at_least, seconds, trusted
-from narrowcast.cli.serving import queueing, security
-from narrowcast.cli.show import stderr
+from narrowcast.cli.serving import operations, queueing, security
+from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
 EXAMPLES = f"""\
@@ -22,8 +22,10 @@ examples:
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/      # made by narrowcast keys issue
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/ --tokens tokens.txt
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --insecure
+  narrowcast serve --bundles models/ --http 127.0.0.1:7480 --log json   # http://127.0.0.1:7480/ shows what happens
 
-Serves the highest release of every model in the folder. SIGTERM and Ctrl-C answer what was taken in, then end.
+Serves the highest release of every model in the folder. SIGTERM and Ctrl-C answer what was taken in, then end; a second
+one ends at once.
 """
 
 
@@ -45,40 +47,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="tell as a JSON line on stdout when it listens")
     queueing.add_arguments(parser)
     security.add_arguments(parser)
+    operations.add_arguments(parser)
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    from narrowcast.tail.operations.logs import set_up
+
+    set_up(args.log)
     return asyncio.run(_serve(args))
 
 
 async def _serve(args: argparse.Namespace) -> int:
+    from narrowcast.tail.observe import Observers
+    from narrowcast.tail.operations.logs import tell
     from narrowcast.tail.server import TailServer
     from narrowcast.tail.store import load_models
 
     models = load_models(args.bundles, trusted=trusted(args), allow_unsigned=args.allow_unsigned, threads=args.threads)
+    observers = Observers()
     server = TailServer(
         models, parse_address(args.listen), access=security.build_access(args), insecure=args.insecure,
-        max_batch=args.max_batch, max_delay_ms=args.max_delay_ms, **queueing.server_options(args),
+        max_batch=args.max_batch, max_delay_ms=args.max_delay_ms, observer=observers, **queueing.server_options(args),
     )  # fmt: skip
+    watching = operations.Operations(args, observers, server)
     address = await server.start()
+    http = await watching.start(address)
     names = {name: model.manifest.release for name, model in models.items()}
     if args.json:
-        print(json.dumps({"event": "listening", "address": str(address), "models": names}), flush=True)
-    console = stderr()
-    listed = ", ".join(f"{name} (release {release})" for name, release in names.items())
-    console.print(f"serving {listed} on {address}")
+        where = {"address": str(address), **({"http": str(http)} if http else {})}
+        print(json.dumps({"event": "listening", **where, "models": names}), flush=True)
+    tell("listening", address=str(address), http=str(http) if http else None, models=names)
     if args.insecure and args.tls is None:
-        console.print(
-            "INSECURE: anyone who can reach this port can use it, and the traffic is not encrypted", style="bold red"
-        )
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    console.print("ending: answering what was taken in")
-    await server.stop(args.drain_timeout)
+        tell(
+            "insecure", logging.WARNING,
+            warning="anyone who can reach this port can use it, and the traffic is not encrypted",
+        )  # fmt: skip
+    await stop_on_signals(lambda number, again: _tell_signal(number, args.drain_timeout, again)).wait()
+    began = time.monotonic()
+    end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))
+    await server.stop(args.drain_timeout * 0.9)  # the rest is for what comes after
+    await watching.stop()
+    tell("ended", seconds=round(time.monotonic() - began, 3))
     return 0
+
+
+def _tell_signal(number: signal.Signals, timeout_seconds: float, again: bool) -> None:
+    from narrowcast.tail.operations.logs import tell
+
+    if again:
+        tell("killed", logging.WARNING, signal=number.name, reason="a second signal")
+    else:
+        tell("draining", signal=number.name, timeout_seconds=timeout_seconds)

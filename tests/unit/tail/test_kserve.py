@@ -155,7 +155,12 @@ async def test_what_the_server_and_its_models_are(tiny):
         assert (await stub.ServerLive(pb.ServerLiveRequest())).live
         assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
         assert (await stub.ServerMetadata(pb.ServerMetadataRequest())).name == "narrowcast"
-        for name, version, ready in (("tiny", "", True), ("tiny", "1", True), ("tiny", "2", False), ("other", "", False)):
+        for name, version, ready in (
+            ("tiny", "", True),
+            ("tiny", "1", True),
+            ("tiny", "2", False),
+            ("other", "", False),
+        ):
             assert (await stub.ModelReady(pb.ModelReadyRequest(name=name, version=version))).ready is ready
         model = await stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
         assert list(model.versions) == ["1"]
@@ -332,14 +337,14 @@ def detector(tmp_path):
     ]  # fmt: skip
     tail = bundles.onnx_model(nodes, inputs, outputs, constants)
     assert onnx.load_from_string(tail)
-    made = bundles.make().with_part(
-        describe_part("tail.onnx", tail, "tail", ["server"], precision="fp32"), tail
-    )
+    made = bundles.make().with_part(describe_part("tail.onnx", tail, "tail", ["server"], precision="fp32"), tail)
     task = DetectTask(
         classes=["a", "b", "c"], strides=[8], scores=["scores"], boxes=["boxes"], centerness=[], activation="none",
         score_threshold=0.8,
     )  # fmt: skip
-    specs = [OutputSpec(name=name, dtype="float32", shape=[sides, 1, 1]) for name, sides in (("scores", 3), ("boxes", 4))]
+    specs = [
+        OutputSpec(name=name, dtype="float32", shape=[sides, 1, 1]) for name, sides in (("scores", 3), ("boxes", 4))
+    ]
     manifest = msgspec.structs.replace(made.manifest, outputs=specs, task=task)
     return bundles.open_made(bundles.Made(manifest, made.contents).write(tmp_path / "detector.ncb"))
 
