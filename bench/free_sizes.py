@@ -2,9 +2,9 @@
 
     python bench/free_sizes.py --work tasks-work/         after bench/tasks.py: its scenes and its detector are used
 
-The test scenes are rendered with a side of 160 pixels and cut to 64 to 160 pixels either way, at the digits' own scale. Three
-bundles of one detector are compiled from the same training scenes of 96 x 96: ``free`` with ``multiple_of`` 16 and 32, and one
-for letterboxes of 160 x 160. Each is evaluated on the same scenes: bytes a frame, and mAP50 against the labels.
+The test scenes are rendered with a side of 160 pixels and cut to 64 to 160 pixels either way, at the digits' own scale.
+Three bundles of one detector are compiled from the same training scenes of 96 x 96: ``free`` with ``multiple_of`` 16 and
+32, and one for letterboxes of 160 x 160. Each is evaluated on the same scenes: bytes a frame, and mAP50 against the labels.
 """
 
 from __future__ import annotations
