@@ -15,6 +15,7 @@ from narrowcast.tail.access import Access
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.health import NOT_SERVING, SERVING, Health
+from narrowcast.tail.kserve import InferenceService
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import Observer
 from narrowcast.tail.service import TailService
@@ -115,7 +116,10 @@ class TailServer:
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = [SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME]
-        for add in self._services:
+        inference = InferenceService(
+            self.table, lambda: self.ready, gate=self._access.gate, observer=self._observer
+        )
+        for add in (inference.add_to, *self._services):
             names.extend(add(self._server))
         reflection.enable_server_reflection(names, self._server)
         try:
