@@ -15,16 +15,6 @@ MAX_RESULT_BYTES = 300 * 1024 * 1024
 
 Options = list[tuple[str, int]]
 
-# A stopped peer is noticed in seconds only if the ping itself may time out too; with keepalive_timeout alone gRPC's core
-# waits a minute. Measured: 5 s + 2 s without ping_timeout: 60-65 s; with it: 2.3 s.
-_KEEPALIVE: Options = [
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.http2.ping_timeout_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),
-]
-
 # No keepalive: it pings on any open call, frames under way or not. The link judges by what comes back (head/liveness.py).
 CLIENT_OPTIONS: Options = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
