@@ -10,7 +10,7 @@ import pytest
 import narrowcast as nc
 
 PUBLIC = {
-    "AsyncClient", "Bundle", "Client", "HeadSession", "InputContract", "NarrowcastError", "PublicKey", "SecretKey",
+    "AsyncClient", "Bundle", "Client", "ClientTls", "HeadSession", "InputContract", "NarrowcastError", "PublicKey", "SecretKey",
     "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "read_image",
 }  # fmt: skip
 
