@@ -13,6 +13,8 @@ import time
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from support import bundles
 from support.fleet import Fleet, odd_certificate, write
 from support.server import serving as server_process
@@ -402,6 +404,17 @@ class TestTokens:
                         )
                     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert refusals.codes == ["UNAUTHENTICATED"] * 5
+
+    async def test_services_that_stream_are_behind_the_gate_too(self, tiny_folder, tail, client, tmp_path):
+        token = add_token(tmp_path / "tokens.txt", "board-7")
+        asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        async with serving(tiny_folder, "--tls", tail, "--tokens", tmp_path / "tokens.txt") as address:
+            async with open_channel(address, ClientTls.from_folder(client)) as channel:
+                with pytest.raises(grpc.aio.AioRpcError, match="no token was shown"):
+                    _ = [one async for one in ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))]
+            async with open_channel(address, ClientTls.from_folder(client, token=token)) as channel:
+                (listed,) = [one async for one in ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))]
+        assert "narrowcast.tail.v1.TailService" in [one.name for one in listed.list_services_response.service]
 
     async def test_the_environment_gives_a_token_too(self, tiny_folder, tiny, tail, client, tmp_path, monkeypatch):
         token = add_token(tmp_path / "tokens.txt", "board-7")
