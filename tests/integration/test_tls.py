@@ -13,6 +13,8 @@ import time
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from support import bundles
 from support.fleet import Fleet, odd_certificate, write
 from support.server import serving as server_process
@@ -25,6 +27,7 @@ from narrowcast.head.errors import LinkError, PeerUnreachableError, RefusedError
 from narrowcast.head.session import HeadSession
 from narrowcast.tail import access_gate, access_tls
 from narrowcast.tail.errors import ListenError
+from narrowcast.tail.observe import Silent
 from narrowcast.tail.server import TailServer
 from narrowcast.tail.store import load_models
 from narrowcast.transport.errors import CertificateError
@@ -69,14 +72,24 @@ def board(fleet):
     return fleet.board()
 
 
+class Refusals(Silent):
+    """An observer of who is turned away."""
+
+    def __init__(self):
+        self.codes = []
+
+    def refused(self, client, model, code):
+        self.codes.append(code)
+
+
 @contextlib.asynccontextmanager
-async def serving(tiny_folder, *options):
+async def serving(tiny_folder, *options, observer=None):
     """A server on this loop, set up by the command line's own options."""
     parser = argparse.ArgumentParser()
     security.add_arguments(parser)
     args = parser.parse_args([str(option) for option in options])
     models = load_models(tiny_folder, trusted=[bundles.trusted_key()])
-    server = TailServer(models, Address("127.0.0.1", 0), access=security.build_access(args))
+    server = TailServer(models, Address("127.0.0.1", 0), access=security.build_access(args), observer=observer)
     address = await server.start()
     try:
         yield address
@@ -373,7 +386,8 @@ class TestTokens:
     async def test_without_a_token_no_service_answers_but_health(self, tiny_folder, tiny, tail, client, tmp_path):
         tokens = tmp_path / "tokens.txt"
         add_token(tokens, "board-7")
-        async with serving(tiny_folder, "--tls", tail, "--tokens", tokens) as address:
+        refusals = Refusals()
+        async with serving(tiny_folder, "--tls", tail, "--tokens", tokens, observer=refusals) as address:
             tls = ClientTls.from_folder(client)
             with pytest.raises(RefusedError, match="no token was shown"):
                 await answer(tiny, address, tls)
@@ -389,6 +403,18 @@ class TestTokens:
                             pb.ListModelsRequest(), metadata=[("authorization", shown)]
                         )
                     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert refusals.codes == ["UNAUTHENTICATED"] * 5
+
+    async def test_services_that_stream_are_behind_the_gate_too(self, tiny_folder, tail, client, tmp_path):
+        token = add_token(tmp_path / "tokens.txt", "board-7")
+        asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        async with serving(tiny_folder, "--tls", tail, "--tokens", tmp_path / "tokens.txt") as address:
+            async with open_channel(address, ClientTls.from_folder(client)) as channel:
+                with pytest.raises(grpc.aio.AioRpcError, match="no token was shown"):
+                    _ = [one async for one in ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))]
+            async with open_channel(address, ClientTls.from_folder(client, token=token)) as channel:
+                (listed,) = [one async for one in ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))]
+        assert "narrowcast.tail.v1.TailService" in [one.name for one in listed.list_services_response.service]
 
     async def test_the_environment_gives_a_token_too(self, tiny_folder, tiny, tail, client, tmp_path, monkeypatch):
         token = add_token(tmp_path / "tokens.txt", "board-7")
