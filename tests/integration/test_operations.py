@@ -254,6 +254,7 @@ def a_status(name: str) -> dict:
         "codec_fingerprint": name,
         "levels": 1,
         "input_size": [1, 1],
+        "free_size": False,
         "tails": [name] * 2,
     }
     return {
