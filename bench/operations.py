@@ -24,7 +24,7 @@ from narrowcast.tail.operations.history import History
 from narrowcast.tail.operations.logs import EventLog
 from narrowcast.tail.operations.prometheus import exposition
 from narrowcast.tail.operations.status import status
-from narrowcast.tail.operations.tally import Tally
+from narrowcast.tail.operations.tally import Tally, _Sizes
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
@@ -66,7 +66,7 @@ def measure() -> dict[str, float]:
     logging.disable()
     for observer in (tally, log):
         observer.stream_opened(STREAM)
-    tally.models[STREAM.model].image_bytes[1] = 224 * 224 * 3
+    tally.models[STREAM.model].sizes[1] = _Sizes(False, 224 * 224 * 3)
     history = History(tally)
     for second in range(121):
         history.tick(float(second))

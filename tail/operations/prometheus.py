@@ -89,7 +89,7 @@ def _frames(models: Mapping[str, ModelTally]) -> Iterator[Metric]:
             "Packets of answered frames: compare with narrowcast_raw_bytes.",
             "compared_bytes",
         ),
-        "narrowcast_raw_bytes": ("The same frames as uint8 RGB of the model's input size.", "raw_bytes"),
+        "narrowcast_raw_bytes": ("The same frames as uint8 RGB of the network's input.", "raw_bytes"),
     }
     for metric, (text, attribute) in sums.items():
         counter = CounterMetricFamily(metric, text, labels=["model"])

@@ -22,7 +22,7 @@ class Bytes(msgspec.Struct, frozen=True):
         received: packets of all frames.
         sent: results of all frames.
         compared: packets of the answered frames.
-        raw: the same frames as uint8 RGB of the model's input size.
+        raw: the same frames as uint8 RGB of the network's input.
         saved: ``raw - compared``; below 0 where packets are larger than such images.
     """
 
@@ -41,7 +41,8 @@ class Release(msgspec.Struct, frozen=True):
         codec: its name.
         codec_fingerprint: 32 hexadecimal digits.
         levels: how many rate points.
-        input_size: height and width, pixels.
+        input_size: height and width, pixels; of the largest, where frames differ.
+        free_size: whether frames differ in size.
         tails: their names, ``main`` first.
     """
 
@@ -50,6 +51,7 @@ class Release(msgspec.Struct, frozen=True):
     codec_fingerprint: str
     levels: int
     input_size: tuple[int, int]
+    free_size: bool
     tails: list[str]
 
 
@@ -176,14 +178,17 @@ def _models(tally: Tally, models: dict[str, ModelTally], history: History) -> li
     for slot in tally.table:
         model = slot.batcher.model
         spec = model.codec.spec
+        contract = model.manifest.input
+        size = contract.size if contract.free is None else contract.free.most
         releases.setdefault(slot.name, []).append(
             Release(
-                model.manifest.release,
-                spec.name,
-                slot.fingerprint.hex(),
-                spec.levels,
-                model.manifest.input.size,
-                model.tails,
+                release=model.manifest.release,
+                codec=spec.name,
+                codec_fingerprint=slot.fingerprint.hex(),
+                levels=spec.levels,
+                input_size=size,
+                free_size=contract.free is not None,
+                tails=model.tails,
             )
         )
     return [

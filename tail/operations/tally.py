@@ -13,13 +13,20 @@ import grpc
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import FrameRecord, StreamInfo
 from narrowcast.tail.operations.histogram import Histogram
-from narrowcast.transport.packet import Kind
+from narrowcast.transport.packet import Kind, Packet
 
 STAGES = ("queue", "decode", "infer", "encode")
 RESULTS: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 OTHER = "(other)"  # every model that a client asks for and the server does not have
 IMAGE = -1
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class _Sizes(NamedTuple):
+    """Bytes of a uint8 RGB input [H, W, 3]; with free sizes, of one unit of theirs."""
+
+    free: bool
+    image_bytes: int
 
 
 class ModelTally:
@@ -31,7 +38,7 @@ class ModelTally:
         stages: durations of answered frames, as in :data:`STAGES`.
         total: from a frame's arrival to its result's bytes.
         received_bytes, sent_bytes: packets and results of all frames, gRPC's framing left out.
-        compared_bytes, raw_bytes: packets of answered frames, and these frames as uint8 RGB of the model's input size.
+        compared_bytes, raw_bytes: packets of answered frames, and these frames as uint8 RGB of the network's input.
         batches: how many, by the bounds of :data:`BATCH_BOUNDS` (the last has none).
         batch_frames: frames in them.
         streams: open ones.
@@ -52,7 +59,7 @@ class ModelTally:
         self.streams = self.opened = 0
         self.closed: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-        self.image_bytes: dict[int, int] = {}  # by release
+        self.sizes: dict[int, _Sizes] = {}  # by release
 
     def copy(self) -> ModelTally:
         """One that no longer changes."""
@@ -177,7 +184,8 @@ class Tally:
         if code:
             return
         model.levels[record.packet.level if record.packet.kind is Kind.SYMBOLS else IMAGE] += 1
-        image_bytes = model.image_bytes.get(record.release) or self._image_bytes(stream.model, record.release)
+        sizes = model.sizes.get(record.release) or self._sizes(stream.model, record.release)
+        image_bytes = _image_bytes(sizes, record.packet) if sizes.free else sizes.image_bytes
         if image_bytes:  # else its model is gone, and nothing is compared
             model.raw_bytes += image_bytes
             model.compared_bytes += packet_bytes
@@ -228,12 +236,22 @@ class Tally:
             found = self.models.setdefault(name, ModelTally())
         return found
 
-    def _image_bytes(self, name: str, release: int) -> int:
-        """Of one frame as uint8 [H, W, 3] of the model's input size; 0 where that release is gone."""
+    def _sizes(self, name: str, release: int) -> _Sizes:
+        """Of a release's inputs; nothing where it is gone."""
         for slot in self.table:
             manifest = slot.batcher.model.manifest
             if slot.name == name and manifest.release == release:
-                height, width = manifest.input.size
-                self.models[name].image_bytes[release] = size = height * width * 3
-                return size
+                (height, width), free = manifest.input.size, manifest.input.free
+                unit = 0 if free is None else free.multiple**2 * 3
+                sizes = _Sizes(free is not None, unit or height * width * 3)
+                self.models[name].sizes[release] = sizes
+                return sizes
+        return _Sizes(False, 0)
+
+
+def _image_bytes(sizes: _Sizes, packet: Packet) -> int:
+    """Of a frame of free size, whose symbols begin with its sides in units; 0 for a file of an image."""
+    if packet.kind is not Kind.SYMBOLS:
         return 0
+    rows, columns = packet.payload[:2]  # it was answered, so they are there
+    return rows * columns * sizes.image_bytes

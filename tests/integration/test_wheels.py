@@ -61,6 +61,10 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels):
             "devices/targets/rpi5.toml",
             "compiler/operators/tensorrt-8.6.toml",
             "demo/page.html",
+            "tail/operations/web/page.html",
+            "tail/operations/web/page.js",
+            "tail/operations/web/page.css",
+            "tail/operations/web/icon.svg",
             "transport/bundle/reader.py",
         ):
             assert f"narrowcast/{wanted}" in names

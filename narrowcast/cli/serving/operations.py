@@ -62,6 +62,8 @@ class Operations:
         from narrowcast.tail.operations.logs import EventLog
         from narrowcast.tail.operations.tally import Tally
 
+        if args.http_tls is not None and args.http is None:
+            raise ConfigError("--http-tls goes with --http HOST:PORT, which is not given")
         self._table = server.table
         self.tally = Tally(server.table)
         self._http = None if args.http is None else _http(args, self.tally, server)

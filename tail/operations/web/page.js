@@ -115,7 +115,7 @@ function card(model) {
   title.append(element("h3", model.name), element("span", model.state, `state ${model.state}`));
   const releases = model.releases.map(
     (one) => `release ${one.release}, ${one.codec}, ${plural(one.levels, "level")}, ` +
-      `${one.input_size[1]} × ${one.input_size[0]} pixels, codec ${one.codec_fingerprint.slice(0, 8)}` +
+      `${one.free_size ? "up to " : ""}${one.input_size[1]} × ${one.input_size[0]} pixels, codec ${one.codec_fingerprint.slice(0, 8)}` +
       (one.tails.length > 1 ? `, tails ${one.tails.join(", ")}` : "")
   );
   title.append(element("span", releases.join("; "), "quiet"));

@@ -37,7 +37,7 @@ from narrowcast.tail.operations.status import (
 )
 from narrowcast.tail.operations.tally import OTHER, Gauge, Tally
 from narrowcast.tail.store import load_models
-from narrowcast.transport.packet import CodecId, Packet
+from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
 ROOT = Path(__file__).parents[3]
@@ -192,6 +192,28 @@ class TestMetrics:
         found = samples(tally)
         assert found["narrowcast_raw_bytes_total", "tiny"] == found["narrowcast_compared_bytes_total", "tiny"] == 0
         assert found["narrowcast_received_bytes_total", "tiny"] == 100
+
+    async def test_frames_of_free_size_are_compared_each_by_its_own(self, tmp_path):
+        bundles.make_free().write(tmp_path / "free.ncb")
+        batcher = Batcher(load_models(tmp_path, trusted=[bundles.trusted_key()])["free"])
+        table = ModelTable()
+        table.publish(batcher)
+        try:
+            tally, stream = Tally(table), StreamInfo("192.0.2.7", "free", b"f" * 16)
+            for rows, columns in ((2, 3), (4, 6)):  # units of 4 pixels
+                payload = bytes((rows, columns)) + b"coded"
+                packet = Packet(CodecId.RANS, 1, 0, 0, payload, b"s" * 16, b"f" * 16)
+                tally.frame_done(record(stream)._replace(packet=packet))
+            image = Packet(CodecId.JPEG, 0, 0, 0, b"a file", b"s" * 16, b"f" * 16, Kind.IMAGE)
+            tally.frame_done(record(stream)._replace(packet=image))
+            found = samples(tally)
+            assert found["narrowcast_raw_bytes_total", "free"] == (8 * 12 + 16 * 24) * 3
+            assert found["narrowcast_compared_bytes_total", "free"] == 200
+            assert found["narrowcast_answered_frames_total", "image", "free"] == 1
+            release = status(tally, History(tally), "serving", "", 1.0).models[0].releases[0]
+            assert (release.input_size, release.free_size) == ((16, 24), True)
+        finally:
+            await batcher.close()
 
     async def test_build_process_and_both_forms(self, tally):
         names = {key[0] for key in samples(tally)}
