@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from narrowcast.compiler.cuts.observe import BATCHES, Value, follows_batch, observe, outputs_equal
 from narrowcast.compiler.errors import TraceError
 
-__all__ = ["BATCHES", "FreeSizes", "Traced", "Value", "larger_size", "outputs_equal", "size_of_batch", "trace"]
+__all__ = ["BATCHES", "FreeSizes", "Traced", "Value", "grows", "larger_size", "outputs_equal", "size_of_batch", "trace"]
 
 LONGEST = 160  # characters of another library's message in one of ours
 _PART = (
@@ -244,6 +244,15 @@ def size_of_batch(like: fx.Node, value: Any, other: Any) -> Any:
     batch = like.graph.call_method("size", (like, 0))
     factor = value // BATCHES[0]
     return batch if factor == 1 else like.graph.call_function(operator.mul, (batch, factor))
+
+
+def grows(traced: Traced, at: fx.Node) -> bool:
+    """Whether the maps at a cut grow as images do, so that images may have any size."""
+    try:
+        FreeSizes(traced, at)
+    except TraceError:
+        return False
+    return True
 
 
 class FreeSizes:

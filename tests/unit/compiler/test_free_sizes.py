@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from narrowcast.compiler.cuts import find_cut
+from narrowcast.compiler.cuts import find_cut, find_cuts
 from narrowcast.compiler.cuts.split import prefix, suffix
-from narrowcast.compiler.cuts.trace import trace
+from narrowcast.compiler.cuts.trace import grows, trace
 from narrowcast.compiler.errors import TraceError
 
 
@@ -98,3 +98,4 @@ def test_a_cut_whose_maps_do_not_grow_is_refused():
     traced = trace(Pooled().eval(), (32, 32), 8)
     with pytest.raises(TraceError, match=r"maps that grow as images do; at 'stem_1' .* have \[4, 4, 4\]"):
         suffix(traced, find_cut(traced, "stem").node)
+    assert [cut.name for cut in find_cuts(traced) if grows(traced, cut.node)] == ["stem.0"]
