@@ -23,7 +23,8 @@ from narrowcast.transport.pki.private import MAX_BYTES, read_private
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 1.0
-_WARN_BEFORE = dt.timedelta(days=30)
+WARN_BEFORE = dt.timedelta(days=30)
+_WARN_EVERY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ class ServerTls:
     def __init__(self, files: ServerFiles) -> None:
         self._files = files
         paths = [path for path in (files.certificate, files.key, files.client_authority) if path is not None]
+        self._ends: dt.datetime = pki.BEGINNING
+        self._warned = float("-inf")
         self._watched = Watched(paths, self._read, f"certificate {files.certificate}")
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._given = self._watched.value
+        self._warn()
 
     def credentials(self) -> grpc.ServerCredentials:
         """For gRPC."""
@@ -90,10 +94,20 @@ class ServerTls:
             if now - self._looked >= LOOK_EVERY_SECONDS:
                 self._looked = now
                 self._watched.refresh()
+                self._warn()
             if self._given is self._watched.value:
                 return None
             self._given = self._watched.value
             return self._given
+
+    def _warn(self) -> None:
+        """Tells of an end that is near, once a day."""
+        if self._ends - pki.now() < WARN_BEFORE and time.monotonic() - self._warned > _WARN_EVERY_SECONDS:
+            self._warned = time.monotonic()
+            log.warning(
+                "%s ends on %s; issue the next one: it is taken up without a restart",
+                self._files.certificate, f"{self._ends:%Y-%m-%d}",
+            )  # fmt: skip
 
     def _read(self) -> Any:
         files = self._files
@@ -101,6 +115,7 @@ class ServerTls:
         certificate = pki.read_certificates(chain, str(files.certificate))[0]
         pki.check_fit(certificate, pki.read_key(key, str(files.key)), str(files.certificate))
         _check_server(certificate, files.certificate)
+        self._ends = certificate.not_valid_after_utc
         authority = None
         if files.client_authority is not None:
             authority = _read(files.client_authority, "CA")
@@ -117,14 +132,9 @@ def _check_server(certificate: pki.Certificate, path: Path) -> None:
     end, now = certificate.not_valid_after_utc, pki.now()
     if end <= now:
         raise CertificateError(f"{path} ended on {end:%Y-%m-%d}; narrowcast keys issue makes a new one")
-    if end - now < _WARN_BEFORE:
-        log.warning("%s ends on %s; issue the next one: it is taken up without a restart", path, f"{end:%Y-%m-%d}")
     if _is_authority(certificate):
         raise CertificateError(f"{path} is a CA's certificate, not a server's; narrowcast keys issue NAME --host HOST")
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        usage = None
+    usage = pki.find_extension(certificate, x509.ExtendedKeyUsage)
     if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
         raise CertificateError(f"{path} is a client's certificate; a server's is issued with --host HOST")
     if not pki.host_names(certificate):
@@ -139,12 +149,8 @@ def _check_authorities(data: bytes, path: Path) -> None:
 
 
 def _is_authority(certificate: pki.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
-    except ValueError as error:
-        raise CertificateError(f"a certificate's extensions cannot be read: {error}") from error
+    constraints = pki.find_extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from narrowcast.transport.errors import CertificateError, KeyFileError, MissingDependencyError
 from narrowcast.transport.pki.names import NAME_RULE, is_name
 
 try:
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
@@ -29,6 +30,7 @@ BEGINNING = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 CLIENT_BACKDATE = dt.timedelta(days=1)
 MAX_CERTIFICATES = 64
 
+Extension = TypeVar("Extension", bound=x509.ExtensionType)
 Key = ec.EllipticCurvePrivateKey
 Certificate = x509.Certificate
 
@@ -109,7 +111,7 @@ def read_certificates(data: bytes, what: str) -> list[Certificate]:
         raise CertificateError(f"{what} holds more than {MAX_CERTIFICATES} certificates")
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CertificateError(f"{what} holds no certificate in PEM: {error}") from error
 
 
@@ -125,7 +127,7 @@ def read_key(data: bytes, what: str) -> CertificateIssuerPrivateKeyTypes:
         raise KeyFileError(
             f"{what} has a passphrase, which a daemon cannot be asked for: openssl pkey removes it"
         ) from error
-    except Exception as error:  # cryptography raises ValueError, UnsupportedAlgorithm, and errors of its backend
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyFileError(f"{what} holds no private key in PEM: {error}") from error
 
 
@@ -136,7 +138,11 @@ def check_fit(certificate: Certificate, key: CertificateIssuerPrivateKeyTypes, w
         CertificateError: it is another one's.
     """
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    if certificate.public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
+    try:
+        own = certificate.public_key().public_bytes(*form)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateError(f"{where}: the certificate's public key cannot be read: {error}") from error
+    if own != key.public_key().public_bytes(*form):
         raise CertificateError(f"{where}: the key is not the certificate's; were both issued together?")
 
 
@@ -146,8 +152,11 @@ def client_name(certificate: Certificate) -> str:
     Raises:
         CertificateError: it says nothing, several things, or something that is no name.
     """
-    found = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    found = [name for name in found if name]
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        raise CertificateError(f"the certificate's subject cannot be read: {error}") from error
+    found = [str(name.value) for name in names if name.value]
     if len(found) > 1:
         raise CertificateError(f"the certificate has {len(found)} common names; one is needed")
     if not found:
@@ -165,13 +174,26 @@ def host_names(certificate: Certificate) -> list[str]:
     Raises:
         CertificateError: its extensions are damaged.
     """
+    names = find_extension(certificate, x509.SubjectAlternativeName)
+    return (
+        []
+        if names is None
+        else [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    )
+
+
+def find_extension(certificate: Certificate, kind: type[Extension]) -> Extension | None:
+    """An extension of a certificate; None where it has none of that kind.
+
+    Raises:
+        CertificateError: its extensions are damaged.
+    """
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
-        return []
-    except ValueError as error:
-        raise CertificateError(f"the certificate's alternative names cannot be read: {error}") from error
-    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+        return None
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise CertificateError(f"the certificate's extensions cannot be read: {error}") from error
 
 
 def certificate_pem(*certificates: Certificate) -> bytes:

@@ -17,6 +17,7 @@ from narrowcast.tail.access_tls import ServerFiles, ServerTls
 from narrowcast.tail.errors import AccessError, ListenError
 from narrowcast.tail.frame import Priority
 from narrowcast.transport.errors import CertificateError, ConfigError, KeyFileError
+from narrowcast.transport.pki.authority import Authority
 from narrowcast.transport.rpc.channels import parse_address
 
 
@@ -209,6 +210,15 @@ class TestServersFiles:
         (folder / name).write_bytes(content)
         with pytest.raises(CertificateError, match=name):
             self.load(folder)
+
+    def test_an_end_that_is_near_is_told(self, fleet, caplog):
+        self.load(fleet.server())
+        assert not caplog.records
+        Authority(fleet.folder / "ca").issue("tail", fleet.folder / "tail", hosts=["localhost"], days=20)
+        loaded = self.load(fleet.folder / "tail")
+        loaded._warn()  # once a day
+        (record,) = caplog.records
+        assert "issue the next one: it is taken up without a restart" in record.getMessage()
 
     def test_a_leaf_is_no_ca(self, fleet):
         folder = fleet.server()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import stat
 import sys
 import threading
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -95,6 +97,27 @@ class TestIssuing:
         for thread in threads:
             thread.join()
         assert sorted(entry.name for entry in fleet.authority.issued()) == names
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a")
+def test_flipped_bits_in_a_certificate_are_errors_or_another_certificate_never_a_crash(fleet):
+    fleet.board()
+    text = (fleet.folder / "board-7" / "tls.crt").read_bytes()
+    raw = bytearray(base64.b64decode(b"".join(text.splitlines()[1:-1])))
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(2000):
+        bent = bytearray(raw)
+        for place in random.integers(0, len(raw), 2):
+            bent[place] ^= 1 << int(random.integers(8))
+        pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(bytes(bent)) + b"-----END CERTIFICATE-----\n"
+        try:
+            certificate = pki.read_certificates(pem, "bent")[0]
+            assert is_name(pki.client_name(certificate))
+            pki.host_names(certificate)
+        except CertificateError:
+            refused += 1
+    assert refused > 200
 
 
 class TestTheCa:
