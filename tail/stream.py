@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from narrowcast.tail.access import Context, Gate
 from narrowcast.tail.credits import Credits
@@ -23,6 +24,7 @@ from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import MAX_PACKET_BYTES
 
 LEAST_SILENCE_SECONDS = 1.0
+_NO_MESSAGE = "bytes that are no message of this protocol"
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
@@ -81,7 +83,10 @@ class OpenStream:
         """
         client = admit(self._gate, self._context)
         self.info = StreamInfo(client, "", b"")
-        request = await self._context.read()
+        try:
+            request = await self._context.read()
+        except DecodeError as error:
+            raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE) from error
         if request is grpc.aio.EOF or not request.HasField("open"):
             raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
         wanted = request.open
@@ -253,6 +258,8 @@ class OpenStream:
             self._ending = EndedError(grpc.StatusCode.DATA_LOSS, str(error))
         except EndedError as ended:
             self._ending = ended
+        except DecodeError:
+            self._ending = EndedError(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (the peer is gone, or broke the framing underneath)
