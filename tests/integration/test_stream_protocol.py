@@ -12,6 +12,7 @@ from support import bundles
 from support.inprocess import RawStream, SteppedBackend, held, running, stream, until
 
 from narrowcast.tail import service
+from narrowcast.tail import stream as open_stream
 from narrowcast.tail.access import OpenGate
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import AccessError
@@ -104,7 +105,6 @@ class TestDrain:
                 again.context = raw.context
                 await again.send(1)
                 assert value(await again.result()) == 101
-
 
     async def test_a_stream_that_was_never_opened_holds_up_nothing(self, free):
         async with running(free) as server, server.stub() as stub:
@@ -338,6 +338,19 @@ class TestSlowReaders:
             frame_ids = [response.result.frame_id for response in responses]
             assert frame_ids == list(range(len(frame_ids)))
             assert 8 < len(frame_ids) < 20  # eight, and what gRPC has taken off the server's hands
+
+    async def test_bytes_that_wait_for_a_reader_are_bounded(self, model, monkeypatch):
+        monkeypatch.setattr(open_stream, "MAX_PENDING_BYTES", 2000)
+        async with running(model) as server, stream(server, model) as raw:
+            await raw.send(0)
+            await until(lambda: model.backend.batches, "a batch runs")
+            await raw.send(1, payload=bytes(2000))
+            await raw.send(2)
+            await until(lambda: next(iter(server.table)).batcher.queued == 1, "the last one waits")
+            model.backend.go.set()
+            results = [await raw.result() for _ in range(3)]
+            assert [result.code for result in results] == [0, EXHAUSTED, 0]
+            assert "bytes of unanswered packets" in results[1].message
 
     async def test_a_stream_ends_in_the_middle_of_a_write(self, large):
         async with running(large) as server, stream(server, large) as slow:
