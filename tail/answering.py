@@ -50,7 +50,10 @@ def _guarded(answer: _Answering, model: Model, frames: Sequence[Frame], started:
     try:
         return answer(model, frames, started, size)
     except Exception as error:
-        log.exception("a batch of %d frames failed", len(frames))
+        if len(frames) > 1:  # one frame that the network cannot take must not fail those of others
+            log.warning("a batch of %d frames failed, and is computed frame by frame: %s", len(frames), error)
+            return [response for frame in frames for response in _guarded(answer, model, [frame], started, size)]
+        log.exception("a frame failed")
         told = str(error) if isinstance(error, TailBackendError) else f"the tail failed: {error}"
         return [refusal(frame.packet, FrameRefusedError(_INTERNAL, told)) for frame in frames]
 

@@ -115,7 +115,7 @@ class Batcher:
             self._compute_here(frame)
             return
         with self._changed:
-            full = self._queue.is_full_for(frame.client)
+            full = self._queue.is_full_for(frame.client, len(frame.packet.payload))
             if not full:
                 frame.queue = self
                 self._queue.push(frame)
@@ -123,7 +123,7 @@ class Batcher:
                     self._changed.notify()
         if full:
             frame.release = self.model.manifest.release
-            frame.refuse(self._full(frame.client))
+            frame.refuse(self._full(frame))
             return
         self._idle.clear()
         self._weigh()
@@ -186,19 +186,22 @@ class Batcher:
 
     # On the event loop
 
-    def _full(self, client: str) -> FrameRefusedError:
-        mine, all_of = self._queue.waiting_of(client), len(self._queue)
-        whose = "this client's part of the server's queue" if mine >= self._queue.client_limit else "the server's queue"
+    def _full(self, frame: Frame) -> FrameRefusedError:
+        mine, all_of = self._queue.waiting_of(frame.client), len(self._queue)
+        own = self._queue.is_share_full(frame.client, len(frame.packet.payload))
+        whose = "this client's part of the server's queue" if own else "the server's queue"
         return FrameRefusedError(
-            _EXHAUSTED, f"{whose} is full ({mine} of {all_of} frames); send this frame later", self._retry_ms(mine)
+            _EXHAUSTED,
+            f"{whose} is full ({mine} of {all_of} frames); send this frame later",
+            self._retry_ms(mine if own else None),
         )
 
-    def _retry_ms(self, mine: int) -> int:
+    def _retry_ms(self, mine: int | None) -> int:
         """When half of what stands in a client's way is likely to be done, by the rate of the last batches; 0: not known."""
         if self._frame_seconds is None:
             return 0
-        share = mine * self._queue.clients if mine >= self._queue.client_limit else len(self._queue)
-        seconds = self._frame_seconds * min(share, len(self._queue)) / 2
+        ahead = len(self._queue) if mine is None else min(mine * self._queue.clients, len(self._queue))
+        seconds = self._frame_seconds * ahead / 2
         return min(max(RETRY_MS[0], math.ceil(seconds * 1000)), RETRY_MS[1])
 
     def _weigh(self) -> None:

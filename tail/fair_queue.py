@@ -7,9 +7,22 @@ from collections.abc import Callable, Iterator
 
 from narrowcast.tail.frame import Frame, Priority
 
+MAX_QUEUE_BYTES = 256 * 1024 * 1024
 # Of every 21 frames that leave a queue with enough of each. No lane starves, so a client that calls all of its frames
 # urgent does not shut the others out.
 WEIGHTS = {Priority.BACKGROUND: 1, Priority.NORMAL: 4, Priority.URGENT: 16}
+
+
+class _Share:
+    """What of the queue is one client's."""
+
+    __slots__ = ("bytes", "frames")
+
+    def __init__(self) -> None:
+        self.frames = self.bytes = 0
+
+    def has_room(self, payload_bytes: int, frames: int, most_bytes: int) -> bool:
+        return self.frames < frames and self.bytes + payload_bytes <= most_bytes
 
 
 class _Lane:
@@ -55,13 +68,16 @@ class FairQueue:
     Args:
         limit: frames that may wait.
         client_limit: frames of one client that may wait.
+        byte_limit: bytes of payload that may wait; of one client, half of that. A queue without frames takes any.
     """
 
-    def __init__(self, limit: int, client_limit: int) -> None:
+    def __init__(self, limit: int, client_limit: int, byte_limit: int = MAX_QUEUE_BYTES) -> None:
         self.limit = limit
         self.client_limit = client_limit
+        self.byte_limit = byte_limit
+        self._bytes = 0
         self._lanes = [_Lane(WEIGHTS[priority]) for priority in Priority]
-        self._by_client: dict[str, int] = {}
+        self._by_client: dict[str, _Share] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -79,17 +95,31 @@ class FairQueue:
 
     def waiting_of(self, client: str) -> int:
         """How many frames of a client wait."""
-        return self._by_client.get(client, 0)
+        share = self._by_client.get(client)
+        return 0 if share is None else share.frames
 
-    def is_full_for(self, client: str) -> bool:
-        """Whether a client's next frame has no place."""
-        return self._count >= self.limit or self._by_client.get(client, 0) >= self.client_limit
+    def is_full_for(self, client: str, payload_bytes: int = 0) -> bool:
+        """Whether a client's next frame, of so many bytes, has no place."""
+        if self.is_share_full(client, payload_bytes):
+            return True
+        return self._count >= self.limit or bool(self._count and self._bytes + payload_bytes > self.byte_limit)
+
+    def is_share_full(self, client: str, payload_bytes: int = 0) -> bool:
+        """Whether it is the client's own part of the queue that is full."""
+        share = self._by_client.get(client)
+        return share is not None and not share.has_room(payload_bytes, self.client_limit, self.byte_limit // 2)
 
     def push(self, frame: Frame) -> None:
         """Adds a frame; there must be a place for it."""
         self._lanes[frame.priority].push(frame)
-        self._by_client[frame.client] = self._by_client.get(frame.client, 0) + 1
+        share = self._by_client.get(frame.client)
+        if share is None:
+            share = self._by_client[frame.client] = _Share()
+        size = len(frame.packet.payload)
+        share.frames += 1
+        share.bytes += size
         self._count += 1
+        self._bytes += size
 
     def pop(self) -> Frame:
         """The frame whose turn it is. There must be one."""
@@ -122,10 +152,11 @@ class FairQueue:
                 yield waiting[0]
 
     def _left(self, frame: Frame) -> Frame:
+        size, share = len(frame.packet.payload), self._by_client[frame.client]
+        share.frames -= 1
+        share.bytes -= size
         self._count -= 1
-        left = self._by_client[frame.client] - 1
-        if left:
-            self._by_client[frame.client] = left
-        else:
+        self._bytes -= size
+        if not share.frames:
             del self._by_client[frame.client]
         return frame

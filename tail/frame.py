@@ -106,8 +106,10 @@ class Frame:
                 self.queue = None
 
     def refuse(self, error: FrameRefusedError) -> None:
-        """There will be no answer."""
-        self.finish(refusal(self.packet, error))
+        """There will be no answer. The payload is not kept until that is told."""
+        response = refusal(self.packet, error)
+        self.packet = self.packet._replace(payload=b"")
+        self.finish(response)
 
 
 def refusal(packet: Packet, error: FrameRefusedError) -> pb.StreamResponse:

@@ -20,6 +20,7 @@ from narrowcast.transport.packet import VERSION, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceServicer
 
+OPEN_SECONDS = 10.0
 _WATCH_SECONDS = 0.5
 
 
@@ -46,6 +47,7 @@ class TailService(TailServiceServicer):
         self._observer = observer or Silent()
         self._ageing = ageing or Ageing()
         self._draining = False
+        self._opening: set[asyncio.Task[Any]] = set()
         self._streams: dict[Slot, set[OpenStream]] = {}
         self._watching: dict[Slot, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -53,6 +55,8 @@ class TailService(TailServiceServicer):
     def drain(self, grace_seconds: float = 10.0) -> None:
         """From now on: no new streams; open ones are asked to move, and end within ``grace_seconds``."""
         self._draining = True
+        for handler in self._opening:
+            handler.cancel()
         for streams in self._streams.values():
             for stream in streams:
                 stream.drain("shutdown", False, grace_seconds)
@@ -61,9 +65,7 @@ class TailService(TailServiceServicer):
         """See the .proto."""
         stream = OpenStream(self._models, self._gate, self._observer, self._ageing, context)
         try:
-            self._check_serving()
-            await stream.open()
-            self._check_serving()
+            await self._open(stream)
         except EndedError as ended:
             self._observer.refused(stream.info.client, stream.info.model, ended.code.name)
             await context.abort(ended.code, str(ended))
@@ -132,6 +134,23 @@ class TailService(TailServiceServicer):
                 for name, batcher in ((slot.name, slot.batcher) for slot in self._models)
             ]
         )
+
+    async def _open(self, stream: OpenStream) -> None:
+        """Takes a client's `open`; one that sends none must neither stay for ever nor hold up the server's end."""
+        self._check_serving()
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._opening.add(handler)
+        try:
+            await asyncio.wait_for(stream.open(), OPEN_SECONDS)
+        except asyncio.TimeoutError as error:  # TimeoutError itself from Python 3.11 on
+            raise EndedError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no `open` within {OPEN_SECONDS:.0f} s") from error
+        except asyncio.CancelledError:
+            self._check_serving()
+            raise
+        finally:
+            self._opening.discard(handler)
+        self._check_serving()
 
     async def _computed(self, frame: Frame, slot: Slot, done: asyncio.Future[None]) -> None:
         """Returns once the frame has its response; a cancelled call's frame is not computed."""

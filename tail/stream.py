@@ -9,9 +9,10 @@ from collections import deque
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from narrowcast.tail.access import Context, Gate
-from narrowcast.tail.credits import Credits
+from narrowcast.tail.credits import MAX_WINDOW, Credits
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority, priority_of
 from narrowcast.tail.models import ModelTable, Slot
@@ -23,6 +24,10 @@ from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import MAX_PACKET_BYTES
 
 LEAST_SILENCE_SECONDS = 1.0
+# A client that reads no answers must not fill the memory with what it sends.
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+_NO_MESSAGE = "bytes that are no message of this protocol"
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
@@ -81,7 +86,10 @@ class OpenStream:
         """
         client = admit(self._gate, self._context)
         self.info = StreamInfo(client, "", b"")
-        request = await self._context.read()
+        try:
+            request = await self._context.read()
+        except DecodeError as error:
+            raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE) from error
         if request is grpc.aio.EOF or not request.HasField("open"):
             raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
         wanted = request.open
@@ -253,6 +261,8 @@ class OpenStream:
             self._ending = EndedError(grpc.StatusCode.DATA_LOSS, str(error))
         except EndedError as ended:
             self._ending = ended
+        except DecodeError:
+            self._ending = EndedError(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (the peer is gone, or broke the framing underneath)
@@ -284,6 +294,10 @@ class OpenStream:
             arrived=arrived,
         )
         self._pending.append(frame)
+        if len(data) * MAX_WINDOW > MAX_PENDING_BYTES and self._holds_too_much():
+            message = f"more than {MAX_PENDING_BYTES} bytes of unanswered packets on one stream; send this frame later"
+            frame.refuse(FrameRefusedError(_EXHAUSTED, message))
+            return
         refused = rate_refusal(self._gate, self.info.client, len(data))
         if refused is None and packet.frame_id < self._resume_from:
             refused = FrameRefusedError(
@@ -297,6 +311,9 @@ class OpenStream:
         else:
             frame.release = batcher.model.manifest.release
             frame.refuse(refused)
+
+    def _holds_too_much(self) -> bool:
+        return len(self._pending) > 1 and sum(len(one.packet.payload) for one in self._pending) > MAX_PENDING_BYTES
 
     def _frame_done(self, frame: Frame) -> None:
         if self._pending and self._pending[0] is frame:

@@ -11,6 +11,8 @@ import pytest
 from support import bundles
 from support.inprocess import RawStream, SteppedBackend, held, running, stream, until
 
+from narrowcast.tail import service
+from narrowcast.tail import stream as open_stream
 from narrowcast.tail.access import OpenGate
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import AccessError
@@ -103,6 +105,22 @@ class TestDrain:
                 again.context = raw.context
                 await again.send(1)
                 assert value(await again.result()) == 101
+
+    async def test_a_stream_that_was_never_opened_holds_up_nothing(self, free):
+        async with running(free) as server, server.stub() as stub:
+            call = stub.Stream()
+            await call.wait_for_connection()
+            await until(lambda: server.service._opening, "the server waits for `open`")
+            server.service.drain(60)
+            assert await asyncio.wait_for(call.code(), 20) is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_stream_that_is_never_opened_ends(self, free, monkeypatch):
+        monkeypatch.setattr(service, "OPEN_SECONDS", 0.05)
+        async with running(free) as server, server.stub() as stub:
+            call = stub.Stream()
+            assert await asyncio.wait_for(call.code(), 20) is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "no `open`" in await call.details()
+            assert server.recorder.refusals == [("127.0.0.1", "", "DEADLINE_EXCEEDED")]
 
 
 class TestFrames:
@@ -321,6 +339,19 @@ class TestSlowReaders:
             assert frame_ids == list(range(len(frame_ids)))
             assert 8 < len(frame_ids) < 20  # eight, and what gRPC has taken off the server's hands
 
+    async def test_bytes_that_wait_for_a_reader_are_bounded(self, model, monkeypatch):
+        monkeypatch.setattr(open_stream, "MAX_PENDING_BYTES", 2000)
+        async with running(model) as server, stream(server, model) as raw:
+            await raw.send(0)
+            await until(lambda: model.backend.batches, "a batch runs")
+            await raw.send(1, payload=bytes(2000))
+            await raw.send(2)
+            await until(lambda: next(iter(server.table)).batcher.queued == 1, "the last one waits")
+            model.backend.go.set()
+            results = [await raw.result() for _ in range(3)]
+            assert [result.code for result in results] == [0, EXHAUSTED, 0]
+            assert "bytes of unanswered packets" in results[1].message
+
     async def test_a_stream_ends_in_the_middle_of_a_write(self, large):
         async with running(large) as server, stream(server, large) as slow:
             await slow.send(*range(8))
@@ -448,3 +479,42 @@ class TestUnary:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Infer(self.request(free, stub))
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+class TestMany:
+    async def test_200_clients_at_once(self, free):
+        """Each over a connection of its own, with some that leave in the middle; the others get their own answers."""
+        async with running(free, max_client_queue=1024) as server:
+
+            async def one(number: int) -> list[float]:
+                async with stream(server, free) as raw:
+                    await raw.send(*range(number, number + 3))
+                    if number % 10 == 9:
+                        raw.call.cancel()
+                        return []
+                    return [value(await raw.result()) for _ in range(3)]
+
+            answers = await asyncio.gather(*(one(number) for number in range(200)))
+            for number, found in enumerate(answers):
+                assert found == ([] if number % 10 == 9 else [100 + (number + k) % 16 for k in range(3)])
+            await until(lambda: len(server.recorder.closed) == 200, "all streams are closed")
+            assert next(iter(server.table)).batcher.queued == 0
+
+    async def test_bytes_that_are_no_messages_end_their_own_stream_only(self, free, caplog):
+        random = np.random.default_rng(0)
+        async with running(free) as server, stream(server, free) as sound:
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                method = channel.stream_stream("/narrowcast.tail.v1.TailService/Stream")
+                for round_ in range(30):
+                    call = method()
+                    if round_ % 2:
+                        await call.write(pb.StreamRequest(open=pb.Open(**sound.opening)).SerializeToString())
+                    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                        await call.write(random.integers(0, 256, 1 + 20 * round_).astype(np.uint8).tobytes())
+                        await call.done_writing()
+                        while await asyncio.wait_for(call.read(), 20) is not grpc.aio.EOF:
+                            pass
+                    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+            await sound.send(0)
+            assert value(await sound.result()) == 100
+        assert "Traceback" not in caplog.text

@@ -333,3 +333,25 @@ async def test_a_frame_that_takes_next_to_nothing_is_answered_without_the_thread
     here = threading.main_thread()
     assert [thread is here for thread in threads] == [False, light_seconds > 0, light_seconds > 0]
     await batcher.close()
+
+
+async def test_a_frame_that_the_network_cannot_take_fails_alone(tiny, model, monkeypatch):
+    class Picky(HeldBackend):
+        def run(self, symbols, levels):
+            self.batches.append(len(symbols))
+            assert self.go.wait(20)
+            if (levels == 0).any():
+                raise TailBackendError("this one is too much")
+            return self.inner.run(symbols, levels)
+
+    picky, frame = Picky(model.backend.inner), bundles.random_frames(1)[0]
+    batcher = Batcher(Model(model.manifest, model.codec, picky))
+    first = batcher.submit(packet(tiny, frame))
+    await until(lambda: picky.batches, "a batch runs")
+    answers = [batcher.submit(packet(tiny, frame, level=level)) for level in (1, 0, 1)]
+    picky.go.set()
+    found = await asyncio.gather(first, *answers, return_exceptions=True)
+    assert [isinstance(one, FrameRefusedError) for one in found] == [False, False, True, False]
+    assert "too much" in str(found[2])
+    assert picky.batches == [1, 3, 1, 1, 1]
+    await batcher.close()

@@ -95,3 +95,23 @@ def test_frames_can_be_taken_out(queue):
 )
 def test_the_priorities_of_the_wire(number, priority):
     assert priority_of(number) is priority
+
+
+def test_bytes_are_bounded_too_but_one_frame_always_fits():
+    queue = FairQueue(100, 100, byte_limit=1000)
+    large = frame("a")
+    large.packet = large.packet._replace(payload=bytes(5000))
+    assert not queue.is_full_for("a", 5000)
+    queue.push(large)
+    assert queue.is_full_for("a", 1)
+    assert queue.is_full_for("b", 1)
+    assert queue.is_share_full("a", 1)
+    assert not queue.is_share_full("b", 1)
+    queue.pop()
+    small = frame("a")
+    small.packet = small.packet._replace(payload=bytes(400))
+    queue.push(small)
+    assert not queue.is_full_for("a", 100)
+    assert queue.is_full_for("a", 101)
+    assert not queue.is_full_for("b", 600)
+    assert queue.is_full_for("b", 601)
