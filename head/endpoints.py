@@ -54,6 +54,7 @@ class Endpoint:
         name: the host as the user gave it, which a certificate is checked against.
         refusal: why it will not serve this client, by its last word; None where it has said no such thing.
         trouble: why it did not serve lately; empty where it did.
+        told: what the user was told of it last, since it answered.
         retry_at: when it is worth another try, in seconds of ``time.monotonic()``.
         patience: stretches the bound after which it counts as hung: it was found alive after such a verdict.
         pace: what its answers take.
@@ -63,6 +64,7 @@ class Endpoint:
     name: str
     refusal: str | None = None
     trouble: str = ""
+    told: str = ""
     retry_at: float = 0.0
     patience: float = 1.0
     pace: Pace = field(default_factory=Pace)
@@ -74,7 +76,7 @@ class Endpoint:
 
     def answered(self) -> None:
         """It answered a frame."""
-        self.refusal, self.trouble, self.retry_at, self.patience = None, "", 0.0, 1.0
+        self.refusal, self.trouble, self.told, self.retry_at, self.patience = None, "", "", 0.0, 1.0
         self._pause = FIRST_PAUSE_SECONDS / 2
 
     def failed(self, trouble: str, *, refused: bool = False, hung: bool = False, by_chance: random.Random) -> None:

@@ -100,7 +100,6 @@ class Link:
         self._wanted = asyncio.Event()
         self._failure: LinkError | None = None
         self._fruitless = 0
-        self._told = ""
         self._stream: Stream | None = None
         self._drained: set[asyncio.Task[None]] = set()  # streams whose last answers are coming
         self._meter = SocketMeter(*self.endpoints.ports)
@@ -274,8 +273,6 @@ class Link:
             self._drained.add(running)
             running.add_done_callback(self._end_drained)
             return None if stream.come_back else stream.endpoint
-        if stream.answers:
-            self._told = ""
         self._fruitless = 0 if stream.answers or not len(self._frames) else self._fruitless + 1
         self._note(stream.endpoint, running.exception() or StreamError("the server ended the stream"))
         return None
@@ -302,10 +299,9 @@ class Link:
             self._tell(endpoint, trouble)
 
     def _tell(self, endpoint: Endpoint, trouble: str) -> None:
-        line = f"link to {endpoint.address}: {trouble}; trying again"
-        if line != self._told:  # the same trouble again is no news
-            self._on_trouble(line)
-        self._told = line
+        if trouble != endpoint.told:  # the same trouble again is no news
+            self._on_trouble(f"link to {endpoint.address}: {trouble}; trying again")
+        endpoint.told = trouble
 
     def _is_over(self) -> bool:
         """Whether there is no point in another try; fails the link then."""

@@ -18,7 +18,7 @@ from support.waiting import eventually
 from narrowcast.head import endpoints, liveness, unanswered
 from narrowcast.head.client import AsyncClient
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
-from narrowcast.head.link import Link
+from narrowcast.head.link import MAX_FRUITLESS_STREAMS, Link
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import CodecId, Packet
@@ -367,6 +367,27 @@ class TestResume:
             assert "the server takes 64" in result.error
         assert server.streams[0].arrived == []
 
+    async def test_servers_that_take_streams_and_answer_nothing_are_given_up(self, session, monkeypatch):
+        monkeypatch.setattr(endpoints, "LONGEST_PAUSE_SECONDS", 0.01)
+
+        async def fruitless(talk: Conversation) -> None:
+            await talk.frame()
+
+        async with scripted(fruitless) as server, AsyncClient(session, server.address) as client:
+            with pytest.raises(PeerUnreachableError, match="the server ended the stream"):
+                await asyncio.wait_for(client.infer(FRAMES[0]), 20)
+        assert len(server.streams) == MAX_FRUITLESS_STREAMS
+
+    async def test_one_that_answers_now_and_then_is_not(self, session, monkeypatch):
+        monkeypatch.setattr(endpoints, "LONGEST_PAUSE_SECONDS", 0.01)
+
+        async def breaking(talk: Conversation) -> None:
+            talk.answer(await talk.frame())
+            await eventually(talk.said.empty, "the answer leaves")
+
+        async with scripted(breaking) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 2 * MAX_FRUITLESS_STREAMS), 2 * MAX_FRUITLESS_STREAMS)
+
 
 class TestChoice:
     async def test_a_server_that_is_not_serving_is_passed_over(self, session):
@@ -405,9 +426,11 @@ class TestChoice:
             raise EndedError(grpc.StatusCode.FAILED_PRECONDITION, "another codec")
 
         async with scripted(other_codec) as first:
-            async with AsyncClient(session, [first.address, "127.0.0.1:9"], give_up_seconds=0.6) as client:
+            to, troubles = [first.address, "127.0.0.1:9"], []
+            async with AsyncClient(session, to, give_up_seconds=0.6, on_trouble=troubles.append) as client:
                 with pytest.raises(PeerUnreachableError, match="another codec"):
                     await asyncio.wait_for(client.infer(FRAMES[0]), 20)
+        assert len(troubles) == 2  # the same trouble again is no news
 
     async def test_it_stays_with_its_server_when_the_first_choice_is_back(self, session):
         async def breaking(talk: Conversation) -> None:
