@@ -103,7 +103,9 @@ def _durations(models: Mapping[str, ModelTally]) -> Iterator[Metric]:
         "narrowcast_stage_duration_seconds", "Answered frames: time in each stage.", labels=["stage", "model"]
     )
     total = HistogramMetricFamily(
-        "narrowcast_frame_duration_seconds", "Answered frames: from arrival to the result's bytes.", labels=["model"]
+        "narrowcast_frame_duration_seconds",
+        "Answered frames: from arrival to handing the result to the network.",
+        labels=["model"],
     )
     for name, model in models.items():
         for stage, histogram in zip(STAGES, model.stages, strict=True):

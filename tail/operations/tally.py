@@ -36,7 +36,7 @@ class ModelTally:
         results: frames by google.rpc.Code.
         levels: answered frames by rate point; whole images by :data:`IMAGE`.
         stages: durations of answered frames, as in :data:`STAGES`.
-        total: from a frame's arrival to its result's bytes.
+        total: from a frame's arrival to handing its result to the network.
         received_bytes, sent_bytes: packets and results of all frames, gRPC's framing left out.
         compared_bytes, raw_bytes: packets of answered frames, and these frames as uint8 RGB of the network's input.
         batches: how many, by the bounds of :data:`BATCH_BOUNDS` (the last has none).
@@ -189,13 +189,13 @@ class Tally:
         if image_bytes:  # else its model is gone, and nothing is compared
             model.raw_bytes += image_bytes
             model.compared_bytes += packet_bytes
-        times, encode_seconds = result.times, record.encode_ms / 1e3
+        times = result.times
         queue, decode, infer, encode = model.stages
         queue.add(times.queue_us / 1e6)
         decode.add(times.decode_us / 1e6)
         infer.add(times.tail_us / 1e6)
-        encode.add(encode_seconds)
-        model.total.add(times.total_us / 1e6 + encode_seconds)
+        encode.add(record.encode_ms / 1e3)
+        model.total.add(times.total_us / 1e6)
 
     def batch_done(self, model: str, size: int, queued: int) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""

@@ -103,9 +103,8 @@ class Traces(Silent):
     def _write(self, record: FrameRecord, parent: Context, kind: SpanKind) -> None:
         """A frame's span with its stages, all of them in the past."""
         times, end = record.result.times, time.time_ns()
-        encode_ns = round(record.encode_ms * 1e6)
-        stages_us = (times.queue_us, times.decode_us, times.tail_us)
-        start = end - encode_ns - max(times.total_us, sum(stages_us)) * 1000
+        stages_ns = [times.queue_us * 1000, times.decode_us * 1000, times.tail_us * 1000, round(record.encode_ms * 1e6)]
+        start = end - max(times.total_us * 1000, sum(stages_ns))
         about = _about(record.stream) | {
             "narrowcast.release": record.release,
             "narrowcast.frame_id": record.packet.frame_id,
@@ -117,11 +116,10 @@ class Traces(Silent):
         span = self._tracer.start_span("narrowcast.frame", parent, kind, about, start_time=start)
         if span.is_recording():
             inside, at = trace.set_span_in_context(span, Context()), start
-            for stage, spent_us in zip(STAGES, stages_us, strict=False):
+            for stage, spent_ns in zip(STAGES, stages_ns, strict=True):
                 part = self._tracer.start_span(f"narrowcast.{stage}", inside, start_time=at)
-                at += spent_us * 1000
+                at += spent_ns
                 part.end(at)
-            self._tracer.start_span(f"narrowcast.{STAGES[-1]}", inside, start_time=end - encode_ns).end(end)
         _end(span, RESULTS.get(record.result.code, "UNKNOWN"), end)
 
 
