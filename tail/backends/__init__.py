@@ -25,3 +25,20 @@ class TailBackend(Protocol):
         Raises:
             TailBackendError: the library failed.
         """
+
+
+class ImageBackend(Protocol):
+    """A loaded whole network, which answers images that were sent as such.
+
+    Attributes:
+        name: of the backend, with its version.
+    """
+
+    name: str
+
+    def run_images(self, images: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """Images uint8 ``[N, H, W, 3]``, of the input contract's size, to the outputs by name, each ``[N, ...]``.
+
+        Raises:
+            TailBackendError: the library failed.
+        """

@@ -12,10 +12,9 @@ from narrowcast.tail.backends import Array
 from narrowcast.tail.errors import TailBackendError
 
 
-class OnnxRuntimeTail:
-    """See :class:`narrowcast.tail.backends.TailBackend`."""
-
-    def __init__(self, model: bytes, *, threads: int = 0) -> None:
+class _Network:
+    def __init__(self, model: bytes, what: str, *, threads: int = 0) -> None:
+        self._what = what
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -23,13 +22,34 @@ class OnnxRuntimeTail:
         try:
             self._session: Any = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise TailBackendError(f"ONNX Runtime {ort.__version__} does not load the tail: {error}") from error
+            raise TailBackendError(f"ONNX Runtime {ort.__version__} does not load the {what}: {error}") from error
         self._outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def _run(self, inputs: dict[str, Any], count: int) -> dict[str, Array]:
+        try:
+            results = self._session.run(self._outputs, inputs)
+        except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
+            raise TailBackendError(f"the {self._what} failed on a batch of {count}: {error}") from error
+        return dict(zip(self._outputs, results, strict=True))
+
+
+class OnnxRuntimeTail(_Network):
+    """See :class:`narrowcast.tail.backends.TailBackend`."""
+
+    def __init__(self, model: bytes, *, threads: int = 0) -> None:
+        super().__init__(model, "tail", threads=threads)
 
     def run(self, symbols: npt.NDArray[np.uint8], levels: npt.NDArray[np.int64]) -> dict[str, Array]:
         """See :class:`narrowcast.tail.backends.TailBackend`."""
-        try:
-            results = self._session.run(self._outputs, {"symbols": symbols, "level": levels})
-        except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
-            raise TailBackendError(f"the tail failed on a batch of {len(symbols)}: {error}") from error
-        return dict(zip(self._outputs, results, strict=True))
+        return self._run({"symbols": symbols, "level": levels}, len(symbols))
+
+
+class OnnxRuntimeWhole(_Network):
+    """See :class:`narrowcast.tail.backends.ImageBackend`."""
+
+    def __init__(self, model: bytes, *, threads: int = 0) -> None:
+        super().__init__(model, "whole network", threads=threads)
+
+    def run_images(self, images: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """See :class:`narrowcast.tail.backends.ImageBackend`."""
+        return self._run({"image": images}, len(images))

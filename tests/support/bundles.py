@@ -104,6 +104,30 @@ def with_exit(made: Made) -> Made:
     return made.with_part(describe_part("exit.fp32.onnx", model, "exit", ["device"], precision="fp32"), model)
 
 
+def whole_model() -> bytes:
+    """The uncut network: image uint8 [N, 8, 8, 3] -> what head and tail give at level 1."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["floats", "sixteen"], ["scaled"]),
+        helper.make_node("Floor", ["scaled"], ["whole"]),
+        helper.make_node("ReduceMean", ["whole"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Add", ["means", "hundred"], ["output"]),
+    ]
+    constants = [("sixteen", np.array(16, np.float32)), ("hundred", np.array(100, np.float32))]
+    inputs = [value("image", TensorProto.UINT8, ["N", SIDE, SIDE, 3])]
+    return onnx_model(nodes, inputs, [value("output", TensorProto.FLOAT, ["N", 3])], constants)
+
+
+def with_whole(made: Made) -> Made:
+    """The bundle with the uncut network, which answers images."""
+    model = whole_model()
+    roles = ["device", "server"]
+    return made.with_part(
+        describe_part("whole.fp32.onnx", model, "whole", roles, precision="fp32", optional=True), model
+    )
+
+
 def with_second_tail(made: Made) -> Made:
     """The bundle with its tail once more, as the further tail ``second``."""
     model = tail_model()

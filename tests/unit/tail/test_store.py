@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from support import bundles
 
@@ -70,6 +71,29 @@ def test_a_tail_with_other_outputs_than_promised(tmp_path):
     made.manifest = msgspec.structs.replace(made.manifest, outputs=outputs)
     with pytest.raises(TailBackendError, match=r"promises \['boxes'\]"):
         load_model(bundles.open_made(made.write(tmp_path / "m.ncb")))
+
+
+def test_images_are_answered_where_the_bundle_carries_the_whole_network(tmp_path):
+    plain = load_model(bundles.open_made(bundles.make().write(tmp_path / "plain.ncb")))
+    assert (plain.whole, plain.image_tails) == (None, [])
+    frames = bundles.random_frames(3)
+    with pytest.raises(TailBackendError, match="no whole network for the tail 'main'"):
+        plain.answer_images(frames, [frozenset(["main"])] * 3)
+    made = bundles.with_whole(bundles.with_second_tail(bundles.make()))
+    model = load_model(bundles.open_made(made.write(tmp_path / "whole.ncb")))
+    assert model.image_tails == ["main"]
+    wanted = [frozenset(["main"]), frozenset(), frozenset(["main"])]
+    answers = model.answer_images(frames, wanted)
+    assert [answer.keys() for answer in answers] == [{"output"}, set(), {"output"}]
+    for k in (0, 2):
+        assert np.allclose(answers[k]["output"], bundles.expected_output(frames[k], 1), atol=1e-4)
+
+
+def test_a_whole_network_that_does_not_run_is_found_when_it_is_loaded(tmp_path):
+    made, model = bundles.make(), bundles.head_model()
+    part = describe_part("whole.onnx", model, "whole", ["device", "server"], optional=True)
+    with pytest.raises(TailBackendError, match="the whole network failed"):
+        load_model(bundles.open_made(made.with_part(part, model).write(tmp_path / "m.ncb")))
 
 
 def test_beyond_this_machine_only_where_it_was_asked_for():
