@@ -63,6 +63,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_delay = max_delay_ms / 1000
         self._queue: asyncio.Queue[_Frame] = asyncio.Queue(max_queue)
+        self._unanswered = 0
         self._batch: list[_Frame] = []  # being gathered or computed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tail-{model.name}")
         self._task = asyncio.create_task(self._work())
@@ -78,7 +79,18 @@ class Batcher:
             self._queue.put_nowait(_Frame(packet, time.perf_counter(), answer, tails))
         except asyncio.QueueFull:
             _refuse(answer, grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's queue is full; send this frame later")
+        else:
+            self._unanswered += 1
+            answer.add_done_callback(self._answered)
         return answer
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that it has taken is answered."""
+        return self._unanswered == 0
+
+    def _answered(self, _: asyncio.Future[Answer]) -> None:
+        self._unanswered -= 1
 
     async def close(self) -> None:
         """Stops; frames that still wait are refused."""

@@ -10,7 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
-from narrowcast.cli.options import add_trust, at_least, seconds, trusted
+from narrowcast.cli.options import add_trust, at_least, seconds
+from narrowcast.cli.serving import store as models
 from narrowcast.cli.show import stderr
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
@@ -20,7 +21,9 @@ examples:
   narrowcast serve --bundles models/ --listen 127.0.0.1:0 --json      # a free port, told as JSON on stdout
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --insecure
 
-Serves the highest release of every model in the folder. SIGTERM and Ctrl-C answer what was taken in, then end.
+Serves the highest release of every model and codec in the folder, and follows its changes: rename a bundle into it to
+publish, remove one to unload it (docs/server.md). SIGHUP looks at once, and tries again what was refused. SIGTERM and
+Ctrl-C answer what was taken in, then end.
 """
 
 
@@ -35,11 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-delay-ms", type=seconds, default=0.0, metavar="MS", help="wait so long to fill a batch (default: 0)"
     )
-    parser.add_argument(
-        "--threads", type=at_least(0), default=0, metavar="N", help="for each model (default: the library's choice)"
-    )
     parser.add_argument("--drain-timeout", type=seconds, default=10.0, metavar="S", help="for ending (default: 10)")
     parser.add_argument("--json", action="store_true", help="tell as a JSON line on stdout when it listens")
+    models.add_arguments(parser)
     add_trust(parser)
 
 
@@ -51,19 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
 async def _serve(args: argparse.Namespace) -> int:
     from narrowcast.tail.server import TailServer
-    from narrowcast.tail.store import load_models
 
-    models = load_models(args.bundles, trusted=trusted(args), allow_unsigned=args.allow_unsigned, threads=args.threads)
     server = TailServer(
-        models, parse_address(args.listen), insecure=args.insecure, max_batch=args.max_batch,
+        models.store_settings(args), parse_address(args.listen), insecure=args.insecure, max_batch=args.max_batch,
         max_delay_ms=args.max_delay_ms,
     )  # fmt: skip
     address = await server.start()
-    names = {name: model.manifest.release for name, model in models.items()}
+    assert server.store is not None
+    served = [row for row in server.store.status() if row.state == "ready"]
+    names = {str(row.name): row.release for row in sorted(served, key=lambda row: row.release or 0)}
     if args.json:
         print(json.dumps({"event": "listening", "address": str(address), "models": names}), flush=True)
     console = stderr()
-    listed = ", ".join(f"{name} (release {release})" for name, release in names.items())
+    listed = ", ".join(f"{row.name} (release {row.release})" for row in served)
     console.print(f"serving {listed} on {address}")
     if args.insecure:
         console.print(
@@ -73,6 +74,7 @@ async def _serve(args: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, server.store.reload)
     await stop.wait()
     console.print("ending: answering what was taken in")
     await server.stop(args.drain_timeout)

@@ -1,0 +1,1 @@
+"""Parts of ``narrowcast serve``: each has its options and makes what the server takes."""
