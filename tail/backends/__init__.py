@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -102,9 +103,8 @@ def open_whole(model: bytes, settings: BackendSettings) -> ImageBackend:
 
 def _torch() -> ModuleType:
     try:
-        from narrowcast.tail.backends import torch
+        return importlib.import_module("narrowcast.tail.backends.torch")
     except ImportError as error:
         raise ProviderError(
             f"the torch backend needs torch and onnx ({error}): pip install 'narrowcast[tail-torch]'"
         ) from error
-    return torch
