@@ -375,7 +375,8 @@ async def _off_loop(function: Callable[[], _T]) -> _T:
     result: Future[_T] = Future()
 
     def work() -> None:
-        result.set_running_or_notify_cancel()
+        if not result.set_running_or_notify_cancel():
+            return
         try:
             result.set_result(function())
         except BaseException as error:  # noqa: BLE001  (it is raised where it is waited for)

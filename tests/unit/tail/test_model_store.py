@@ -349,12 +349,12 @@ async def test_reload_tries_again_what_was_refused(tmp_path, monkeypatch):
 
 async def test_the_interval_finds_what_nobody_told_of(tmp_path, monkeypatch):
     """As on a network drive; here nobody tells because the watch is refused."""
-    import watchfiles
+    import asyncinotify
 
     def refuse(*_, **__):
         raise OSError("no watches left")
 
-    monkeypatch.setattr(watchfiles, "awatch", refuse)
+    monkeypatch.setattr(asyncinotify, "Inotify", refuse)
     publish(tmp_path, "1.ncb", made(1))
     async with Running(tmp_path, interval_seconds=0.05) as running:
         publish(tmp_path, "2.ncb", made(2))
