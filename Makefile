@@ -1,6 +1,7 @@
 # Every chore is one command. `make demo` and `make test` make their own environment the first time.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
@@ -23,8 +24,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard transport/coder/*.[
 demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes demo-output/report.html
 	$(BIN)/narrowcast demo
 
-test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## all tests, two files at a time (WORKERS=0: one after the other)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-pythons: ## the tests that need no torch, on every supported Python that is here
 	scripts/test_pythons.sh

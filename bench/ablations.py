@@ -73,11 +73,11 @@ def main() -> None:
         "--json", type=Path, required=True, metavar="FILE", help="rows are kept there, with every image"
     )
     args = parser.parse_args()
-    rows = kept(args.json)
+    rows = kept(args.json, args.images)
     missing = [name for name in ROWS if name not in rows and args.only in (None, name)]
     for name in missing[: args.rows]:
         figures = run(args.recipe, args.work, args.images, name)
-        keep(args.json, rows := {**kept(args.json), name: figures})
+        keep(args.json, rows := {**kept(args.json, args.images), name: figures})
     if "as it is" in rows:
         show(rows)
 

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="results are kept there")
     args = parser.parse_args()
     wanted = trials(args.recipe, args.images)
-    rows = kept(args.json)
+    rows = kept(args.json, args.images)
     for name in [name for name in wanted if name not in rows][: args.rows]:
         rows[name] = Trial(changed(args.recipe, wanted[name]), args.work).figures
         keep(args.json, rows)

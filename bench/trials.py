@@ -160,7 +160,10 @@ def keep(path: Path, rows: dict[str, Any]) -> None:
         out.write((json.dumps(rows) + "\n").encode())
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """Rows that :func:`keep` wrote; none where there is no file."""
+def kept(path: Path, images: int) -> dict[str, Any]:
+    """Rows that :func:`keep` wrote; none without a file. Ends the program where they saw another number."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    other = sorted({row["images"] for row in found.values()} - {images})
+    if other:
+        raise SystemExit(f"{path} has rows of {other[0]} images each, not {images}: choose another --json or --images")
     return found

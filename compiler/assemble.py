@@ -20,7 +20,8 @@ from narrowcast.compiler.codec import collect_symbols, fit_codec, symbols_of
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
 from narrowcast.compiler.exit import exit_figures, train_exit, verify_exit
-from narrowcast.compiler.export import export_exit, export_head, export_tail, export_whole
+from narrowcast.compiler.export import export_exit, export_head, export_tail, export_whole, free_sides
+from narrowcast.compiler.free_sizes import extreme_frames
 from narrowcast.compiler.further import add_further, tail_figures
 from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
 from narrowcast.compiler.job import Job, remember
@@ -94,7 +95,9 @@ class Assembly:
         job, parts = self.job, self.parts
         head_onnx, tail_onnx = self._networks()
         frames = job.frames(job.held[:VERIFY_FRAMES])
-        verified = verify(self.head, self.tail, head_onnx, tail_onnx, frames, job.bottleneck.levels)
+        free = self.recipe.input.free
+        others = [] if free is None else extreme_frames(frames[0], free)
+        verified = verify(self.head, self.tail, head_onnx, tail_onnx, [frames, *others], job.bottleneck.levels)
         self.tails = add_further(self.further, self.head, frames, parts.add, self.progress)
         heads, trials, left_out = self._heads(head_onnx, tail_onnx)
         for precision, model in heads.items():
@@ -126,9 +129,10 @@ class Assembly:
         """Exports the networks; gives the head's and the tail's ONNX."""
         job, size = self.job, self.recipe.input.size
         with self.progress.task("exporting", 2, "networks") as task:
-            head = export_head(self.head, size, job.bottleneck.levels)
+            images, symbols = free_sides(self.recipe.input, job.spec())
+            head = export_head(self.head, size, job.bottleneck.levels, images)
             task.advance(1)
-            tail = export_tail(self.tail, job.bottleneck.shape, self.names)
+            tail = export_tail(self.tail, job.bottleneck.shape, self.names, symbols)
             self.parts.add("tail.fp32.onnx", tail, "tail", ["server"], precision="fp32")
             task.advance(1)
         return head, tail
@@ -138,7 +142,8 @@ class Assembly:
         job, settings = self.job, self.recipe.export
         if not settings.whole:
             return {}
-        exact = export_whole(Whole(job.problem.normalize, job.teacher), self.recipe.input.size, self.names)
+        images, _ = free_sides(self.recipe.input, job.spec())
+        exact = export_whole(Whole(job.problem.normalize, job.teacher), self.recipe.input.size, self.names, images)
         wholes, left_out = make_heads(
             exact,
             settings,

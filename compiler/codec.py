@@ -41,7 +41,7 @@ def symbols_of(
             symbols = network(image=frame[None], level=np.array([level]))["symbols"][0]
         except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
             raise VerificationError(f"the {name} head does not run: {str(error).splitlines()[0]}") from error
-        if symbols.dtype != np.uint8 or symbols.shape != spec.shape or int(symbols.max()) >= spec.alphabet:
+        if symbols.dtype != np.uint8 or not spec.takes(symbols.shape) or int(symbols.max()) >= spec.alphabet:
             raise VerificationError(
                 f"the {name} head gives {symbols.dtype} {list(symbols.shape)} up to {symbols.max()}; symbols are uint8 "
                 f"{list(spec.shape)} below {spec.alphabet}"
@@ -85,7 +85,7 @@ def fit_codec(
         sent: see :class:`narrowcast.compiler.bottlenecks.base.Bottleneck`.
     """
     if spec.name == "zstd":
-        return spec, _train_dictionary(spec, [frame.tobytes() for frame in symbols.reshape(-1, *spec.shape)])
+        return spec, _train_dictionary(spec, symbols.reshape(-1, *symbols.shape[2:]))
     if coding.tables == "none":
         packed = PackedTables(spec.alphabet, spec.shape[0], tuple(sent or [spec.shape[0]] * spec.levels))
         return msgspec.structs.replace(spec, name="packed"), packed.to_bytes()
@@ -113,16 +113,15 @@ def _lanes(bits: float, symbols: Symbols) -> int:
     return lanes_for(bits / 8 / (symbols.shape[0] * symbols.shape[1]))
 
 
-def _train_dictionary(spec: CodecSpec, samples: list[bytes]) -> bytes:
+def _train_dictionary(spec: CodecSpec, frames: Symbols) -> bytes:
     """A zstandard dictionary, or nothing where it does not make frames smaller that it was not trained on."""
-    seen, unseen = samples[: len(samples) * 3 // 4], samples[len(samples) * 3 // 4 :]
+    seen, unseen = frames[: len(frames) * 3 // 4], frames[len(frames) * 3 // 4 :]
     try:
-        dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, list(seen)).as_bytes()
+        dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, [frame.tobytes() for frame in seen]).as_bytes()
     except zstandard.ZstdError:  # too few samples, or nothing in common
         return b""
     sizes = []
     for data in (b"", dictionary):
         codec = open_codec(spec, data)
-        frames = (np.frombuffer(sample, np.uint8).reshape(spec.shape) for sample in unseen)
-        sizes.append(sum(len(codec.encode(frame, 0)) for frame in frames))
+        sizes.append(sum(len(codec.encode(frame, 0)) for frame in unseen))
     return dictionary if sizes[1] < sizes[0] else b""

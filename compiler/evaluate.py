@@ -35,6 +35,7 @@ from narrowcast.compiler.ways import (
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle, TailSpec
 from narrowcast.transport.bundle.manifest import Precision
+from narrowcast.transport.contract import Image
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import read_image
 from narrowcast.transport.structs import nearest
@@ -43,6 +44,8 @@ from narrowcast.transport.tasks import MAIN
 __all__ = ["Evaluation", "Score", "evaluate", "evaluate_frames", "top_class"]
 
 CHUNK = 16
+# Prepared frames that wait for others of their size, at most.
+MOST_WAITING = 128
 # Frames, and each one's truth where there are labels.
 Chunk = tuple[Frames, Sequence[Any] | None]
 
@@ -86,7 +89,7 @@ def evaluate(
         bundle = Bundle.open(bundle, allow_unsigned=allow_unsigned)
     spec, contract = _tail(bundle, tail), bundle.manifest.input
     further = None if tail == MAIN else tail
-    truth = find_truth(Path(data), Path(labels) if labels else None, spec.task, _classes(spec), contract.size)
+    truth = find_truth(Path(data), Path(labels) if labels else None, spec.task, _classes(spec))
     truth_of = truth.of
     if by is not None:
         check_measurable(
@@ -97,18 +100,22 @@ def evaluate(
     skipped: list[str] = []
 
     def chunks() -> Iterator[Chunk]:
-        for start in range(0, len(chosen), CHUNK):
-            frames, known = [], []
-            for path in chosen[start : start + CHUNK]:
-                try:
-                    prepared = contract.prepare(read_image(path))
-                except FrameError as error:
-                    skipped.append(str(error))
-                    continue
-                frames.append(prepared.image)
-                known.append(None if truth_of is None else truth_of(path, prepared.placement))
-            if frames:
-                yield np.stack(frames), None if truth_of is None else known
+        # Frames of one size make a chunk; each size has one under way.
+        under_way: dict[tuple[int, ...], list[tuple[Image, Any]]] = {}
+        for number, path in enumerate(chosen, 1):
+            try:
+                prepared = contract.prepare(read_image(path))
+            except FrameError as error:
+                skipped.append(str(error))
+            else:
+                known = None if truth_of is None else truth_of(path, prepared.placement)
+                under_way.setdefault(prepared.image.shape, []).append((prepared.image, known))
+            waiting = sum(map(len, under_way.values()))
+            last = number == len(chosen)
+            for shape, rows in list(under_way.items()):
+                if len(rows) == CHUNK or last or waiting >= MOST_WAITING:
+                    frames, labels_known = zip(*under_way.pop(shape), strict=True)
+                    yield np.stack(frames), None if truth_of is None else labels_known
 
     has_teacher = work is not None and bundle.has("whole", tail=further)
     cache = _cache(bundle, spec, chosen, truth.digest, Path(work)) if work is not None and has_teacher else None

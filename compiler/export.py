@@ -1,4 +1,4 @@
-"""From torch modules to self-contained ONNX. The head takes one frame, the tail any number."""
+"""From torch modules to self-contained ONNX. The head takes one frame, the tail any number; both of any size, if wanted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import onnx
 import onnx.version_converter
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from narrowcast.compiler.errors import ExportError
 from narrowcast.compiler.exit import ExitNetwork
 from narrowcast.compiler.modules import Head, Tail, Whole
+from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.contract import InputContract
 
 OPSET = 18  # what torch's exporter has implementations for
 HEAD_OPSET = 17  # the newest that TensorRT 8.6 (JetPack 6.0) parses
@@ -25,12 +28,51 @@ MAX_BYTES = 2**31 - 1
 _BATCH = 2  # torch.export takes a batch of one for a constant
 
 
-def export_head(head: Head, size: tuple[int, int], levels: int) -> bytes:
-    """The head as ONNX: ``image`` uint8 ``[1, H, W, 3]``, with several levels ``level`` int64 ``[1]``; ``symbols`` uint8."""
-    image = torch.zeros(1, *size, 3, dtype=torch.uint8)
+class Sides(NamedTuple):
+    """How far rows and columns are free.
+
+    Attributes:
+        step: both are a multiple of these.
+        most: the largest multiples.
+    """
+
+    step: tuple[int, int]
+    most: tuple[int, int]
+
+    def example(self) -> tuple[int, int]:
+        """Rows and columns to trace with: torch.export takes a dimension of one unit for a constant."""
+        rows, columns = (step * min(2, most) for step, most in zip(self.step, self.most, strict=True))
+        return rows, columns
+
+    def dims(self, first: int) -> dict[int, Any]:
+        """What is free, by axis; rows are axis ``first``."""
+        found: dict[int, Any] = {}
+        for k, name in enumerate(("rows", "columns")):
+            if self.most[k] > 1:
+                units = torch.export.Dim(name, min=1, max=self.most[k])
+                found[first + k] = units if self.step[k] == 1 else self.step[k] * units
+        return found
+
+
+def free_sides(contract: InputContract, spec: CodecSpec) -> tuple[Sides | None, Sides | None]:
+    """How far images and symbols are free; None where they are not."""
+    free = contract.free
+    if free is None or isinstance(spec.step, msgspec.UnsetType):
+        return None, None
+    most = free.most[0] // free.multiple, free.most[1] // free.multiple
+    return Sides((free.multiple, free.multiple), most), Sides(spec.step, most)
+
+
+def export_head(head: Head, size: tuple[int, int], levels: int, free: Sides | None = None) -> bytes:
+    """The head as ONNX: ``image`` uint8 ``[1, H, W, 3]``, with several levels ``level`` int64 ``[1]``; ``symbols`` uint8.
+
+    ``free`` lets height and width differ from frame to frame.
+    """
+    image = torch.zeros(1, *(size if free is None else free.example()), 3, dtype=torch.uint8)
     level = (torch.zeros(1, dtype=torch.int64),) if levels > 1 else ()
     names = ["image", "level"] if levels > 1 else ["image"]
-    return _for_boards(_export(head, (image, *level), names, ["symbols"], None, "head"), "head")
+    dynamic = None if free is None else {"image": free.dims(1), **({"level": None} if level else {})}
+    return _for_boards(_export(head, (image, *level), names, ["symbols"], dynamic, "head"), "head")
 
 
 def export_exit(network: ExitNetwork, shape: tuple[int, int, int], levels: int, output: str) -> bytes:
@@ -54,20 +96,25 @@ def _for_boards(data: bytes, what: str) -> bytes:
     return older
 
 
-def export_tail(tail: Tail, shape: tuple[int, int, int], outputs: Sequence[str]) -> bytes:
-    """The tail as ONNX: ``symbols`` uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]``; the task's outputs."""
-    symbols = torch.zeros(_BATCH, *shape, dtype=torch.uint8)
+def export_tail(tail: Tail, shape: tuple[int, int, int], outputs: Sequence[str], free: Sides | None = None) -> bytes:
+    """The tail as ONNX: ``symbols`` uint8 ``[N, C, h, w]`` and ``level`` int64 ``[N]``; the task's outputs.
+
+    ``free`` lets ``h`` and ``w`` differ from batch to batch.
+    """
+    grid = shape[1:] if free is None else free.example()
+    symbols = torch.zeros(_BATCH, shape[0], *grid, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
     level = torch.zeros(_BATCH, dtype=torch.int64)
-    shapes = {"symbols": {0: batch}, "level": {0: batch}}
+    shapes = {"symbols": {0: batch, **({} if free is None else free.dims(2))}, "level": {0: batch}}
     return _export(tail, (symbols, level), ["symbols", "level"], outputs, shapes, "tail")
 
 
-def export_whole(whole: Whole, size: tuple[int, int], outputs: Sequence[str]) -> bytes:
-    """The uncut network as ONNX: ``image`` uint8 ``[N, H, W, 3]``; the task's outputs."""
-    image = torch.zeros(_BATCH, *size, 3, dtype=torch.uint8)
+def export_whole(whole: Whole, size: tuple[int, int], outputs: Sequence[str], free: Sides | None = None) -> bytes:
+    """The uncut network as ONNX: ``image`` uint8 ``[N, H, W, 3]``; the task's outputs. ``free`` as for the head."""
+    image = torch.zeros(_BATCH, *(size if free is None else free.example()), 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
-    return _export(whole, (image,), ["image"], outputs, {"image": {0: batch}}, "whole network")
+    shapes = {0: batch, **({} if free is None else free.dims(1))}
+    return _export(whole, (image,), ["image"], outputs, {"image": shapes}, "whole network")
 
 
 def export_network(module: nn.Module, images: Tensor, outputs: Sequence[str]) -> bytes:

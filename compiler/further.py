@@ -42,7 +42,9 @@ def add_further(
         ExportError: a network does not export.
         VerificationError: an exported tail gives other outputs than the trained one.
     """
-    specs = []
+    specs: list[TailSpec] = []
+    if not jobs:
+        return specs
     with progress.task("exporting further tails", len(jobs), "tails") as task:
         for job in jobs:
             job.settle()

@@ -36,6 +36,7 @@ from narrowcast.compiler.data import (
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.exit import check_exit
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
+from narrowcast.compiler.free_sizes import check_bottleneck, codec_grid, free_outputs
 from narrowcast.compiler.labels import labels_of
 from narrowcast.compiler.modules import Head
 from narrowcast.compiler.nesting import flat
@@ -118,6 +119,9 @@ class Job:
         self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
         self._training_macs: int | None = None
         self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
+        # Looked at before anything is prepared or trained: whether its outputs are for images of any size.
+        free = recipe.input.free
+        self._free_outputs = None if free is None else free_outputs(self.teacher, self.traced, free)
         self.prepared: PreparedImages = self._prepare(folder)
         seen, held = split_holdout(len(self.prepared), recipe.data.holdout, recipe.train.seed)
         self.held = held
@@ -128,6 +132,8 @@ class Job:
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         torch.set_rng_state(self.random)
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
+        if recipe.input.free is not None:
+            check_bottleneck(self.bottleneck, self.problem)
         self.folder = work / f"{recipe.name}-{self._run_digest()}"
         if recipe.exit is not None:
             check_exit(self)
@@ -138,7 +144,8 @@ class Job:
             named.model, weights=named.weights, options=named.options, folder=folder, part=named.part
         )
         self.progress.note(f"tracing {named.model}")
-        return teacher, trace(teacher, self.recipe.input.size)
+        contract = self.recipe.input
+        return teacher, trace(teacher, contract.size, None if contract.free is None else contract.free.multiple)
 
     def _prepare(self, folder: Path) -> PreparedImages:
         recipe, progress = self.recipe, self.progress
@@ -276,14 +283,17 @@ class Job:
     @torch.no_grad()
     def outputs(self) -> list[OutputSpec]:
         """What the teacher gives for one image."""
+        if self._free_outputs is not None:
+            return self._free_outputs
         return output_specs(self.teacher(self.problem.normalize(torch.from_numpy(self.frames(self.held[:1])))))
 
     def spec(self) -> CodecSpec:
         """How the bottleneck's symbols are to be coded; its tables are not fitted yet."""
         net = self.bottleneck
+        shape, step = codec_grid(net.shape, self.recipe.input)
         return CodecSpec(
-            name=net.codec, shape=net.shape, alphabet=net.alphabet, levels=net.levels,
-            quantizer=digest_of_state(net.encoder_state()),
+            name=net.codec, shape=shape, alphabet=net.alphabet, levels=net.levels,
+            quantizer=digest_of_state(net.encoder_state()), step=step,
         )  # fmt: skip
 
     @torch.no_grad()

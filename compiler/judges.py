@@ -42,6 +42,9 @@ class Judge(Protocol):
 
     metric: str
 
+    def at(self, size: tuple[int, int]) -> Judge:
+        """The same for frames of another size."""
+
     def answers(self, outputs: Outputs) -> list[Any] | None:
         """Each frame's answer; None where the outputs hold none."""
 
@@ -81,6 +84,10 @@ class ClassJudge:
 
     metric = "top-1"
 
+    def at(self, size: tuple[int, int]) -> Judge:
+        """See :class:`Judge`: size is nothing to it."""
+        return self
+
     def answers(self, outputs: Outputs) -> list[Any] | None:
         """See :class:`Judge`."""
         top = top_class(outputs)
@@ -106,6 +113,10 @@ class SegmentationJudge:
     def __init__(self, task: SegmentTask, size: tuple[int, int]) -> None:
         self._task = task
         self._size = size
+
+    def at(self, size: tuple[int, int]) -> Judge:
+        """See :class:`Judge`."""
+        return self if size == self._size else SegmentationJudge(self._task, size)
 
     def answers(self, outputs: Outputs) -> list[Any] | None:
         """See :class:`Judge`."""
@@ -153,6 +164,10 @@ class DetectionJudge:
         coco_tools()
         self._task = task
         self._size = size
+
+    def at(self, size: tuple[int, int]) -> Judge:
+        """See :class:`Judge`."""
+        return self if size == self._size else DetectionJudge(self._task, size)
 
     def answers(self, outputs: Outputs) -> list[Any] | None:
         """See :class:`Judge`."""

@@ -37,6 +37,8 @@ QUANTIZED = WEIGHTED | {"Add", "AveragePool", "Clip", "Concat", "GlobalAveragePo
 # through all the others. So many of them stay in fp32, as long as they hold at most this part of the multiply-accumulates.
 FIRST = 3
 FIRST_SHARE = 0.55
+# A side that any network's stride divides.
+ANY_SIDE = 1024
 
 
 def weighted(nodes: Sequence[onnx.NodeProto]) -> set[str]:
@@ -89,7 +91,7 @@ def quantizable(model: onnx.ModelProto) -> list[str]:
 
 def _macs(model: onnx.ModelProto, layers: Set[str]) -> dict[str, int]:
     """Multiply-accumulates of the weighted nodes ``layers``: every weight is used once per place of the (larger) map."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = onnx.shape_inference.infer_shapes(_of_one_size(model)).graph
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*graph.input, *graph.value_info, *graph.output)
@@ -102,6 +104,22 @@ def _macs(model: onnx.ModelProto, layers: Set[str]) -> dict[str, int]:
             places = shape[2:] if node.op_type.startswith("Conv") else shape[:-1]
             found[node.name] = prod(places) * weights.get(node.input[1], 0)
     return found
+
+
+def _of_one_size(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with numbers for free sides: the layers' shares of the work do not depend on them."""
+    if all(dim.HasField("dim_value") for value in model.graph.input for dim in value.type.tensor_type.shape.dim):
+        return model
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = ANY_SIDE
+    for values in (fixed.graph.value_info, fixed.graph.output):
+        del values[:]
+    fixed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value.name) for value in model.graph.output)
+    return fixed
 
 
 def _reach(nodes: list[onnx.NodeProto], layers: Set[str], *, forward: bool = True) -> dict[str, set[str]]:

@@ -200,6 +200,10 @@ class Recipe(Settings, frozen=True):
             raise ValueError(
                 f"[[tails]] are called {', '.join(names[1:])}; each has a name of its own, none is {MAIN!r}"
             )
+        if self.input.free is not None and (self.tails or self.exit is not None):
+            raise ValueError(
+                f"[input] fit is 'free'; {'[[tails]]' if self.tails else '[exit]'} is for images of one size only"
+            )
 
 
 def load_recipe(path: Path, **tables: dict[str, Any]) -> Recipe:
@@ -264,9 +268,11 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
         )
     for target in recipe.export.targets:
         try:
-            load_target(target)
+            backends = load_target(target).backends
         except TargetError as error:
             raise ConfigError(f"{source}: [export] targets: {error}") from error
+        if recipe.input.free is not None and "onnxruntime" not in backends:
+            raise ConfigError(f"{source}: [export] targets: {target} has no onnxruntime, which fit = 'free' wants")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", recipe.name):
         raise ConfigError(f"{source}: name is {recipe.name!r}; letters, digits, '.', '_' and '-', 64 at most")
     return recipe

@@ -20,13 +20,13 @@ Source = Path | Member
 
 
 def read(source: Source, contract: InputContract) -> Image:
-    """A source's image as the network takes it, uint8 ``[H, W, 3]``.
+    """A source's image as training sees it, uint8 ``[*contract.size, 3]``.
 
     Raises:
         FrameError: it is no image.
     """
     image = source.read() if isinstance(source, Member) else read_image(source)
-    return contract.prepare(image).image
+    return contract.training_view(image)
 
 
 class StreamedImages:

@@ -38,9 +38,7 @@ class Truth:
     digest: str = ""
 
 
-def find_truth(
-    folder: Path, labels: Path | None, task: Task | None, classes: int | None, size: tuple[int, int]
-) -> Truth:
+def find_truth(folder: Path, labels: Path | None, task: Task | None, classes: int | None) -> Truth:
     """The images of ``folder`` and their labels, by what the task wants.
 
     Args:
@@ -48,7 +46,6 @@ def find_truth(
         labels: where the labels are; None looks where they usually are.
         task: the bundle's.
         classes: how many class scores the network gives; None where it gives none.
-        size: height and width of the network's input.
 
     Raises:
         DataError: no images, or labels that do not fit.
@@ -56,12 +53,12 @@ def find_truth(
     if isinstance(task, DetectTask):
         usual = (folder / "annotations.json", folder.parent / "annotations.json")
         table = labels or next((path for path in usual if path.is_file()), None)
-        return Truth(find_images(folder)) if table is None else _coco(folder, table, task, size)
+        return Truth(find_images(folder)) if table is None else _coco(folder, table, task)
     if isinstance(task, SegmentTask):
         masks = labels or folder.parent / "masks"
         if labels is None and (not masks.is_dir() or masks == folder):
             return Truth(find_images(folder))
-        return _masks(folder, masks, task, size)
+        return _masks(folder, masks, task)
     return _classes(folder, labels, classes)
 
 
@@ -108,7 +105,7 @@ class _Coco(msgspec.Struct):
     categories: list[_Category]
 
 
-def _coco(folder: Path, table: Path, task: DetectTask, size: tuple[int, int]) -> Truth:
+def _coco(folder: Path, table: Path, task: DetectTask) -> Truth:
     try:
         data = table.read_bytes()
         found = msgspec.json.decode(data, type=_Coco)
@@ -138,14 +135,14 @@ def _coco(folder: Path, table: Path, task: DetectTask, size: tuple[int, int]) ->
         corners[:, 2:] += corners[:, :2]
         kinds, crowd = np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], bool)
         # Detections end where the input ends, and so does what they are held against.
-        boxes = np.clip(placement.boxes_to_input(corners), 0, (size[1], size[0]) * 2)
+        boxes = np.clip(placement.boxes_to_input(corners), 0, placement.input[::-1] * 2)
         seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return Boxes(boxes[seen], kinds[seen], None, crowd[seen])
 
     return Truth(sorted(files), of, hashlib.sha256(data).hexdigest())
 
 
-def _masks(folder: Path, masks: Path, task: SegmentTask, size: tuple[int, int]) -> Truth:
+def _masks(folder: Path, masks: Path, task: SegmentTask) -> Truth:
     if not masks.is_dir():
         raise DataError(f"no folder of masks {masks}")
     files = [path for path in find_images(folder) if masks not in path.parents]
@@ -158,7 +155,7 @@ def _masks(folder: Path, masks: Path, task: SegmentTask, size: tuple[int, int]) 
         mask = read_mask(of_file[path], len(task.classes))
         if mask.shape != placement.source:
             raise DataError(f"{of_file[path]} is {mask.shape}; its image is {placement.source} (height, width)")
-        return placement.mask_to_input(mask, size, IGNORE)
+        return placement.mask_to_input(mask, placement.input, IGNORE)
 
     stamps = [f"{of_file[path]} {(stat := of_file[path].stat()).st_size} {stat.st_mtime_ns}" for path in there]
     return Truth(there, of, hashlib.sha256("\n".join(stamps).encode()).hexdigest())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,16 +55,21 @@ class OnnxNetwork:
 
 
 def verify(
-    head: Head, tail: Tail, head_onnx: bytes, tail_onnx: bytes, frames: npt.NDArray[np.uint8], levels: int
+    head: Head,
+    tail: Tail,
+    head_onnx: bytes,
+    tail_onnx: bytes,
+    batches: Sequence[npt.NDArray[np.uint8]],
+    levels: int,
 ) -> Verified:
-    """Compares torch with ONNX Runtime on ``frames`` uint8 ``[N, H, W, 3]``, at every level.
+    """Compares torch with ONNX Runtime on batches of frames uint8 ``[N, H, W, 3]``, each of a size, at every level.
 
     Raises:
         VerificationError: too many symbols moved, one moved by more than a step, or an output is too far off.
     """
     exported_head, exported_tail = OnnxNetwork(head_onnx), OnnxNetwork(tail_onnx)
     moved, total, difference = 0, 0, 0.0
-    for level in range(levels):
+    for level, frames in itertools.product(range(levels), batches):
         at = np.full(len(frames), level, np.int64)
         with torch.no_grad():
             wanted = head(torch.from_numpy(frames), torch.from_numpy(at)).numpy()

@@ -143,14 +143,15 @@ class Tally:
         self.images += len(frames)
         if sizes is not None:
             self._sizes.append(np.array(sizes, np.int64))
-        answers = self.judge.answers(outputs)
+        judge = self.judge.at((frames.shape[1], frames.shape[2]))
+        answers = judge.answers(outputs)
         if answers is not None and labels is not None:
-            self._right.append(self.judge.compare(answers, labels))
+            self._right.append(judge.compare(answers, labels))
         if reference is None:
             return
-        wanted = self.judge.truth(reference)
+        wanted = judge.truth(reference)
         if answers is not None and wanted is not None:
-            self._agreed.append(self.judge.compare(answers, wanted))
+            self._agreed.append(judge.compare(answers, wanted))
         for name, values in reference.items():
             if values.dtype.kind == "f":
                 self._moments[name] = self._moments.get(name, np.zeros(4)) + _moments(outputs[name], values)

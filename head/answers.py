@@ -14,6 +14,7 @@ from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.tensors import from_tensors
 from narrowcast.transport.structs import nearest
 from narrowcast.transport.tasks import MAIN, Answer, answer_of, sent_outputs
+from narrowcast.transport.tasks.answers import SentOutput
 
 
 class AnswerReader:
@@ -36,12 +37,16 @@ class AnswerReader:
         for name in tails or ():
             if name not in names:
                 raise ConfigError(f"{manifest.name} has no tail {name!r}{nearest(name, names)}")
-        self._size = manifest.input.size
+        self._reference = manifest.input.size
         self.tails = [tail for tail in there if not tails or tail.name in tails]
-        self._expected = [
+        self._expected = self._expected_at(self._reference)
+
+    def _expected_at(self, size: tuple[int, int]) -> list[SentOutput]:
+        """What comes back for an input of ``size``."""
+        return [
             output._replace(name=_prefix(tail.name) + output.name)
             for tail in self.tails
-            for output in sent_outputs(tail.task, tail.outputs)
+            for output in sent_outputs(tail.task, [one.at(size, self._reference) for one in tail.outputs])
         ]
 
     def read(
@@ -56,12 +61,13 @@ class AnswerReader:
         Raises:
             TransportError: they are not what the bundle says.
         """
-        outputs = from_tensors(tensors, self._expected)
+        size = placement.input
+        outputs = from_tensors(tensors, self._expected if size == self._reference else self._expected_at(size))
         answers: dict[str, Answer] = {}
         for tail in self.tails:
             prefix = _prefix(tail.name)
             names = [output.name for output in sent_outputs(tail.task, tail.outputs)]
-            found = answer_of(tail.task, {name: outputs[prefix + name] for name in names}, placement, self._size)
+            found = answer_of(tail.task, {name: outputs[prefix + name] for name in names}, placement, size)
             if found is not None:
                 answers[tail.name] = found
         return outputs, answers

@@ -1,88 +1,50 @@
 """The edge client: frames in, the tail's outputs out.
 
-:class:`Client` is for ordinary code, :class:`AsyncClient` for asyncio. Both keep one stream to one server, with several
-frames in flight; results come in the order of the frames, each exactly once, over any number of broken links. Where the
-bundle has a local exit, it answers the frames that no server answers in time.
+:class:`Client` is for ordinary code, :class:`AsyncClient` for asyncio. Both keep one stream to one of the servers that they
+are given, with several frames in flight; results come in the order of the frames, each exactly once, over any number of
+broken links and lost servers. Where the bundle has a local exit, it answers the frames that no server answers in time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head import background
 from narrowcast.head.answers import AnswerReader
-from narrowcast.head.link import Link, LinkCounters
+from narrowcast.head.endpoints import To
+from narrowcast.head.link import Link, Priority
+from narrowcast.head.results import PUT_OFF, STATUS, Result, finish
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
-from narrowcast.head.timing import FrameTimes
+from narrowcast.head.unanswered import LinkCounters
 from narrowcast.transport.bundle import Bundle
-from narrowcast.transport.contract import Image, Placement
-from narrowcast.transport.errors import ConfigError, TransportError
-from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet
-from narrowcast.transport.rpc import tail_pb2 as pb
-from narrowcast.transport.rpc.channels import Address, parse_address
-from narrowcast.transport.tasks import MAIN, Answer, Detections, Segmentation
+from narrowcast.transport.contract import Image
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.packet import CodecId, Packet
+from narrowcast.transport.rpc.credentials import ClientTls, client_tls
+from narrowcast.transport.tasks import MAIN
 
 Array = npt.NDArray[np.generic]
 
-# What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
-_PUT_OFF = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNAVAILABLE.value[0]}
+Way = Literal["symbols", "image"]
+WAYS = get_args(Way)
+IMAGE_CODECS = {"jpeg": CodecId.JPEG, "webp": CodecId.WEBP}
 
 
 class _PutOffError(Exception):
     """The server does not answer this frame for now."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one frame.
-
-    Attributes:
-        frame_id: counts the client's frames from 0.
-        outputs: the task's outputs by name, without the batch; empty if the frame failed.
-        error: why the frame failed, in a line; None if it did not.
-        level: the rate point it was sent at.
-        packet_bytes: what it took on the wire, header included.
-        times: where its time went.
-        latency_ms: from handing the frame over to its result.
-        placement: leads boxes and masks back to the frame.
-        source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
-        answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
-            bundle's ``[task]`` is one of detection or segmentation.
-    """
-
-    frame_id: int
-    outputs: dict[str, Array]
-    error: str | None
-    level: int
-    packet_bytes: int
-    times: FrameTimes
-    latency_ms: float
-    placement: Placement
-    source: Literal["server", "exit"] = "server"
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-
-    @property
-    def detections(self) -> Detections | None:
-        """The first tail's boxes that there are, in pixels of the frame; None where no tail detects."""
-        return next((answer for answer in self.answers.values() if isinstance(answer, Detections)), None)
-
-    @property
-    def segmentation(self) -> Segmentation | None:
-        """The first tail's map of classes that there is; None where no tail segments."""
-        return next((answer for answer in self.answers.values() if isinstance(answer, Segmentation)), None)
 
 
 class AsyncClient:
@@ -90,7 +52,8 @@ class AsyncClient:
 
     Args:
         model: a bundle opened for the role ``device``, or a :class:`HeadSession` that is already loaded.
-        address: of the server, ``HOST:PORT``.
+        address: of the server, ``HOST:PORT``; or of several (a list, or with commas between), of which one that serves is
+            used; a name stands for all addresses that it resolves to.
         level: the rate point where a call names none; the one with the most bytes if None.
         tails: of a bundle with several, those to run; all if None.
         window: how many frames may be unanswered.
@@ -101,16 +64,27 @@ class AsyncClient:
             for want of a server.
         exit_after_seconds: how long a frame may wait for the server before the exit answers it. While the link is known to
             be down, it answers at once.
+        deadline_ms: how long after handing a frame over its answer is still wanted, where a call says nothing else; None
+            for ever. Servers do not compute what is too old; the local exit, where there is one, answers instead, and
+            otherwise the result's ``status`` is DEADLINE_EXCEEDED.
+        priority: which frames go first where they have to wait on a server: ``background``, ``normal`` or ``urgent``.
+        tls: a folder as ``narrowcast keys issue`` makes it, or a :class:`ClientTls`; plain TCP without.
+        way: what is sent: ``symbols``, or each frame as an ``image`` file, scaled to the network's input, which the uncut
+            network answers on servers whose bundle has it (``[export] whole``).
+        image_codec: ``jpeg`` or ``webp``.
+        image_quality: 1..100, as Pillow understands it.
 
     Raises:
-        ConfigError: the bundle has no such tail, or its local exit is asked for and the first tail is not.
+        AddressError: ``address`` is none.
+        ConfigError: no such tail, way, image codec or quality; or the local exit is asked for and the first tail is not.
         MissingPartError: there is no local exit, and one is asked for.
+        CertificateError, KeyFileError, TokenError: TLS files that cannot be used.
     """
 
     def __init__(
         self,
         model: Bundle | HeadSession,
-        address: str | Address,
+        address: To,
         *,
         level: int | None = None,
         tails: Sequence[str] | None = None,
@@ -119,10 +93,23 @@ class AsyncClient:
         on_trouble: Callable[[str], None] | None = None,
         local_exit: bool | None = None,
         exit_after_seconds: float = 2.0,
+        deadline_ms: float | None = None,
+        priority: Priority = "normal",
+        tls: str | Path | ClientTls | None = None,
+        way: Way = "symbols",
+        image_codec: Literal["jpeg", "webp"] = "jpeg",
+        image_quality: int = 75,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None else level
-        address = parse_address(address) if isinstance(address, str) else address
+        self.deadline_ms = deadline_ms
+        self._expires_at(0.0, None)  # what is wrong with it is said here
+        if way not in WAYS or image_codec not in IMAGE_CODECS or not 1 <= image_quality <= 100:
+            raise ConfigError(
+                f"way {way!r}, image codec {image_codec!r}, quality {image_quality}: one of {', '.join(WAYS)}; one of "
+                f"{', '.join(IMAGE_CODECS)}; 1..100"
+            )
+        self._way, self._image = way, (IMAGE_CODECS[image_codec], image_quality)
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
         self._answers = AnswerReader(manifest, tails)
         asked = any(tail.name == MAIN for tail in self._answers.tails)
@@ -137,6 +124,7 @@ class AsyncClient:
         self._link = Link(
             address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
+            tls=client_tls(tls), priority=priority,
         )  # fmt: skip
         self._next_id = 0
 
@@ -149,64 +137,97 @@ class AsyncClient:
         """Bytes on the link's sockets so far; None where the system does not tell."""
         return self._link.socket_bytes()
 
-    async def infer(self, frame: Image, level: int | None = None) -> Result:
+    async def infer(self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None) -> Result:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; calls may overlap.
+
+        Args:
+            frame: as above.
+            level: its rate point; the client's if None.
+            deadline_ms: how long its answer is wanted; the client's if None.
 
         Raises:
             FrameError, SymbolsError, BackendError: the frame cannot be encoded.
-            LinkError: no server, or one that refuses.
+            LinkError: no server, or none that does not refuse.
         """
-        return await (await self.submit(frame, level))
+        return await (await self.submit(frame, level, deadline_ms=deadline_ms))
 
-    async def submit(self, frame: Image, level: int | None = None) -> asyncio.Task[Result]:
+    async def submit(
+        self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None
+    ) -> asyncio.Task[Result]:
         """Encodes and queues a frame; waits while the window is full. The task gives the result."""
         started = time.perf_counter()
-        encoded = await asyncio.to_thread(self.session.encode, frame, self.level if level is None else level)
-        return await self.submit_encoded(encoded, started)
+        encoded = await asyncio.to_thread(self.encode, frame, level)
+        return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms)
 
-    async def submit_encoded(self, encoded: Encoded, started: float) -> asyncio.Task[Result]:
+    def encode(self, frame: Image, level: int | None = None) -> Encoded:
+        """What is to be sent of a frame; safe to call on any thread."""
+        if self._way == "image":
+            return self.session.encode_image(frame, *self._image)
+        return self.session.encode(frame, self.level if level is None else level)
+
+    async def submit_encoded(
+        self, encoded: Encoded, started: float, *, deadline_ms: float | None = None
+    ) -> asyncio.Task[Result]:
         """Queues a frame that is encoded already; ``started`` is its ``time.perf_counter()``."""
+        expires_at = self._expires_at(started, deadline_ms)
         frame_id, self._next_id = self._next_id, self._next_id + 1
         context = self._link.context
         packet = Packet(
-            self.session.codec.codec_id, encoded.level, frame_id, self._link.now_us(), encoded.payload,
-            context.stream_id, context.fingerprint,
+            encoded.codec, encoded.level, frame_id, self._link.now_us(), encoded.payload, context.stream_id,
+            context.fingerprint, encoded.kind,
         )  # fmt: skip
         if self.local_exit:
             await self._room.acquire()
-            task = asyncio.create_task(self._answered(packet, encoded, started))
+            task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
-        answer = await self._link.send(packet)
-        return asyncio.create_task(_finish(encoded, frame_id, answer, started, self._answers))
+        answer = await self._link.send(packet, expires_at)
+        return asyncio.create_task(finish(encoded, frame_id, answer, started, self._answers))
 
-    async def _answered(self, packet: Packet, encoded: Encoded, started: float) -> Result:
+    def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
+        """A frame's deadline, in seconds of ``time.monotonic()``."""
+        limit_ms = self.deadline_ms if deadline_ms is None else deadline_ms
+        if limit_ms is not None and not 0 < limit_ms < math.inf:
+            raise ConfigError(f"a deadline of {limit_ms} ms; it is above 0, or None for none")
+        return None if limit_ms is None else time.monotonic() + limit_ms / 1000 - (time.perf_counter() - started)
+
+    async def _answered(self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None) -> Result:
         """The server's result where it comes in time, else the local exit's."""
         if self._link.failure is not None:  # refused while nothing was sent
             raise self._link.failure
         self._offline = self._offline and not self._link.connected
-        if not self._offline:
+        if self._offline:
+            self._link.want()
+        else:
+            latest = time.monotonic() + self._exit_after_seconds
+            expires_at = latest if expires_at is None else min(latest, expires_at)
             try:
-                return await asyncio.wait_for(self._sent(packet, encoded, started), self._exit_after_seconds)
-            except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
-                self._offline = not self._link.connected
-            except _PutOffError:
-                pass
+                left = max(0.0, expires_at - time.monotonic())
+                return await asyncio.wait_for(self._sent(packet, encoded, started, expires_at), left)
+            except (asyncio.TimeoutError, _PutOffError):  # TimeoutError itself from Python 3.11 on
+                self._offline = not self._link.connected and time.monotonic() >= expires_at
         before = time.perf_counter()
-        outputs = await asyncio.to_thread(self.session.answer, encoded.symbols, encoded.level)
+        outputs, level = await asyncio.to_thread(self._answer_here, encoded)
         now = time.perf_counter()
         encoded.times.exit_ms = (now - before) * 1000
         return Result(
-            frame_id=packet.frame_id, outputs=outputs, error=None, level=encoded.level, packet_bytes=0,
+            frame_id=packet.frame_id, outputs=outputs, error=None, level=level, packet_bytes=0,
             times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit",
         )  # fmt: skip
 
-    async def _sent(self, packet: Packet, encoded: Encoded, started: float) -> Result:
-        answer = await self._link.send(packet)
+    def _answer_here(self, encoded: Encoded) -> tuple[dict[str, npt.NDArray[Any]], int]:
+        """The local exit's outputs, and the level of the symbols that it saw."""
+        if encoded.symbols is not None:
+            return self.session.answer(encoded.symbols, encoded.level), encoded.level
+        assert encoded.image is not None
+        return self.session.answer(self.session.symbols(encoded.image, self.level), self.level), self.level
+
+    async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
+        answer = await self._link.send(packet, expires_at)
         result, _ = await answer
-        if result.code in _PUT_OFF:
+        if STATUS.get(result.code) in PUT_OFF:
             raise _PutOffError
-        return await _finish(encoded, packet.frame_id, answer, started, self._answers)
+        return await finish(encoded, packet.frame_id, answer, started, self._answers)
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail."""
@@ -219,50 +240,15 @@ class AsyncClient:
         await self.close()
 
 
-async def _finish(
-    encoded: Encoded,
-    frame_id: int,
-    answer: asyncio.Future[tuple[pb.Result, float]],
-    started: float,
-    reader: AnswerReader,
-) -> Result:
-    result, waited_ms = await answer
-    outputs: dict[str, npt.NDArray[Any]] = {}
-    answers: dict[str, Answer] = {}
-    error = None if result.code == 0 else result.message or f"code {result.code}"
-    if error is None:
-        try:
-            outputs, answers = reader.read(result.outputs, encoded.placement)
-        except TransportError as trouble:
-            error = str(trouble)
-    times, server = encoded.times, result.times
-    if server.total_us:
-        times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
-        times.tail_ms = server.tail_us / 1000
-        times.wire_ms = max(0.0, waited_ms - server.total_us / 1000)
-    return Result(
-        frame_id=frame_id,
-        outputs=outputs,
-        error=error,
-        level=encoded.level,
-        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
-        times=times,
-        latency_ms=(time.perf_counter() - started) * 1000,
-        placement=encoded.placement,
-        answers=answers,
-    )
-
-
 class Client:
     """A client for ordinary code, with the network on a background thread. Use it as a context, or call :meth:`close`.
 
     Takes what :class:`AsyncClient` takes. Not meant to be shared between threads: give each its own.
     """
 
-    def __init__(self, model: Bundle | HeadSession, address: str | Address, **options: Any) -> None:
+    def __init__(self, model: Bundle | HeadSession, address: To, **options: Any) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.window = max(1, options.get("window", 8))
-        address = parse_address(address) if isinstance(address, str) else address
 
         async def make() -> AsyncClient:  # a link belongs to the loop that it is made on
             return AsyncClient(self.session, address, **options)
@@ -278,9 +264,9 @@ class Client:
         """Bytes on the link's sockets so far; None where the system does not tell."""
         return self._client.socket_bytes()
 
-    def infer(self, frame: Image, level: int | None = None) -> Result:
+    def infer(self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None) -> Result:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
-        return self._submit(frame, level).result()
+        return self._submit(frame, level, deadline_ms).result()
 
     def stream(self, frames: Iterable[Image], level: int | None = None) -> Iterator[Result]:
         """Results in the order of the frames, with up to ``window`` frames under way at once.
@@ -320,13 +306,13 @@ class Client:
             stopped.set()
             room.release()  # a reader that waits for room ends
 
-    def _submit(self, frame: Image, level: int | None) -> Future[Result]:
+    def _submit(self, frame: Image, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""
         started = time.perf_counter()
-        encoded = self.session.encode(frame, self._client.level if level is None else level)
+        encoded = self._client.encode(frame, level)
 
         async def send() -> Result:
-            return await (await self._client.submit_encoded(encoded, started))
+            return await (await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms))
 
         return background.start(send())
 

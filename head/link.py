@@ -1,27 +1,29 @@
-"""One stream to a tail server, kept up: packets in, results out, in order, each frame exactly once.
+"""A client's link to its model: packets in, results out, each frame exactly once, over any number of streams and servers.
 
-What is unanswered when the link breaks is sent again over the next stream, under the same stream id. The server may so
-compute a frame twice; it is reported once.
+What is unanswered when a stream breaks is sent again over the next one, under the same stream id, to the same server or
+another. Servers may so compute a frame twice; it is reported once. A stream that its server drains keeps its last answers
+coming while the next one is in use already.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import grpc
 
+from narrowcast.head.endpoints import Endpoint, Endpoints, To, parse_endpoints
 from narrowcast.head.errors import LinkClosedError, LinkError, PeerUnreachableError, RefusedError
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
+from narrowcast.head.stream import HungError, NotServingError, Stream, StreamError
+from narrowcast.head.unanswered import Answered, LinkCounters, Unanswered
+from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
-from narrowcast.transport.rpc.channels import CLIENT_OPTIONS, Address
-from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
+from narrowcast.transport.rpc.credentials import ClientTls, explain
 
 # Statuses that another try cannot change. All others (UNAVAILABLE, DATA_LOSS, ...) are worth a new stream.
 _FINAL = {
@@ -33,44 +35,27 @@ _FINAL = {
     grpc.StatusCode.UNIMPLEMENTED,
 }
 OPEN_SECONDS = 10.0
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 5.0
-# A server that takes streams and answers nothing, again and again, is not one to wait for.
+# Where there are others to try; a server that needs longer gets twice as long the next time.
+HURRIED_OPEN_SECONDS = 1.5
+# Servers that take streams and answer nothing, again and again, are not ones to wait for.
 MAX_FRUITLESS_STREAMS = 8
-_WATCH_SECONDS = 0.25
 
-
-@dataclass
-class LinkCounters:
-    """What a link has done so far."""
-
-    streams_opened: int = 0
-    packets_sent: int = 0
-    packet_bytes_sent: int = 0
-    packets_resent: int = 0
-    results: int = 0
-    results_unasked: int = 0
-
-
-class _SilenceError(Exception):
-    """The server takes packets and answers none."""
-
-
-@dataclass
-class _Waiting:
-    """A packet without an answer."""
-
-    data: bytes
-    answer: asyncio.Future[tuple[pb.Result, float]]
-    sent_at: float | None = None  # on the current stream
-    times_sent: int = 0
+Priority = Literal["background", "normal", "urgent"]
+PRIORITIES: dict[Priority, pb.Priority] = {
+    "background": pb.PRIORITY_BACKGROUND,
+    "normal": pb.PRIORITY_NORMAL,
+    "urgent": pb.PRIORITY_URGENT,
+}
 
 
 class Link:
-    """A link to one model of one server. Must be made and used on one event loop.
+    """A link to one model on one or several servers. Must be made and used on one event loop.
+
+    Nothing is sent while there is nothing to do: a link that was lost is taken up again when there is a frame for it.
 
     Args:
-        address: of the server.
+        to: ``HOST:PORT[,HOST:PORT...]``; a name stands for all its addresses. One server is used at a time, chosen by
+            chance at first; the others while it is gone, draining, hung or refusing.
         model: the model's name there.
         fingerprint: of the codec, 16 bytes.
         tails: which of the model's tails to run; the first one, ``main``, where none is named.
@@ -78,11 +63,16 @@ class Link:
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
         keep_trying: never to fail for want of a server; ``give_up_seconds`` then ends silent streams alone.
         on_trouble: told, in a line, whenever the link breaks and is tried again.
+        tls: what the server is known by, and this client; None for plain TCP.
+        priority: which frames go first where they have to wait.
+
+    Raises:
+        AddressError: no address to connect to.
     """
 
     def __init__(
         self,
-        address: Address,
+        to: To,
         model: str,
         fingerprint: bytes,
         *,
@@ -91,9 +81,11 @@ class Link:
         give_up_seconds: float | None = 30.0,
         keep_trying: bool = False,
         on_trouble: Callable[[str], None] | None = None,
+        tls: ClientTls | None = None,
+        priority: Priority = "normal",
     ) -> None:
-        self.address = address
         self.counters = LinkCounters()
+        self.endpoints = Endpoints(parse_endpoints(to))
         self._model = model
         self._tails = list(tails)
         self._context = StreamContext(os.urandom(16), fingerprint, time.time_ns() // 1000)
@@ -101,15 +93,17 @@ class Link:
         self._window = max(1, window)
         self._give_up_seconds = give_up_seconds
         self._keep_trying = keep_trying
-        self.connected = False  # a stream is open, as far as is known
         self._on_trouble = on_trouble or (lambda line: None)
-        self._waiting: dict[int, _Waiting] = {}  # in the order of the frames
-        self._changed = asyncio.Event()
-        self._room = asyncio.Semaphore(self._window)
+        self._tls = tls
+        self._priority = PRIORITIES[priority]
+        self._frames = Unanswered(self.counters, self._window)
+        self._wanted = asyncio.Event()
         self._failure: LinkError | None = None
-        self._last_progress = time.monotonic()
         self._fruitless = 0
-        self._meter = SocketMeter(address.port)
+        self._told = ""
+        self._stream: Stream | None = None
+        self._drained: set[asyncio.Task[None]] = set()  # streams whose last answers are coming
+        self._meter = SocketMeter(*self.endpoints.ports)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -122,6 +116,11 @@ class Link:
         """Why the link has failed for good; None while it has not."""
         return self._failure
 
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is open, as far as is known."""
+        return self._stream is not None
+
     def now_us(self) -> int:
         """The time for packets: microseconds since 1970 by the clock as it was when the link was made.
 
@@ -133,11 +132,16 @@ class Link:
         """Bytes on this link's sockets so far; None where the system does not tell."""
         return self._meter.read()
 
-    async def send(self, packet: Packet) -> asyncio.Future[tuple[pb.Result, float]]:
+    async def send(self, packet: Packet, expires_at: float | None = None) -> asyncio.Future[Answered]:
         """Queues a packet; waits while ``window`` packets are unanswered.
 
         Frame ids must increase. A frame whose future is cancelled is not sent any more; one that is on its way keeps its
-        place in the window until it is answered or the stream ends.
+        place among what the server allows until it is answered or the stream ends.
+
+        Args:
+            packet: of this link's :attr:`context`.
+            expires_at: its deadline, in seconds of ``time.monotonic()``; what is left of it goes with the packet. At that
+                time an unanswered frame is answered here, with DEADLINE_EXCEEDED. None for no deadline.
 
         Returns:
             a future with the result and the milliseconds from sending to it.
@@ -147,174 +151,173 @@ class Link:
             LinkError: the link has failed for good or was closed.
         """
         data = packet.to_stream_bytes(self._context)
-        await self._room.acquire()
+        await self._frames.room()
         if self._failure is not None:
-            self._room.release()
+            self._frames.no_frame()
             raise self._failure
-        if not self._waiting:
-            self._last_progress = time.monotonic()  # nobody was owed an answer until now
-        if self._task is None:
-            self._task = asyncio.create_task(self._keep_up())
-        answer: asyncio.Future[tuple[pb.Result, float]] = asyncio.get_running_loop().create_future()
-        self._waiting[packet.frame_id] = waiting = _Waiting(data, answer)
-        answer.add_done_callback(lambda _: self._forget(packet.frame_id) if waiting.times_sent == 0 else None)
-        self._changed.set()
+        answer = self._frames.add(packet.frame_id, data, expires_at)
+        self.want()
         return answer
 
-    def _forget(self, frame_id: int) -> None:
-        """A frame is answered or given up: its place in the window is free."""
-        if self._waiting.pop(frame_id, None) is not None:
-            self._room.release()
+    def want(self) -> None:
+        """There is use for a stream: one is opened if there is none."""
+        self._wanted.set()
+        if self._task is None and self._failure is None:
+            self._task = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail with :class:`LinkClosedError`."""
         self._meter.read()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._fail(LinkClosedError(f"the client was closed while frames were under way to {self.address}"))
+        running = [task for task in (self._task, *self._drained) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self.endpoints.close()
+        self._fail(LinkClosedError(f"the client was closed while frames were under way to {self.endpoints}"))
 
     def _fail(self, error: LinkError) -> None:
         self._failure = self._failure or error
-        for frame_id, waiting in list(self._waiting.items()):
-            if not waiting.answer.done():
-                waiting.answer.set_exception(error)
-                waiting.answer.exception()  # whoever waits is told; nobody has to wait
-            self._forget(frame_id)
+        self._frames.fail(self._failure)
 
     async def _keep_up(self) -> None:
-        """Opens streams until there is no point in another."""
-        pause, told = FIRST_PAUSE_SECONDS, ""
-        while True:
-            results = self.counters.results
+        """Opens streams while there is a point in another."""
+        leave: Endpoint | None = None
+        try:
+            while (stream := await self._connect(leave)) is not None:
+                leave = await self._use(stream)
+        except Exception as error:
+            self._fail(LinkError(f"the link to {self.endpoints} failed: {type(error).__name__}: {error}"))
+            raise
+
+    async def _connect(self, leave: Endpoint | None) -> Stream | None:
+        """A stream, at the best endpoint that takes one; None where the link has failed for good.
+
+        Args:
+            leave: to be tried last: it wants to be rid of this client.
+        """
+        self._wanted.clear()
+        while not self._is_over():
+            if not len(self._frames):
+                await self._wanted.wait()
+                self._wanted.clear()
+            await self.endpoints.refresh()
+            if (stream := await self._try_all(leave)) is not None:
+                return stream
+            if not self._is_over():
+                await asyncio.sleep(max(0.01, self.endpoints.seconds_to_next()))
+        return None
+
+    async def _try_all(self, leave: Endpoint | None) -> Stream | None:
+        alone = len(self.endpoints) == 1
+        unfit: list[Endpoint] = []
+        for endpoint in self.endpoints.in_order(leave):
             try:
-                await self._one_stream()
-                trouble = "the server ended the stream"
-            except grpc.aio.AioRpcError as error:
-                trouble = f"{error.code().name}: {error.details()}"
-                if error.code() in _FINAL:
-                    self._fail(RefusedError(f"{self.address} refuses: {error.details()}"))
-                    return
-            except asyncio.TimeoutError:  # TimeoutError itself from Python 3.11 on
-                trouble = f"no answer to opening a stream within {OPEN_SECONDS:.0f} s"
-            except _SilenceError:
-                trouble = f"packets are taken and none is answered for {self._give_up_seconds:.0f} s"
-            except LinkError as error:
-                self._fail(error)
-                return
-            except Exception as error:
-                self._fail(LinkError(f"the link to {self.address} failed: {type(error).__name__}: {error}"))
-                raise
-            progress = self.counters.results > results
-            self._fruitless = 0 if progress else self._fruitless + 1
-            pause = FIRST_PAUSE_SECONDS if progress else min(pause * 2, LONGEST_PAUSE_SECONDS)
-            if self._is_hopeless():
-                self._fail(PeerUnreachableError(f"no answer from a tail server at {self.address} ({trouble})"))
-                return
-            if progress or trouble != told:  # the same trouble again is no news
-                self._on_trouble(f"link to {self.address}: {trouble}; trying again")
-            told = trouble
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+                return await self._open(endpoint, hurried=not alone, ask_health=not alone)
+            except NotServingError as error:
+                unfit.append(endpoint)
+                self._tell(endpoint, str(error))
+            except (LinkError, StreamError, TransportError, grpc.aio.AioRpcError) as error:
+                self._note(endpoint, error)
+        for endpoint in unfit:  # better than none
+            try:
+                return await self._open(endpoint, hurried=True, ask_health=False)
+            except (LinkError, StreamError, TransportError, grpc.aio.AioRpcError) as error:
+                self._note(endpoint, error)
+        return None
+
+    async def _open(self, endpoint: Endpoint, *, hurried: bool, ask_health: bool) -> Stream:
+        opening = pb.Open(
+            model=self._model,
+            codec_fingerprint=self._context.fingerprint,
+            packet_version=VERSION,
+            stream_id=self._context.stream_id,
+            epoch_us=self._context.epoch_us,
+            window=self._window,
+            tails=self._tails,
+            resume_from=self._frames.first_id,
+            priority=self._priority,
+        )
+        seconds = min(OPEN_SECONDS, HURRIED_OPEN_SECONDS * endpoint.patience) if hurried else OPEN_SECONDS
+        stream = await Stream.open(
+            endpoint, opening, self._frames, tls=self._tls, seconds=seconds, ask_health=ask_health,
+            at_end=self._meter.read,
+        )  # fmt: skip
+        self.endpoints.use(endpoint)
+        return stream
+
+    async def _use(self, stream: Stream) -> Endpoint | None:
+        """Serves a stream until it breaks or drains.
+
+        Returns:
+            the endpoint, if it wants to be rid of this client.
+        """
+        if self._keep_trying:  # however long there was none: this stream owes no answer until now
+            self._frames.progressed_at = time.monotonic()
+        self._stream = stream
+        self._frames.changed.set()
+        running = asyncio.create_task(stream.run(self._give_up_seconds))
+        draining = asyncio.create_task(stream.drained.wait())
+        try:
+            await asyncio.wait([running, draining], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+        finally:
+            draining.cancel()
+            self._stream = None
+        if stream.drained.is_set():
+            if stream.unavailable is not None:
+                self._note(stream.endpoint, StreamError(stream.unavailable))
+            elif not stream.answers:  # a server that drains every stream at once is not asked without a pause
+                self.endpoints.failed(stream.endpoint, "it drains new streams")
+            self._drained.add(running)
+            running.add_done_callback(self._end_drained)
+            return None if stream.come_back else stream.endpoint
+        if stream.answers:
+            self._told = ""
+        self._fruitless = 0 if stream.answers or not len(self._frames) else self._fruitless + 1
+        self._note(stream.endpoint, running.exception() or StreamError("the server ended the stream"))
+        return None
+
+    def _end_drained(self, running: asyncio.Task[None]) -> None:
+        """A drained stream has ended; what it left unanswered has gone back to be sent again."""
+        self._drained.discard(running)
+        if not running.cancelled():
+            running.exception()  # however it ended
+
+    def _note(self, endpoint: Endpoint, error: BaseException) -> None:
+        """What went wrong with a stream."""
+        if isinstance(error, grpc.aio.AioRpcError):
+            refused = error.code() in _FINAL
+            trouble = str(error.details()) if refused else f"{error.code().name}: {error.details()}"
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                trouble = explain(endpoint.address, endpoint.name, self._tls, str(error.details())) or trouble
+        elif isinstance(error, RefusedError | StreamError | TransportError):
+            refused, trouble = isinstance(error, RefusedError), str(error)
+        else:
+            raise error
+        self.endpoints.failed(endpoint, trouble, refused=refused, hung=isinstance(error, HungError))
+        if not self._is_hopeless() and self.endpoints.refusals() is None:
+            self._tell(endpoint, trouble)
+
+    def _tell(self, endpoint: Endpoint, trouble: str) -> None:
+        line = f"link to {endpoint.address}: {trouble}; trying again"
+        if line != self._told:  # the same trouble again is no news
+            self._on_trouble(line)
+        self._told = line
+
+    def _is_over(self) -> bool:
+        """Whether there is no point in another try; fails the link then."""
+        if (refusals := self.endpoints.refusals()) is not None:
+            self._fail(RefusedError(refusals))
+        elif self._is_hopeless():
+            troubles = self.endpoints.troubles()
+            self._fail(PeerUnreachableError(f"no answer from a tail server at {self.endpoints} ({troubles})"))
+        return self._failure is not None
 
     def _is_hopeless(self) -> bool:
-        if self._give_up_seconds is None or self._keep_trying:
+        if self._give_up_seconds is None or self._keep_trying or not len(self._frames):
             return False
-        return self._is_silent() or self._fruitless >= MAX_FRUITLESS_STREAMS
-
-    async def _one_stream(self) -> None:
-        """Opens a stream and serves it until it breaks."""
-        async with grpc.aio.insecure_channel(str(self.address), options=CLIENT_OPTIONS) as channel:
-            call = TailServiceStub(channel).Stream()
-            try:
-                window = await asyncio.wait_for(self._open(call), OPEN_SECONDS)
-                for frame_id, waiting in list(self._waiting.items()):
-                    waiting.sent_at = None
-                    if waiting.answer.done():  # cancelled while it was on its way: not to be sent again
-                        self._forget(frame_id)
-                self._changed.set()
-                self.connected = True
-                if self._keep_trying:  # however long there was none: this stream owes no answer until now
-                    self._last_progress = time.monotonic()
-                await _first_of(self._receive_all(call), self._send_all(call, window), self._watch())
-            finally:
-                self.connected = False
-                self._meter.read()
-                call.cancel()
-
-    async def _open(self, call: Any) -> int:
-        await call.write(
-            pb.StreamRequest(
-                open=pb.Open(
-                    model=self._model,
-                    codec_fingerprint=self._context.fingerprint,
-                    packet_version=VERSION,
-                    stream_id=self._context.stream_id,
-                    epoch_us=self._context.epoch_us,
-                    window=self._window,
-                    tails=self._tails,
-                )
-            )
-        )
-        response = await call.read()
-        if response is grpc.aio.EOF or not response.HasField("opened"):
-            raise RefusedError(f"{self.address} does not answer like a tail server of this protocol")
-        self.counters.streams_opened += 1
-        return max(1, int(response.opened.window))
-
-    async def _send_all(self, call: Any, window: int) -> None:
-        """Sends what has not been sent on this stream, in order, never more than ``window`` unanswered."""
-        while True:
-            self._changed.clear()
-            in_flight = sum(1 for waiting in self._waiting.values() if waiting.sent_at is not None)
-            fresh = [waiting for waiting in self._waiting.values() if waiting.sent_at is None]
-            for waiting in fresh[: max(0, window - in_flight)]:
-                waiting.sent_at = time.perf_counter()
-                self.counters.packets_sent += 1
-                self.counters.packet_bytes_sent += len(waiting.data)
-                self.counters.packets_resent += waiting.times_sent > 0
-                waiting.times_sent += 1
-                try:
-                    await call.write(pb.StreamRequest(packet=waiting.data))
-                except asyncio.InvalidStateError:  # the call is over; whoever reads it is told why
-                    await asyncio.Event().wait()
-            await self._changed.wait()
-
-    async def _receive_all(self, call: Any) -> None:
-        while (response := await call.read()) is not grpc.aio.EOF:
-            received = time.perf_counter()
-            if not response.HasField("result"):
-                raise RefusedError(f"{self.address} does not answer like a tail server of this protocol")
-            waiting = self._waiting.get(response.result.frame_id)
-            if waiting is None or waiting.sent_at is None:
-                self.counters.results_unasked += 1
-                continue
-            self.counters.results += 1
-            self._last_progress = time.monotonic()
-            if not waiting.answer.done():
-                waiting.answer.set_result((response.result, (received - waiting.sent_at) * 1000))
-            self._forget(response.result.frame_id)
-            self._changed.set()
-
-    async def _watch(self) -> None:
-        """Ends a stream on which packets stay unanswered for too long: keepalive sees a live server then."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if self._waiting and self._is_silent():
-                raise _SilenceError
-
-    def _is_silent(self) -> bool:
-        limit = self._give_up_seconds
-        return limit is not None and time.monotonic() - self._last_progress > limit
-
-
-async def _first_of(*running: Coroutine[Any, Any, None]) -> None:
-    """Runs all until one of them ends, which ends the others; its error is raised."""
-    tasks = [asyncio.create_task(one) for one in running]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+        silent = time.monotonic() - self._frames.progressed_at > self._give_up_seconds
+        return silent or self._fruitless >= MAX_FRUITLESS_STREAMS

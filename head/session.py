@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import floor
 from time import perf_counter_ns
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +21,8 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.contract import Image, Placement
 from narrowcast.transport.errors import MissingPartError, SymbolsError
+from narrowcast.transport.images import encode_image
+from narrowcast.transport.packet import CodecId, Kind
 
 
 class Encoded(NamedTuple):
@@ -29,14 +33,23 @@ class Encoded(NamedTuple):
         level: the rate point.
         placement: where the frame lies in the network's input: leads boxes and masks back.
         times: resize, head and encode.
-        symbols: what is in the payload, uint8 ``[C, h, w]``: for the local exit.
+        symbols: what is in the payload, uint8 ``[C, h, w]``: for the local exit; None with an image.
+        codec: of the payload.
+        image: with an image, the network's input; None with symbols.
     """
 
     payload: bytes
     level: int
     placement: Placement
     times: FrameTimes
-    symbols: npt.NDArray[np.uint8]
+    symbols: npt.NDArray[np.uint8] | None
+    codec: CodecId
+    image: Image | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What packet the payload is for."""
+        return Kind.SYMBOLS if self.image is None else Kind.IMAGE
 
 
 class HeadSession:
@@ -110,9 +123,10 @@ class HeadSession:
 
     def _symbols(self, backend: HeadBackend, image: Image, level: int) -> npt.NDArray[np.uint8]:
         symbols = backend.run(image, level)
-        if symbols.dtype != np.uint8 or symbols.shape != self.codec.spec.shape:
+        wanted = self.bundle.manifest.symbols_shape((image.shape[0], image.shape[1]))
+        if symbols.dtype != np.uint8 or symbols.shape != wanted:
             raise BackendError(
-                f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(self.codec.spec.shape)}"
+                f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(wanted)}"
             )
         return symbols
 
@@ -173,4 +187,31 @@ class HeadSession:
         payload = self.codec.encode(symbols, level)
         done = perf_counter_ns()
         times = FrameTimes((resized - start) / 1e6, (inferred - resized) / 1e6, (done - inferred) / 1e6)
-        return Encoded(payload, level, prepared.placement, times, symbols)
+        return Encoded(payload, level, prepared.placement, times, symbols, self.codec.codec_id)
+
+    def encode_image(self, frame: Image, codec: CodecId = CodecId.JPEG, quality: int = 75) -> Encoded:
+        """A frame uint8 ``[H, W, 3]`` RGB, any size, as an image file for the uncut network on the server.
+
+        It is scaled to the network's input first; where the input contract cuts the border off, the border goes along, since
+        the server goes by the same contract.
+
+        Args:
+            frame: as above.
+            codec: JPEG or WEBP.
+            quality: 1..100, as Pillow understands it.
+
+        Raises:
+            FrameError: not such a frame, or no such codec or quality.
+            MissingDependencyError: Pillow is not installed.
+        """
+        start = perf_counter_ns()
+        prepared = self.contract.prepare(frame)
+        sent = prepared.image
+        if self.contract.fit == "center-crop" and self.contract.crop < 1:
+            height, width = (floor(side / self.contract.crop) for side in self.contract.size)
+            sent = msgspec.structs.replace(self.contract, size=(height, width), crop=1.0).prepare(frame).image
+        resized = perf_counter_ns()
+        payload = encode_image(sent, codec, quality)
+        done = perf_counter_ns()
+        times = FrameTimes(resize_ms=(resized - start) / 1e6, encode_ms=(done - resized) / 1e6)
+        return Encoded(payload, 0, prepared.placement, times, None, codec, prepared.image)

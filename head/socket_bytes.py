@@ -10,11 +10,15 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# struct tcp_info, linux/tcp.h: tcpi_bytes_received at 128 and tcpi_bytes_sent at 200 (kernel 4.19), both u64
-_BYTES_RECEIVED, _BYTES_SENT = 128, 200
+from narrowcast.head.liveness import Moved
+
+# struct tcp_info, linux/tcp.h: tcpi_bytes_acked at 120, tcpi_bytes_received at 128 and tcpi_bytes_sent at 200 (kernel 4.19),
+# all u64
+_BYTES_ACKED, _BYTES_RECEIVED, _BYTES_SENT = 120, 128, 200
 _INFO_BYTES = 232
 
 
@@ -25,34 +29,68 @@ class SocketBytes(NamedTuple):
     received: int
 
 
+class _Connection(NamedTuple):
+    """A TCP connection of this process: its handle, its socket's inode, its peer and its counters."""
+
+    handle: int
+    inode: int
+    peer: tuple[str, int]
+    total: SocketBytes
+    acknowledged: int
+
+
 class SocketMeter:
-    """Counts the bytes of this process's TCP connections to one port, over reconnects (all clients of one server together).
+    """Counts the bytes of this process's TCP connections to some ports, over reconnects (all clients together).
 
     Connections are told apart by their socket's inode; each is remembered with its last counters, so :meth:`read` must be
     called once before a connection closes for its bytes to count.
     """
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, *ports: int) -> None:
+        self._ports = set(ports)
         self._seen: dict[int, SocketBytes] = {}
 
     def read(self) -> SocketBytes | None:
         """The bytes so far; None where the kernel cannot be asked."""
-        try:
-            handles = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-        except OSError:
-            return None
-        for handle in handles:
-            if (found := _inspect(handle, self._port)) is not None:
-                inode, count = found
-                self._seen[inode] = count
+        self._seen.update((found.inode, found.total) for found in _connections() if found.peer[1] in self._ports)
         if not self._seen:
             return None
         return SocketBytes(sum(c.sent for c in self._seen.values()), sum(c.received for c in self._seen.values()))
 
 
-def _inspect(handle: int, port: int) -> tuple[int, SocketBytes] | None:
-    """Inode and counters if the handle is a TCP connection to ``port``."""
+class SocketWatch:
+    """One connection's counters: that which this process opens to a peer between making this and :meth:`found`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._peer = (host, port)
+        self._before = {one.inode for one in _connections() if one.peer == self._peer}
+        self._ours: _Connection | None = None
+
+    def found(self) -> None:
+        """The connection is there now. Where several are new, none can be told to be it."""
+        fresh = [one for one in _connections() if one.peer == self._peer and one.inode not in self._before]
+        self._ours = fresh[0] if len(fresh) == 1 else None
+
+    def read(self) -> Moved | None:
+        """What has moved; None where the kernel cannot be asked."""
+        ours = None if self._ours is None else _inspect(self._ours.handle)
+        if ours is None or self._ours is None or ours.inode != self._ours.inode:
+            return None
+        return Moved(ours.acknowledged, ours.total.received)
+
+
+def _connections() -> Iterator[_Connection]:
+    try:
+        handles = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:
+        return
+    for handle in handles:
+        if (found := _inspect(handle)) is not None:
+            yield found
+
+
+def _inspect(handle: int) -> _Connection | None:
+    """What the kernel says of a handle that is a TCP connection."""
     try:
         found = os.fstat(handle)
         if not stat.S_ISSOCK(found.st_mode):
@@ -60,12 +98,13 @@ def _inspect(handle: int, port: int) -> tuple[int, SocketBytes] | None:
         with socket.socket(fileno=os.dup(handle)) as connection:
             if connection.type != socket.SOCK_STREAM or connection.family not in (socket.AF_INET, socket.AF_INET6):
                 return None
-            if connection.getpeername()[1] != port:
-                return None
+            host, port = connection.getpeername()[:2]
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
     except OSError:  # closed meanwhile, or not connected
         return None
     if len(info) < _BYTES_SENT + 8:
         return None
-    (received,), (sent,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED), struct.unpack_from("=Q", info, _BYTES_SENT)
-    return found.st_ino, SocketBytes(sent, received)
+    acked, received = struct.unpack_from("=QQ", info, _BYTES_ACKED)
+    (sent,) = struct.unpack_from("=Q", info, _BYTES_SENT)
+    peer = (host.removeprefix("::ffff:"), port)  # gRPC's sockets may take both families
+    return _Connection(handle, found.st_ino, peer, SocketBytes(sent, received), acked)

@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from narrowcast.transport.contract import InputContract as InputContract
     from narrowcast.transport.errors import NarrowcastError as NarrowcastError
     from narrowcast.transport.frames import read_image as read_image
+    from narrowcast.transport.rpc.credentials import ClientTls as ClientTls
 
 # public name -> the module that defines it
 _HOME = {
     "AsyncClient": "narrowcast.head.client",
     "Bundle": "narrowcast.transport.bundle",
     "Client": "narrowcast.head.client",
+    "ClientTls": "narrowcast.transport.rpc.credentials",
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",

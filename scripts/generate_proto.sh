@@ -10,9 +10,11 @@ trap 'rm -rf "$out"' EXIT
 
 protoc -I transport/bundle --python_out=transport/bundle --pyi_out=transport/bundle onnx_subset.proto
 
-protoc -I transport/rpc --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" narrowcast/tail/v1/tail.proto
-for name in tail_pb2.py tail_pb2.pyi tail_pb2_grpc.py; do
-  # The package narrowcast.tail is the server's; the generated code lives here.
-  sed 's/^from narrowcast\.tail\.v1 import/from narrowcast.transport.rpc import/' \
-    "$out/narrowcast/tail/v1/$name" >"transport/rpc/$name"
+for proto in narrowcast/tail/v1/tail narrowcast/inference/v2/open_inference; do
+  protoc -I transport/rpc --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" "$proto.proto"
+  for name in "${proto}_pb2.py" "${proto}_pb2.pyi" "${proto}_pb2_grpc.py"; do
+    # The package narrowcast.tail is the server's; the generated code lives here.
+    sed 's/^from narrowcast\.[a-z]*\.v[12] import/from narrowcast.transport.rpc import/' \
+      "$out/$name" >"transport/rpc/${name##*/}"
+  done
 done

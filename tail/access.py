@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
+
+from narrowcast.tail.errors import ListenError
+from narrowcast.tail.frame import Priority
+from narrowcast.tail.observe import Observer
+from narrowcast.transport.rpc.channels import Address
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -13,11 +21,21 @@ class Gate(Protocol):
     """Asked at every stream and call, and for every frame."""
 
     def client(self, context: Context) -> str:
-        """The name of whoever calls.
+        """The name of whoever calls. May be asked again for the same call.
 
         Raises:
             AccessError: the caller is not to be served.
         """
+
+    def check_model(self, client: str, model: str) -> None:
+        """Returns if a client may use a model, there or not.
+
+        Raises:
+            AccessError: it may not.
+        """
+
+    def priority(self, client: str, wanted: Priority) -> Priority:
+        """The priority that a client gets: what it wants, or less."""
 
     def allow_frame(self, client: str, packet_bytes: int) -> int:
         """Whether a client may send a frame now: 0, or milliseconds until it is worth trying again (its rate is used up)."""
@@ -28,15 +46,83 @@ class OpenGate:
 
     def client(self, context: Context) -> str:
         """See :class:`Gate`."""
-        return _host(context.peer())
+        return host_of(context.peer())
+
+    def check_model(self, client: str, model: str) -> None:
+        """See :class:`Gate`."""
+
+    def priority(self, client: str, wanted: Priority) -> Priority:
+        """See :class:`Gate`."""
+        return wanted
 
     def allow_frame(self, client: str, packet_bytes: int) -> int:
         """See :class:`Gate`."""
         return 0
 
 
-def _host(peer: str) -> str:
-    """``ipv4:192.0.2.7:5000`` and ``ipv6:%5B::1%5D:5000`` without their ports."""
+async def _nothing_to_watch() -> None:
+    await asyncio.Event().wait()
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a server is reached, and by whom. The default is neither encrypted nor authenticated.
+
+    Attributes:
+        gate: asked for every call and frame.
+        credentials: TLS; None for none.
+        authenticates: whether callers must show a certificate or token.
+        interceptors: of the gRPC server: every service goes through them, whoever wrote it.
+        report: told of the server's observer, which refusals at the interceptors go to.
+        watch: runs as long as the server: takes up changed files, and ends the streams of those who may not go on.
+    """
+
+    gate: Gate = field(default_factory=OpenGate)
+    credentials: grpc.ServerCredentials | None = None
+    authenticates: bool = False
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    report: Callable[[Observer], None] = lambda observer: None
+    watch: Callable[[], Coroutine[Any, Any, None]] = _nothing_to_watch
+
+    def add_port(self, server: grpc.aio.Server, address: Address) -> int:
+        """Lets a server listen there; gives the real port. Raises RuntimeError as gRPC does."""
+        if self.credentials is None:
+            return server.add_insecure_port(str(address))
+        return server.add_secure_port(str(address), self.credentials)
+
+    def check_listen(self, address: Address, *, insecure: bool) -> None:
+        """See :func:`check_listen`."""
+        check_listen(
+            address, encrypted=self.credentials is not None, authenticates=self.authenticates, insecure=insecure
+        )
+
+
+def check_listen(
+    address: Address, *, encrypted: bool, authenticates: bool, insecure: bool, what: str = "--listen"
+) -> None:
+    """Returns if a server may listen there: on this machine always, beyond it encrypted and with known callers, or if told.
+
+    Args:
+        address: where.
+        encrypted: the traffic is.
+        authenticates: callers must show who they are.
+        insecure: the operator has said that it does not matter.
+        what: the option that names the address.
+
+    Raises:
+        ListenError: it may not.
+    """
+    if address.is_loopback or insecure or (encrypted and authenticates):
+        return
+    lacking = "anyone could use it" if encrypted else "the traffic would be neither encrypted nor authenticated"
+    raise ListenError(
+        f"{address} can be reached from other machines, and {lacking}; serve with --tls DIR (narrowcast keys issue makes "
+        f"one), listen on this machine only ({what} 127.0.0.1), or pass --insecure on a network that you trust"
+    )
+
+
+def host_of(peer: str) -> str:
+    """A peer of gRPC's, ``ipv4:192.0.2.7:5000`` and ``ipv6:%5B::1%5D:5000`` without their ports."""
     kind, _, rest = peer.partition(":")
     if kind == "ipv4":
         return rest.rpartition(":")[0]

@@ -1,44 +1,52 @@
 """Frames of all streams of one model, answered in batches.
 
-While one batch runs, the next one gathers; a lone frame never waits (unless ``max_delay_ms`` says so). Decoding and the
-tail run off the event loop, on one thread per model: the library underneath has threads of its own.
+While one batch runs, the next one gathers; a lone frame never waits (unless ``max_delay_ms`` says so). A thread per
+model takes the batches out of the queue by itself, so that there is no gap between two of them; decoding and the networks
+run there, with the interpreter's lock released by the libraries underneath.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import grpc
-import numpy as np
 
-from narrowcast.tail.errors import FrameRefusedError, TailBackendError
+from narrowcast.tail.answering import answer_batch
+from narrowcast.tail.errors import FrameRefusedError
+from narrowcast.tail.fair_queue import FairQueue
+from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority
+from narrowcast.tail.observe import Observer, Silent
 from narrowcast.tail.store import Model
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.packet import Packet
+from narrowcast.transport.packet import Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
-from narrowcast.transport.rpc.tensors import to_tensor
-from narrowcast.transport.tasks import MAIN
 
 log = logging.getLogger(__name__)
+
+_EXPIRED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+# How often, at most, the queue is searched for frames whose deadline has passed.
+SWEEP_SECONDS = 0.005
+RETRY_MS = (10, 60_000)
+# Waking a thread, and the event loop afterwards, costs 0.05 to 0.1 ms; a frame that takes less is answered on the loop.
+LIGHT_SECONDS = 50e-6
+LIGHT_BYTES = 65_536
+# Of the time per frame, the newest batch counts this much.
+_SMOOTHING = 0.2
 
 
 class Answer(NamedTuple):
     """What the tail made of one frame."""
 
-    outputs: list[pb.Tensor]
+    outputs: Sequence[pb.Tensor]
     times: pb.ServerTimes
-
-
-class _Frame(NamedTuple):
-    packet: Packet
-    arrived: float
-    answer: asyncio.Future[Answer]
-    tails: frozenset[str]
 
 
 class Batcher:
@@ -49,132 +57,281 @@ class Batcher:
         max_batch: frames per batch, at most.
         max_delay_ms: how long a batch may wait for more frames.
         max_queue: frames that may wait; one more is refused.
+        max_client_queue: frames of one client (by name) that may wait; None: half of ``max_queue``.
+        observer: is told of each batch.
 
     Raises:
         ConfigError: a limit that cannot be.
     """
 
-    def __init__(self, model: Model, *, max_batch: int = 16, max_delay_ms: float = 0.0, max_queue: int = 1024) -> None:
-        if max_batch < 1 or max_queue < 1 or not max_delay_ms >= 0:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_batch: int = 16,
+        max_delay_ms: float = 0.0,
+        max_queue: int = 1024,
+        max_client_queue: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        client_limit = max(1, max_queue // 2) if max_client_queue is None else max_client_queue
+        if max_batch < 1 or max_queue < 1 or client_limit < 1 or not max_delay_ms >= 0:
             raise ConfigError(
-                f"batches of {max_batch} frames, {max_queue} that wait, a delay of {max_delay_ms} ms: at least 1, 1 and 0"
+                f"batches of {max_batch} frames, {max_queue} that wait ({client_limit} of one client), a delay of "
+                f"{max_delay_ms} ms: at least 1, 1 (1) and 0"
             )
         self.model = model
+        self.observer: Observer = observer or Silent()
+        self.overloaded = False
         self._max_batch = max_batch
         self._max_delay = max_delay_ms / 1000
-        self._queue: asyncio.Queue[_Frame] = asyncio.Queue(max_queue)
-        self._unanswered = 0
-        self._batch: list[_Frame] = []  # being gathered or computed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tail-{model.name}")
-        self._task = asyncio.create_task(self._work())
+        self._queue = FairQueue(max_queue, client_limit)
+        self._changed = threading.Condition(threading.Lock())  # over the queue and what follows
+        self._sleeping = False  # the thread waits for frames
+        self._running: Sequence[Frame] = ()
+        self._closed = False
+        self._frame_seconds: float | None = None
+        self._slow_seconds: float | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        # Not one of an executor's, which the interpreter would wait for at its end however long a network hangs.
+        self._thread = threading.Thread(target=self._work, name=f"tail-{model.name}", daemon=True)
+        self._thread.start()
 
-    def submit(self, packet: Packet, tails: frozenset[str] = frozenset([MAIN])) -> asyncio.Future[Answer]:
-        """Queues a frame for some of the model's tails.
+    @property
+    def queued(self) -> int:
+        """How many frames wait."""
+        return len(self._queue)
+
+    def put(self, frame: Frame) -> None:
+        """Queues a frame. It is finished on the event loop; at once where there is no place for it."""
+        if self._closed:
+            frame.release = self.model.manifest.release
+            frame.refuse(FrameRefusedError(_UNAVAILABLE, "the model is being unloaded; send this frame again"))
+            return
+        if self._is_light(frame):
+            self._compute_here(frame)
+            return
+        with self._changed:
+            full = self._queue.is_full_for(frame.client)
+            if not full:
+                frame.queue = self
+                self._queue.push(frame)
+                if self._sleeping:
+                    self._changed.notify()
+        if full:
+            frame.release = self.model.manifest.release
+            frame.refuse(self._full(frame.client))
+            return
+        self._idle.clear()
+        self._weigh()
+        if frame.deadline is not None:
+            self._sweep_at(frame.deadline)
+
+    def submit(
+        self,
+        packet: Packet,
+        tails: frozenset[str] = MAIN_ALONE,
+        *,
+        client: str = "",
+        priority: Priority = Priority.NORMAL,
+        deadline: float | None = None,
+    ) -> asyncio.Future[Answer]:
+        """Queues a frame for some of the model's tails; see :class:`Frame`. One that is cancelled is not computed.
 
         Returns:
             its answer; fails with :class:`FrameRefusedError` where the frame cannot be answered.
         """
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        try:
-            self._queue.put_nowait(_Frame(packet, time.perf_counter(), answer, tails))
-        except asyncio.QueueFull:
-            _refuse(answer, grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's queue is full; send this frame later")
-        else:
-            self._unanswered += 1
-            answer.add_done_callback(self._answered)
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+
+        def done(frame: Frame) -> None:
+            assert frame.response is not None
+            result = frame.response.result
+            if answer.done():
+                return
+            if result.code:
+                answer.set_exception(FrameRefusedError(result.code, result.message, result.retry_after_ms))
+            else:
+                answer.set_result(Answer(result.outputs, result.times))
+
+        frame = Frame(packet, tails, client=client, priority=priority, deadline=deadline, on_done=done)
+        answer.add_done_callback(lambda future: frame.drop() if future.cancelled() else None)
+        self.put(frame)
         return answer
 
-    @property
-    def idle(self) -> bool:
-        """Whether all that it has taken is answered."""
-        return self._unanswered == 0
+    def drop(self, frame: Frame) -> None:
+        """Takes a frame out of the queue, where it still is there; see :meth:`Frame.drop`."""
+        with self._changed:
+            self._queue.remove(frame)
+        self._weigh()
 
-    def _answered(self, _: asyncio.Future[Answer]) -> None:
-        self._unanswered -= 1
+    async def idle(self) -> None:
+        """Returns once no frame waits and none is computed."""
+        await self._idle.wait()
 
     async def close(self) -> None:
-        """Stops; frames that still wait are refused."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        while not self._queue.empty():
-            self._batch.append(self._queue.get_nowait())
-        for frame in self._batch:
-            _refuse(frame.answer, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-        self._thread.shutdown(wait=False)
+        """Stops; frames that still wait, or are computed, are refused with UNAVAILABLE."""
+        with self._changed:
+            self._closed = True
+            left = [*self._running, *self._queue.remove_if(lambda frame: True)]
+            self._running = ()
+            self._changed.notify()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for frame in left:
+            frame.refuse(FrameRefusedError(_UNAVAILABLE, "the server is shutting down"))
+        self._weigh()
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._gather()
-            answers = await loop.run_in_executor(self._thread, self._compute, self._batch)
-            for frame, answer in zip(self._batch, answers, strict=True):
-                if frame.answer.done():
-                    continue
-                if isinstance(answer, FrameRefusedError):
-                    frame.answer.set_exception(answer)
-                else:
-                    frame.answer.set_result(answer)
+    # On the event loop
 
-    async def _gather(self) -> None:
-        """The next batch: at least one frame that somebody still waits for."""
-        batch = self._batch = []
-        while len(batch) < self._max_batch:
-            if self._queue.empty() and batch:
-                left = batch[0].arrived + self._max_delay - time.perf_counter()
-                if left <= 0:
-                    break
-                try:
-                    frame = await asyncio.wait_for(self._queue.get(), left)
-                except asyncio.TimeoutError:
-                    break
-            else:
-                frame = await self._queue.get()
-            if not frame.answer.done():
-                batch.append(frame)
+    def _full(self, client: str) -> FrameRefusedError:
+        mine, all_of = self._queue.waiting_of(client), len(self._queue)
+        whose = "this client's part of the server's queue" if mine >= self._queue.client_limit else "the server's queue"
+        return FrameRefusedError(
+            _EXHAUSTED, f"{whose} is full ({mine} of {all_of} frames); send this frame later", self._retry_ms(mine)
+        )
 
-    def _compute(self, batch: Sequence[_Frame]) -> Sequence[Answer | FrameRefusedError]:
-        """Runs on the batcher's thread: decodes, runs the tail, packs the outputs. Never raises."""
-        try:
-            return self._answer(batch)
-        except Exception as error:
-            log.exception("a batch of %d frames failed", len(batch))
-            failed = FrameRefusedError(grpc.StatusCode.INTERNAL.value[0], f"the tail failed: {error}")
-            return [failed] * len(batch)
+    def _retry_ms(self, mine: int) -> int:
+        """When half of what stands in a client's way is likely to be done, by the rate of the last batches; 0: not known."""
+        if self._frame_seconds is None:
+            return 0
+        share = mine * self._queue.clients if mine >= self._queue.client_limit else len(self._queue)
+        seconds = self._frame_seconds * min(share, len(self._queue)) / 2
+        return min(max(RETRY_MS[0], math.ceil(seconds * 1000)), RETRY_MS[1])
 
-    def _answer(self, batch: Sequence[_Frame]) -> Sequence[Answer | FrameRefusedError]:
-        started = time.perf_counter()
-        levels = [frame.packet.level for frame in batch]
-        symbols, errors = self.model.codec.decode_batch([frame.packet.payload for frame in batch], levels)
-        decoded = time.perf_counter()
-        good = [k for k, error in enumerate(errors) if error is None]
-        results: list[Answer | FrameRefusedError] = [
-            FrameRefusedError(grpc.StatusCode.INVALID_ARGUMENT.value[0], str(error)) for error in errors
-        ]
-        if not good:
-            return results
-        if len(good) < len(batch):
-            symbols = symbols[good]
-        try:
-            at, wanted = np.array([levels[k] for k in good], np.int64), [batch[k].tails for k in good]
-            outputs = self.model.answer(symbols, at, wanted)
-        except TailBackendError as error:
-            raise FrameRefusedError(grpc.StatusCode.INTERNAL.value[0], str(error)) from error
-        done = time.perf_counter()
-        for row, k in enumerate(good):
-            times = pb.ServerTimes(
-                queue_us=_microseconds(started - batch[k].arrived),
-                decode_us=_microseconds(decoded - started),
-                tail_us=_microseconds(done - decoded),
-                batch=len(batch),
+    def _weigh(self) -> None:
+        """Sets ``overloaded``, with a wide step between on and off, and ``idle``."""
+        count = len(self._queue)
+        if count * 2 > self._queue.limit:
+            self.overloaded = True
+        elif count * 8 <= self._queue.limit:
+            self.overloaded = False
+            if not count and not self._running:
+                self._idle.set()
+
+    def _is_light(self, frame: Frame) -> bool:
+        """Whether handing a frame to the thread would cost more than answering it: nothing waits, and it takes no time."""
+        return (
+            self._slow_seconds is not None
+            and self._slow_seconds < LIGHT_SECONDS
+            and self._sleeping
+            and not self._max_delay
+            and (frame.deadline is None or frame.deadline > time.perf_counter())
+            and len(frame.packet.payload) <= LIGHT_BYTES
+            and frame.packet.kind is not Kind.IMAGE
+            and not self._queue
+        )
+
+    def _compute_here(self, frame: Frame) -> None:
+        batch = [frame]
+        began = time.perf_counter()
+        responses = answer_batch(self.model, batch)
+        self._measure(time.perf_counter() - began, 1)
+        self._deliver(batch, responses, (), 0)
+
+    def _sweep_at(self, deadline: float) -> None:
+        left = max(SWEEP_SECONDS, deadline - time.perf_counter())
+        when = self._loop.time() + left
+        if self._sweeping is not None:
+            if self._sweeping.when() <= when:
+                return
+            self._sweeping.cancel()
+        self._sweeping = self._loop.call_at(when, self._sweep)
+
+    def _sweep(self) -> None:
+        """Answers what has expired in the queue, however long the batch before it takes."""
+        self._sweeping = None
+        now = time.perf_counter()
+        with self._changed:
+            expired = self._queue.remove_if(lambda frame: frame.deadline is not None and frame.deadline <= now)
+            ahead = [frame.deadline for frame in self._queue if frame.deadline is not None]
+        self._refuse_expired(expired)
+        if ahead:
+            self._sweep_at(min(ahead))
+        self._weigh()
+
+    def _refuse_expired(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            frame.release = self.model.manifest.release
+            waited = (time.perf_counter() - frame.arrived) * 1000
+            frame.refuse(
+                FrameRefusedError(_EXPIRED, f"it waited {waited:.0f} ms; its deadline has passed, it was not computed")
             )
-            results[k] = Answer([to_tensor(name, array) for name, array in outputs[row].items()], times)
-        return results
 
+    def _deliver(
+        self, batch: Sequence[Frame], responses: Sequence[pb.StreamResponse], expired: Sequence[Frame], queued: int
+    ) -> None:
+        self._refuse_expired(expired)
+        release = self.model.manifest.release
+        for frame, response in zip(batch, responses, strict=True):
+            frame.release = release
+            frame.finish(response)
+        self._weigh()
+        if batch:
+            self.observer.batch_done(self.model.name, len(batch), queued)
 
-def _microseconds(seconds: float) -> int:
-    return max(0, round(seconds * 1e6))
+    # On the thread
 
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._gather()
+                if self._closed:
+                    return
+                batch, expired = self._take()
+                self._running = batch
+            began = time.perf_counter()
+            responses = answer_batch(self.model, batch) if batch else []
+            if batch:
+                self._measure(time.perf_counter() - began, len(batch))
+            self._running = ()
+            self._loop_soon(self._deliver, batch, responses, expired, len(self._queue))
 
-def _refuse(answer: asyncio.Future[Answer], code: grpc.StatusCode, message: str) -> None:
-    if not answer.done():
-        answer.set_exception(FrameRefusedError(code.value[0], message))
+    def _loop_soon(self, *call: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(*call)  # type: ignore[arg-type]
+        except RuntimeError:  # the loop was closed: nobody waits any more
+            self._closed = True
+
+    def _gather(self) -> None:
+        """Returns with the lock held, when there are frames to take and no more are to be waited for."""
+        while not self._closed:
+            if len(self._queue) >= self._max_batch or (self._queue and not self._max_delay):
+                return
+            left = None
+            if self._queue:
+                left = self._wait_until() - time.perf_counter()
+                if left <= 0:
+                    return
+            self._sleeping = True
+            self._changed.wait(left)
+            self._sleeping = False
+
+    def _wait_until(self) -> float:
+        """Until when a batch may gather; no frame spends more than half of its time on that."""
+        return min(
+            frame.arrived + self._max_delay
+            if frame.deadline is None
+            else min(frame.arrived + self._max_delay, (frame.arrived + frame.deadline) / 2)
+            for frame in self._queue.heads()
+        )
+
+    def _take(self) -> tuple[list[Frame], list[Frame]]:
+        """The next batch, and what has expired before it."""
+        batch: list[Frame] = []
+        expired: list[Frame] = []
+        now = time.perf_counter()
+        while self._queue and len(batch) < self._max_batch:
+            frame = self._queue.pop()
+            (expired if frame.deadline is not None and frame.deadline <= now else batch).append(frame)
+        return batch, expired
+
+    def _measure(self, seconds: float, frames: int) -> None:
+        each = seconds / frames
+        before = self._frame_seconds
+        self._frame_seconds = each if before is None else before + _SMOOTHING * (each - before)
+        # Slower at once, faster bit by bit: what is light must be so for a while.
+        slow = self._slow_seconds
+        self._slow_seconds = each if slow is None else max(each, slow + _SMOOTHING * (each - slow))

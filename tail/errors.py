@@ -11,6 +11,7 @@
         ├── ListenError          the address cannot be listened on
         ├── AccessError          a caller that is not to be served; carries the status
         ├── ModelUnavailableError  no such model, or not with the client's codec
+        ├── InferRequestError    a request of the Open Inference Protocol that cannot be answered
         └── FrameRefusedError    one frame cannot be answered; carries the status that its result gets
 """
 
@@ -55,6 +56,10 @@ class AccessError(TailError):
 
 class ModelUnavailableError(TailError):
     """No such model here, or not with the client's codec; the message says what there is."""
+
+
+class InferRequestError(TailError):
+    """A request of the Open Inference Protocol that cannot be answered; INVALID_ARGUMENT."""
 
 
 class FrameRefusedError(TailError):

@@ -79,13 +79,13 @@ class Model:
             backend = self.backend if tail == MAIN else self.further[tail]
             return backend.run(symbols[rows], levels[rows])
 
-        return self._answers(wanted, run)
+        return self._answers(wanted, run, self.manifest.input_size(symbols.shape[1:]))
 
     def answer_images(self, images: npt.NDArray[np.uint8], wanted: Sequence[frozenset[str]]) -> list[dict[str, Array]]:
         """What goes back for each image of a batch, as :meth:`answer` for symbols.
 
         Args:
-            images: uint8 ``[N, H, W, 3]``, of the input contract's size.
+            images: uint8 ``[N, H, W, 3]``, as the input contract gives them.
             wanted: per image, the tails whose outputs are asked for, all of :attr:`image_tails`.
 
         Raises:
@@ -100,10 +100,13 @@ class Model:
                 )
             return whole.run_images(images[rows])
 
-        return self._answers(wanted, run)
+        return self._answers(wanted, run, (images.shape[1], images.shape[2]))
 
     def _answers(
-        self, wanted: Sequence[frozenset[str]], run: Callable[[str, Sequence[int] | slice], dict[str, Array]]
+        self,
+        wanted: Sequence[frozenset[str]],
+        run: Callable[[str, Sequence[int] | slice], dict[str, Array]],
+        size: tuple[int, int],
     ) -> list[dict[str, Array]]:
         answers: list[dict[str, Array]] = [{} for _ in wanted]
         for spec in self.manifest.all_tails():
@@ -112,7 +115,7 @@ class Model:
                 continue
             outputs = run(spec.name, slice(None) if len(rows) == len(wanted) else rows)
             prefix = "" if spec.name == MAIN else f"{spec.name}/"
-            for row, found in zip(rows, finish(spec.task, outputs, self.manifest.input.size), strict=True):
+            for row, found in zip(rows, finish(spec.task, outputs, size), strict=True):
                 answers[row] |= {prefix + name: values for name, values in found.items()}
         return answers
 
@@ -148,11 +151,12 @@ class _Loader:
     def tail(self, spec: TailSpec, codec: Codec) -> TailBackend:
         model = self._bundle.read("tail", tail=_part_of(spec))
         backend = self._open(open_tail, model, spec, "tail")
-        for count in self._sizes():
+        for count, size in self._batches():
             # The last level, too: what reaches beyond a table of levels is to be found now.
-            levels = np.arange(count, dtype=np.int64)[::-1] % codec.spec.levels
-            outputs = backend.run(np.zeros((count, *codec.spec.shape), np.uint8), levels)
-            self._check(outputs, count, spec, "tail")
+            levels = np.arange(codec.spec.levels - 1, codec.spec.levels - 1 - count, -1, dtype=np.int64)
+            shape = self._bundle.manifest.symbols_shape(size)
+            outputs = backend.run(np.zeros((count, *shape), np.uint8), levels % codec.spec.levels)
+            self._check(outputs, count, size, spec, "tail")
         return backend
 
     def wholes(self) -> dict[str, ImageBackend]:
@@ -163,9 +167,9 @@ class _Loader:
                 continue
             model = self._bundle.read("whole", tail=_part_of(spec))
             whole = wholes[spec.name] = self._open(open_whole, model, spec, "whole network")
-            for count in self._sizes():
-                outputs = whole.run_images(np.zeros((count, *self._bundle.manifest.input.size, 3), np.uint8))
-                self._check(outputs, count, spec, "whole network")
+            for count, size in self._batches():
+                outputs = whole.run_images(np.zeros((count, *size, 3), np.uint8))
+                self._check(outputs, count, size, spec, "whole network")
         return wholes
 
     def _open(self, opener: Callable[[bytes, BackendSettings], _B], model: bytes, spec: TailSpec, what: str) -> _B:
@@ -177,10 +181,17 @@ class _Loader:
             which = "" if spec.name == MAIN else f", {what} {spec.name!r}"
             raise TailBackendError(f"{self._bundle.path.name}{which}: {error}") from error
 
-    def _sizes(self) -> list[int]:
-        return sorted({1, self._settings.max_batch})
+    def _batches(self) -> list[tuple[int, tuple[int, int]]]:
+        """Frames and input size: the smallest and the largest batch; where sizes are free, the smallest size as well."""
+        contract = self._bundle.manifest.input
+        batches = [(count, contract.size) for count in sorted({1, self._settings.max_batch})]
+        if contract.free is not None:
+            batches.append((1, (contract.free.multiple, contract.free.multiple)))
+        return batches
 
-    def _check(self, outputs: Mapping[str, Array], count: int, spec: TailSpec, what: str) -> None:
+    def _check(
+        self, outputs: Mapping[str, Array], count: int, size: tuple[int, int], spec: TailSpec, what: str
+    ) -> None:
         """Compares what a network gives with the manifest."""
         name = self._bundle.path.name
         which = what if spec.name == MAIN else f"{what} {spec.name!r}"
@@ -197,7 +208,8 @@ class _Loader:
             )
         if spec.task is not None:  # what is made of outputs goes by their shapes
             shapes = {output.name: list(outputs[output.name].shape[1:]) for output in spec.outputs}
-            if shapes != {output.name: output.shape for output in spec.outputs}:
+            fixed = self._bundle.manifest.input.size
+            if shapes != {output.name: output.at(size, fixed).shape for output in spec.outputs}:
                 raise TailBackendError(f"{name}: the {what} {spec.name!r} gives other shapes than its manifest says")
 
 

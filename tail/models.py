@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ModelUnavailableError
@@ -27,10 +27,15 @@ class Slot:
 
 
 class ModelTable:
-    """Slots by model and codec. Must be used on one event loop."""
+    """Slots by model and codec. Must be used on one event loop.
+
+    Attributes:
+        on_change: called after each change.
+    """
 
     def __init__(self) -> None:
         self._slots: dict[tuple[str, bytes], Slot] = {}
+        self.on_change: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(list(self._slots.values()))
@@ -52,8 +57,10 @@ class ModelTable:
         slot = self._slots.get(key)
         if slot is None:
             self._slots[key] = Slot(batcher)
-            return None
-        before, slot.batcher = slot.batcher, batcher
+            before = None
+        else:
+            before, slot.batcher = slot.batcher, batcher
+        self._changed()
         return before
 
     def retire(self, name: str, fingerprint: bytes) -> Batcher | None:
@@ -66,6 +73,7 @@ class ModelTable:
         if slot is None:
             return None
         slot.retired.set()
+        self._changed()
         return slot.batcher
 
     def find(self, name: str, fingerprint: bytes) -> Slot:
@@ -88,3 +96,7 @@ class ModelTable:
             f"the client's bundle of {name!r} has the codec {fingerprint[:16].hex()}, the server's {has}; both must come "
             "from one compilation"
         )
+
+    def _changed(self) -> None:
+        for tell in self.on_change:
+            tell()

@@ -93,6 +93,10 @@ class Observers:
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = list(observers)
 
+    def add(self, observer: Observer) -> None:
+        """Tells one more from now on."""
+        self._observers.append(observer)
+
     def stream_opened(self, stream: StreamInfo) -> None:
         """See :class:`Observer`."""
         for observer in self._observers:

@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 # A file that differs between two looks so far apart is being written.
 SETTLE_SECONDS = 0.1
-_IDLE_SECONDS = 0.02
 _T = TypeVar("_T")
 State = Literal["loading", "ready", "standby", "failed"]
 
@@ -347,8 +346,7 @@ class ModelStore:
 
         async def finish() -> None:
             try:
-                while not batcher.idle:
-                    await asyncio.sleep(_IDLE_SECONDS)
+                await batcher.idle()
             finally:
                 await batcher.close()
 

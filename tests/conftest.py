@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch is imported: tests run beside one another, with clients and servers in processes of their own; more threads
+# than cores only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
 import numpy as np
 import pytest
 from support import bundles
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _few_threads():
-    """Two cores are shared by client, server and torch; more threads than that only get in each other's way."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,11 @@ the contract's size needs none.
 
 from __future__ import annotations
 
+import zlib
 from math import floor
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,27 +24,44 @@ from narrowcast.transport.errors import FrameError, MissingDependencyError
 from narrowcast.transport.structs import Settings
 
 Image = npt.NDArray[np.uint8]
-Fit = Literal["center-crop", "letterbox", "stretch"]
+Fit = Literal["center-crop", "letterbox", "stretch", "free"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 MAX_SIDE = 16384
 MAX_RESIZED_PIXELS = 64_000_000
+# A free size is so many times ``multiple_of`` at most: a packet has a byte for each side.
+MAX_UNITS = 255
+
+
+class FreeSize(NamedTuple):
+    """How far inputs may differ in size.
+
+    Attributes:
+        most: height and width of the largest, pixels.
+        multiple: what both sides are a multiple of, pixels.
+    """
+
+    most: tuple[int, int]
+    multiple: int
 
 
 class InputContract(Settings, frozen=True):
     """The recipe's ``[input]``.
 
     Attributes:
-        size: height and width of the network's input, pixels.
+        size: height and width of the network's input, pixels; with ``free``, of the crops that training sees.
         fit: ``center-crop`` scales the shorter side and cuts the rest off, ``letterbox`` scales the longer side and fills
-            up, ``stretch`` scales both.
+            up, ``stretch`` scales both. ``free`` leaves every frame its own size and aspect: it is scaled down where it is
+            larger than ``max_size``, and filled up at the right and at the bottom to ``multiple_of``.
         crop: with ``center-crop``, the part of the shorter side that stays (timm's ``crop_pct``).
         interpolation: the resampling filter, by Pillow's name.
         color: the channel order that the network was trained on. Frames are always given as RGB.
         range: what pixel values 0 and 255 become before mean and std.
         mean: subtracted per channel, in the network's channel order, after ``range``.
         std: divided by per channel.
-        fill: RGB of the letterbox's bars, 0..255.
+        fill: RGB of what is filled up, 0..255.
+        max_size: with ``free``: height and width of the largest input, pixels.
+        multiple_of: with ``free``: what both sides of an input are a multiple of, pixels; at least the network's stride.
     """
 
     size: tuple[int, int]
@@ -54,6 +73,9 @@ class InputContract(Settings, frozen=True):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     fill: tuple[int, int, int] = (114, 114, 114)
+    # Not null where they are missing, but missing: contracts of one size have the bytes that they always had.
+    max_size: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    multiple_of: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if not all(1 <= side <= MAX_SIDE for side in self.size):
@@ -66,6 +88,34 @@ class InputContract(Settings, frozen=True):
             raise ValueError(f"range is {list(self.range)}; the first is below the second")
         if not all(0 <= v <= 255 for v in self.fill):
             raise ValueError(f"fill is {list(self.fill)}; RGB lies in 0..255")
+        self._check_free()
+
+    def _check_free(self) -> None:
+        most, multiple = self.max_size, self.multiple_of
+        if self.fit != "free":
+            if most is not msgspec.UNSET or multiple is not msgspec.UNSET:
+                raise ValueError(f'max_size and multiple_of go with fit = "free"; fit is {self.fit!r}')
+            return
+        if isinstance(most, msgspec.UnsetType) or isinstance(multiple, msgspec.UnsetType):
+            raise ValueError(  # noqa: TRY004  (a key is missing)
+                'fit = "free" wants max_size (the largest input) and multiple_of (the network\'s stride)'
+            )
+        if self.crop != 1:
+            raise ValueError(f'crop is {self.crop}; fit = "free" cuts nothing off')
+        for name, sides in (("size", self.size), ("max_size", most)):
+            if not all(1 <= side <= MAX_SIDE and side % multiple == 0 for side in sides):
+                raise ValueError(f"{name} is {list(sides)}; height and width are multiples of {multiple} (multiple_of)")
+        if self.size[0] > most[0] or self.size[1] > most[1]:
+            raise ValueError(f"size is {list(self.size)}, more than max_size, {list(most)}")
+        if max(most) > MAX_UNITS * multiple:
+            raise ValueError(f"max_size is {list(most)}; a side is at most {MAX_UNITS} times multiple_of, {multiple}")
+
+    @property
+    def free(self) -> FreeSize | None:
+        """How far inputs may differ in size; None where all have one."""
+        if isinstance(self.max_size, msgspec.UnsetType) or isinstance(self.multiple_of, msgspec.UnsetType):
+            return None
+        return FreeSize(self.max_size, self.multiple_of)
 
     def placement(self, height: int, width: int) -> Placement:
         """Where a source image of ``height`` x ``width`` pixels comes to lie in the network's input."""
@@ -78,7 +128,7 @@ class InputContract(Settings, frozen=True):
             frame: uint8 ``[H, W, 3]``, RGB, any size (see :mod:`narrowcast.transport.frames` for other layouts).
 
         Returns:
-            ``image`` uint8 ``[size[0], size[1], 3]``, contiguous, and the ``placement`` that leads back.
+            ``image`` uint8 ``[*placement.input, 3]``, contiguous, and the ``placement`` that leads back.
 
         Raises:
             FrameError: not such an array.
@@ -86,16 +136,38 @@ class InputContract(Settings, frozen=True):
         """
         _check(frame)
         place = self.placement(frame.shape[0], frame.shape[1])
-        if place.resized == frame.shape[:2] == self.size:
+        if place.resized == frame.shape[:2] == place.input:
             return Prepared(np.ascontiguousarray(frame), place)
-        inside = _resample(frame, place, self.interpolation)
-        if inside.shape[:2] == self.size:
+        same = place.resized == frame.shape[:2] and self.fit == "free"
+        inside = frame if same else _resample(frame, place, self.interpolation)
+        if inside.shape[:2] == place.input:
             return Prepared(inside, place)
-        image = np.empty((*self.size, 3), np.uint8)
+        return Prepared(self._filled(inside, place.input, place.inset), place)
+
+    def training_view(self, frame: Image) -> Image:
+        """A frame as training sees it, uint8 ``[size[0], size[1], 3]``.
+
+        Where sizes are fixed, what :meth:`prepare` gives; where they are free, a crop of that at the frame's own scale,
+        filled up where the frame is smaller. Its place is drawn by the frame's bytes: the same whenever it is asked for.
+
+        Raises:
+            FrameError, MissingDependencyError: see :meth:`prepare`.
+        """
+        image = self.prepare(frame).image
+        if self.free is None:
+            return image
+        drawn = zlib.crc32(image.data)
+        spare = [max(0, have - want) for have, want in zip(image.shape, self.size, strict=False)]
+        top, left = (drawn & 0xFFFF) % (spare[0] + 1), (drawn >> 16) % (spare[1] + 1)
+        crop = image[top : top + self.size[0], left : left + self.size[1]]
+        return np.ascontiguousarray(crop) if crop.shape[:2] == self.size else self._filled(crop, self.size)
+
+    def _filled(self, inside: Image, size: tuple[int, int], inset: tuple[int, int] = (0, 0)) -> Image:
+        image = np.empty((*size, 3), np.uint8)
         image[:] = self.fill
-        top, left = place.inset
+        top, left = inset
         image[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-        return Prepared(image, place)
+        return image
 
 
 class Placement(NamedTuple):
@@ -107,6 +179,7 @@ class Placement(NamedTuple):
         inset: top and left of the scaled image in the input (letterbox).
         cropped: top and left of the input in the scaled image (center-crop).
         visible: height and width of the part of the scaled image that the input shows.
+        input: height and width of the network's input.
     """
 
     source: tuple[int, int]
@@ -114,6 +187,7 @@ class Placement(NamedTuple):
     inset: tuple[int, int]
     cropped: tuple[int, int]
     visible: tuple[int, int]
+    input: tuple[int, int]
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -209,7 +283,7 @@ def _center_crop(contract: InputContract, height: int, width: int) -> Placement:
     else:
         resized = max(down, int(across * height / width)), across
     cropped = round((resized[0] - contract.size[0]) / 2.0), round((resized[1] - contract.size[1]) / 2.0)
-    return Placement((height, width), resized, (0, 0), cropped, contract.size)
+    return Placement((height, width), resized, (0, 0), cropped, contract.size, contract.size)
 
 
 def _letterbox(contract: InputContract, height: int, width: int) -> Placement:
@@ -219,14 +293,23 @@ def _letterbox(contract: InputContract, height: int, width: int) -> Placement:
         min(contract.size[1], max(1, round(width * scale))),
     )
     inset = (contract.size[0] - resized[0]) // 2, (contract.size[1] - resized[1]) // 2
-    return Placement((height, width), resized, inset, (0, 0), resized)
+    return Placement((height, width), resized, inset, (0, 0), resized, contract.size)
 
 
 def _stretch(contract: InputContract, height: int, width: int) -> Placement:
-    return Placement((height, width), contract.size, (0, 0), (0, 0), contract.size)
+    return Placement((height, width), contract.size, (0, 0), (0, 0), contract.size, contract.size)
 
 
-_PLACE = {"center-crop": _center_crop, "letterbox": _letterbox, "stretch": _stretch}
+def _free(contract: InputContract, height: int, width: int) -> Placement:
+    assert contract.free is not None
+    most, multiple = contract.free
+    scale = min(1.0, most[0] / height, most[1] / width)
+    resized = min(most[0], max(1, round(height * scale))), min(most[1], max(1, round(width * scale)))
+    whole = -(-resized[0] // multiple) * multiple, -(-resized[1] // multiple) * multiple
+    return Placement((height, width), resized, (0, 0), (0, 0), resized, whole)
+
+
+_PLACE = {"center-crop": _center_crop, "letterbox": _letterbox, "stretch": _stretch, "free": _free}
 
 
 def _check(frame: Any) -> None:

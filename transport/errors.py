@@ -19,6 +19,9 @@
         │   ├── PacketCodecError
         │   └── PacketFieldError       a field outside its limits
         ├── KeyFileError               a key file that is missing, unreadable or no key
+        ├── CertificateError           a certificate or CA that is missing, unreadable, or does not fit
+        ├── TokenError                 a token, or a file of them, that cannot be used
+        ├── RevocationError            a revocation list that is none
         ├── AddressError       (2)     not HOST:PORT
         └── BundleError        (3)     a bundle that must not be used
             ├── NotABundleError
@@ -118,6 +121,18 @@ class PacketFieldError(PacketError):
 
 class KeyFileError(TransportError):
     """A key file that is missing, unreadable or not a key."""
+
+
+class CertificateError(TransportError):
+    """A certificate or certificate authority that is missing, unreadable, or does not fit."""
+
+
+class TokenError(TransportError):
+    """A token, or a file of them, that cannot be used."""
+
+
+class RevocationError(TransportError):
+    """A revocation list that is none."""
 
 
 class AddressError(TransportError):

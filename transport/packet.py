@@ -33,18 +33,28 @@ HEADER_BYTES = _ALONE_HEADER.size + _CHECKSUM.size
 
 
 class Kind(IntEnum):
-    """What a packet is. Numbers 2 (image), 3 (skip) and 4 (predicted symbols) are reserved."""
+    """What a packet is. Numbers 3 (skip) and 4 (predicted symbols) are reserved."""
 
     SYMBOLS = 1
+    IMAGE = 2
 
 
 class CodecId(IntEnum):
-    """How a payload is coded."""
+    """How a payload is coded: 1 to 15 are for symbols, from 16 on for images."""
 
     RANS = 1
     ZSTD = 2
     RANS_CONTEXT = 3
     PACKED = 4
+    JPEG = 16
+    WEBP = 17
+
+
+IMAGE_CODECS = frozenset({CodecId.JPEG, CodecId.WEBP})
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+_CODECS = {codec.value: codec for codec in CodecId}
 
 
 class StreamContext(NamedTuple):
@@ -66,10 +76,10 @@ class Packet(NamedTuple):
 
     Attributes:
         codec: how the payload is coded.
-        level: the rate point.
+        level: the rate point; 0 with an image.
         frame_id: of its stream; 0 .. 2^32 - 1.
         capture_us: when the frame was taken, microseconds since 1970 UTC.
-        payload: the coded symbols.
+        payload: the coded symbols, or an image file.
         stream_id: 16 bytes.
         fingerprint: 16 bytes: the codec that the payload is for.
         kind: what the packet is.
@@ -127,7 +137,7 @@ class Packet(NamedTuple):
             _ALONE_HEADER.unpack_from(data)
         )
         payload = _opened(data, HEADER_BYTES, size)
-        checked_kind, checked_codec = _known(kind, codec)
+        checked_kind, checked_codec = _known(kind, codec, level)
         if reference != _NO_REFERENCE:
             raise PacketFieldError(f"a packet of kind {checked_kind.name} with a reference frame")
         return cls(checked_codec, level, frame_id, capture_us, payload, stream_id, fingerprint, checked_kind)
@@ -142,7 +152,7 @@ class Packet(NamedTuple):
         _check_form(data, _STREAM, STREAM_HEADER_BYTES)
         _, kind, codec, level, frame_id, since, distance, size = _STREAM_HEADER.unpack_from(data)
         payload = _opened(data, STREAM_HEADER_BYTES, size)
-        checked_kind, checked_codec = _known(kind, codec)
+        checked_kind, checked_codec = _known(kind, codec, level)
         if distance != _NO_REFERENCE:
             raise PacketFieldError(f"a packet of kind {checked_kind.name} with a reference frame")
         capture_us = context.epoch_us + int.from_bytes(since, "little")
@@ -160,6 +170,7 @@ class Packet(NamedTuple):
         for name, value, limit in limits:
             if not 0 <= value < limit:
                 raise PacketFieldError(f"a packet's {name} is {value}; it lies in 0..{limit - 1}")
+        _check_kind(self.kind, self.codec, self.level)
         if len(self.stream_id) != 16 or len(self.fingerprint) != 16:
             raise PacketFieldError("a packet's stream id and codec fingerprint have 16 bytes each")
 
@@ -195,14 +206,21 @@ def _opened(data: bytes, header_bytes: int, size: int) -> bytes:
     return payload
 
 
-def _known(kind: int, codec: int) -> tuple[Kind, CodecId]:
+def _known(kind: int, codec: int, level: int) -> tuple[Kind, CodecId]:
     try:
-        checked = Kind(kind)
-    except ValueError:
-        raise PacketKindError(f"a packet of kind {kind}; this release reads {[k.value for k in Kind]}") from None
+        checked_kind = _KINDS[kind]
+    except KeyError:
+        raise PacketKindError(f"a packet of kind {kind}; this release reads {list(_KINDS)}") from None
     try:
-        return checked, CodecId(codec)
-    except ValueError:
-        raise PacketCodecError(
-            f"a packet with codec {codec}; this release reads {[c.value for c in CodecId]}"
-        ) from None
+        checked_codec = _CODECS[codec]
+    except KeyError:
+        raise PacketCodecError(f"a packet with codec {codec}; this release reads {list(_CODECS)}") from None
+    _check_kind(checked_kind, checked_codec, level)
+    return checked_kind, checked_codec
+
+
+def _check_kind(kind: Kind, codec: CodecId, level: int) -> None:
+    if (kind is Kind.IMAGE) != (codec in IMAGE_CODECS):
+        raise PacketCodecError(f"a packet of kind {kind.name} with codec {codec.name}")
+    if level and kind is Kind.IMAGE:
+        raise PacketFieldError(f"a packet of kind IMAGE with level {level}; images have none: 0")

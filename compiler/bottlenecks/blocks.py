@@ -153,9 +153,11 @@ class Decoder(nn.Module):
 
     def __init__(self, latent: tuple[int, int, int], target: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        self.size = target[1:]
         self.up = power_of_two(target[1] / latent[1])
         self.down = power_of_two(latent[1] / target[1])
+        # Where the grids fit without cutting or repeating, they do so for images of any size.
+        fits = all(have * self.up == want * self.down for have, want in zip(latent[1:], target[1:], strict=True))
+        self.size = None if fits else target[1:]
         self.linear = nn.Conv2d(latent[0], target[0] * self.up**2, self.down, self.down)
         layers: list[nn.Module] = [ResidualBlock(latent[0], width, 1), ResidualBlock(width, width, 1)]
         for _ in range(self.up.bit_length() - 1):
@@ -169,7 +171,8 @@ class Decoder(nn.Module):
         """float32 ``[N, C, h, w]`` to ``[N, *target]``; of a part of an image, to the rows and columns in ``size``."""
         linear = self.linear(latent)
         grid: Tensor = (F.pixel_shuffle(linear, self.up) if self.up > 1 else linear) + self.last(self.blocks(latent))
-        return fit_size(grid, size or self.size)
+        size = size or self.size
+        return grid if size is None else fit_size(grid, size)
 
     def keep_inputs(self, index: Tensor) -> None:
         """Takes the latent's channels ``index`` alone from now on; the others were 0."""

@@ -119,13 +119,13 @@ class Codebook(Bottleneck):
         books, words, dimensions = self.codewords.shape
         weight = (-2 * self.codewords).reshape(books * words, dimensions, 1, 1)
         distance = F.conv2d(latent, weight, self.codewords.square().sum(2).reshape(-1), groups=books)
-        return distance.reshape(-1, books, words, *self.shape[1:]).argmin(2)
+        return distance.reshape(-1, books, words, *latent.shape[2:]).argmin(2)
 
     def vectors(self, index: Tensor) -> Tensor:
         """The codewords of indices ``[N, M, h, w]``, as a latent ``[N, M * d, h, w]``."""
         found = F.embedding(index + self.first, self.codewords.flatten(0, 1))
         return found.permute(0, 1, 4, 2, 3).reshape(
-            -1, self.codewords.shape[0] * self.codewords.shape[2], *self.shape[1:]
+            -1, self.codewords.shape[0] * self.codewords.shape[2], *index.shape[2:]
         )
 
     def restore(self, latent: Tensor, level: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Value:
         is_float: it is exactly one floating-point tensor.
         macs: multiply-accumulates of the node itself, per image.
         results: shape of a tensor, or the plain value, per batch size of ``BATCHES``; None for other objects.
+        larger: the result for images of a second size (see ``observe``); None where there are none.
         changed_by: nodes that change it in place, or a tensor that shares its memory, in order of execution.
     """
 
@@ -44,11 +45,14 @@ class Value:
     is_float: bool = False
     macs: int = 0
     results: list[Any] = field(default_factory=list)
+    larger: Any = None
     changed_by: list[fx.Node] = field(default_factory=list)
 
 
 def observe(module: fx.GraphModule, images: list[Tensor], wanted: list[Any]) -> dict[fx.Node, Value]:
     """Runs ``module`` on ``images`` (one batch for each size of ``BATCHES``) and tells what each node gives.
+
+    A third batch, as many images as the first has, of another height and width, tells what follows these.
 
     Raises:
         TraceError: the graph gives other outputs than the network, which gave ``wanted``.
@@ -59,6 +63,7 @@ def observe(module: fx.GraphModule, images: list[Tensor], wanted: list[Any]) -> 
         if not outputs_equal(observer.run(image.clone()), expected):
             raise TraceError("the traced graph gives other outputs than the network")
         observer.count_macs = False
+        observer.larger = len(values[next(iter(values))].results) == len(BATCHES)
     for node, changed in observer.changes:
         for other in observer.memory.sharing(changed):
             if node not in values[other].changed_by:
@@ -123,6 +128,7 @@ class _Observer(fx.Interpreter):
         super().__init__(module, garbage_collect_values=True)
         self.values = values
         self.count_macs = True
+        self.larger = False
         self.memory = _Memory()
         self.changes: list[tuple[fx.Node, fx.Node]] = []  # who changes whom
         self._constants: dict[int, fx.Node] = {}  # memory of parameters and buffers, alive as long as the network
@@ -145,7 +151,10 @@ class _Observer(fx.Interpreter):
         value.from_input = n.op == "placeholder" or any(self.values[a].from_input for a in n.all_input_nodes)
         value.has_tensor = bool(tensors)
         value.is_float = isinstance(result, Tensor) and result.is_floating_point()
-        value.results.append(_plain(result))
+        if self.larger:
+            value.larger = _plain(result)
+        else:
+            value.results.append(_plain(result))
         return result
 
     def _run(self, node: fx.Node, value: Value) -> Any:

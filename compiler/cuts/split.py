@@ -10,7 +10,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.cuts.observe import is_size
-from narrowcast.compiler.cuts.trace import Traced, size_of_batch
+from narrowcast.compiler.cuts.trace import FreeSizes, Traced, size_of_batch
 from narrowcast.compiler.errors import CutError
 
 
@@ -44,12 +44,13 @@ def suffix(traced: Traced, at: fx.Node, taps: list[fx.Node] | None = None) -> fx
     features = graph.placeholder("features")
     copied: dict[fx.Node, Any] = {at: graph.call_function(torch.clone, (features,))}
     needed = _Needed(traced, at).of([*source.all_input_nodes, *(taps or [])])
+    sizes = None if traced.larger_size is None else FreeSizes(traced, at)
     for node in traced.module.graph.nodes:
         if node not in needed or node is at:
             continue
         if node.op == "placeholder" and traced.values[node].is_data:
             raise CutError(f"not all data flows through {at.name!r}: the input is used behind it")
-        copied[node] = _again(traced, features, node, copied)
+        copied[node] = _again(traced, features, node, copied, sizes)
         if node in (taps or []):  # a later in-place layer must not change what was tapped
             copied[node, "tap"] = graph.call_function(torch.clone, (copied[node],))  # type: ignore[index]
     outputs = _nested(traced, fx.node.map_arg(source.args[0], copied.__getitem__))
@@ -92,12 +93,17 @@ class _Needed:
         return found
 
 
-def _again(traced: Traced, features: fx.Node, node: fx.Node, copied: dict[fx.Node, Any]) -> Any:
+def _again(
+    traced: Traced, features: fx.Node, node: fx.Node, copied: dict[fx.Node, Any], sizes: FreeSizes | None
+) -> Any:
     """``node`` in the graph behind the cut: a number where it is one, else the operation itself."""
     value = traced.values[node]
     is_shape = value.from_input and not value.is_data and any(traced.values[n].is_data for n in node.all_input_nodes)
     if is_size(value) or is_shape:
-        return size_of_batch(features, *value.results)
+        one, other = value.results
+        return (
+            size_of_batch(features, one, other) if sizes is None else sizes.number(features, one, other, value.larger)
+        )
     return _copy(features.graph, node, copied, is_shared=bool(value.changed_by))
 
 

@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor, fx, nn
 from narrowcast.compiler.cuts.observe import BATCHES, Value, follows_batch, observe, outputs_equal
 from narrowcast.compiler.errors import TraceError
 
-__all__ = ["BATCHES", "Traced", "Value", "outputs_equal", "size_of_batch", "trace"]
+__all__ = ["BATCHES", "FreeSizes", "Traced", "Value", "grows", "larger_size", "outputs_equal", "size_of_batch", "trace"]
 
 LONGEST = 160  # characters of another library's message in one of ours
 _PART = (
@@ -55,25 +57,42 @@ class Traced:
         method: ``torch.fx`` or ``torch.export``.
         values: what each node gives.
         input_size: height and width that it was traced with.
+        larger_size: a second height and width that it was seen with; None where it is for one size only.
     """
 
     module: fx.GraphModule
     method: str
     values: dict[fx.Node, Value]
     input_size: tuple[int, int]
+    larger_size: tuple[int, int] | None = None
 
 
-def trace(network: nn.Module, input_size: tuple[int, int]) -> Traced:
+def larger_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """A larger size, both sides ``multiple`` apart or twice that, of another aspect."""
+    one, other = (size[0] + multiple, size[1] + 2 * multiple), (size[0] + 2 * multiple, size[1] + multiple)
+    return one if one[0] * size[1] != one[1] * size[0] else other
+
+
+def trace(network: nn.Module, input_size: tuple[int, int], multiple: int | None = None) -> Traced:
     """Traces a network that takes one float tensor ``[N, 3, H, W]``.
 
+    Args:
+        network: in evaluation mode.
+        input_size: height and width.
+        multiple: it is to take images of any size, sides being multiples of this; None: of ``input_size`` alone.
+
     Raises:
-        TraceError: neither tracer takes it; the message holds both reasons.
+        TraceError: neither tracer takes it, or it does not take other sizes; the message holds the reasons.
     """
     images = [_example(batch, input_size) for batch in BATCHES]
+    larger = None if multiple is None else larger_size(input_size, multiple)
     with torch.no_grad(), _quiet():
         wanted = _run(network, images, input_size)
+        if larger is not None:
+            images.append(_example(BATCHES[0], larger))
+            wanted.append(_run_larger(network, images[-1], larger))
         reasons, failed = [], []
-        for method, tracer in _tracers(network):
+        for method, tracer in _tracers(network, multiple):
             try:
                 module = tracer(network, images[0].clone())
                 values = observe(module, images, wanted)
@@ -81,15 +100,28 @@ def trace(network: nn.Module, input_size: tuple[int, int]) -> Traced:
                 reasons.append(f"{method}: {_first_line(error)}{_place(error)}")
                 failed.append(error)
                 continue
-            return Traced(module, method, values, input_size)
+            return Traced(module, method, values, input_size, larger)
     raise TraceError(f"the network cannot be traced: {_cause(failed[-1])} ({'; '.join(reasons)})")
 
 
-def _tracers(network: nn.Module) -> list[tuple[str, Callable[[nn.Module, Tensor], fx.GraphModule]]]:
+def _run_larger(network: nn.Module, image: Tensor, size: tuple[int, int]) -> Any:
+    try:
+        return network(image.clone())
+    except Exception as error:
+        raise TraceError(
+            f'fit = "free" wants a network that takes images of any size; this one fails on {size[0]} x {size[1]} '
+            f"({_first_line(error)}): a fixed grid of position embeddings or tokens, a flattened map, or a stride that "
+            "multiple_of is no multiple of"
+        ) from error
+
+
+def _tracers(
+    network: nn.Module, multiple: int | None
+) -> list[tuple[str, Callable[[nn.Module, Tensor], fx.GraphModule]]]:
     if isinstance(network, fx.GraphModule):
         exported = any("val" in node.meta for node in network.graph.nodes)
         return [("torch.export" if exported else "torch.fx", _as_it_is)]
-    return [("torch.fx", _symbolic), ("torch.export", _export)]
+    return [("torch.fx", _symbolic), ("torch.export", partial(_export, multiple=multiple))]
 
 
 def _run(network: nn.Module, images: list[Tensor], size: tuple[int, int]) -> list[Any]:
@@ -187,9 +219,11 @@ def _symbolic(network: nn.Module, _image: Tensor) -> fx.GraphModule:
     return fx.GraphModule(network, _Tracer().trace(network))
 
 
-def _export(network: nn.Module, image: Tensor) -> fx.GraphModule:
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    return torch.export.export(network, (image,), dynamic_shapes=({0: batch},)).module()
+def _export(network: nn.Module, image: Tensor, multiple: int | None) -> fx.GraphModule:
+    sides: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=4096)}
+    if multiple is not None:
+        sides |= {2: multiple * torch.export.Dim("rows"), 3: multiple * torch.export.Dim("columns")}
+    return torch.export.export(network, (image,), dynamic_shapes=(sides,)).module()
 
 
 def size_of_batch(like: fx.Node, value: Any, other: Any) -> Any:
@@ -210,3 +244,69 @@ def size_of_batch(like: fx.Node, value: Any, other: Any) -> Any:
     batch = like.graph.call_method("size", (like, 0))
     factor = value // BATCHES[0]
     return batch if factor == 1 else like.graph.call_function(operator.mul, (batch, factor))
+
+
+def grows(traced: Traced, at: fx.Node) -> bool:
+    """Whether the maps at a cut grow as images do, so that images may have any size."""
+    try:
+        FreeSizes(traced, at)
+    except TraceError:
+        return False
+    return True
+
+
+class FreeSizes:
+    """Numbers that follow the images' size, as expressions of the features' rows and columns.
+
+    Args:
+        traced: seen with two sizes.
+        at: whose value the features are: maps, so that rows and columns are two of their axes.
+
+    Raises:
+        TraceError: their rows and columns do not grow in step with the images'.
+    """
+
+    def __init__(self, traced: Traced, at: fx.Node) -> None:
+        seen = traced.values[at]
+        shape, larger = seen.results[0], seen.larger
+        self._sides: list[tuple[int, int, int]] = []  # axis, and its length for either size
+        assert traced.larger_size is not None
+        for before, after in zip(traced.input_size, traced.larger_size, strict=True):
+            axes = [k for k in range(1, len(shape)) if shape[k] != larger[k] and shape[k] * after == larger[k] * before]
+            if len(axes) != 1:
+                raise TraceError(
+                    f'fit = "free" wants a cut with maps that grow as images do; at {at.name!r} images of '
+                    f"{traced.input_size[0]} x {traced.input_size[1]} have {list(shape[1:])}, of "
+                    f"{traced.larger_size[0]} x {traced.larger_size[1]} {list(larger[1:])}"
+                )
+            self._sides.append((axes[0], shape[axes[0]], larger[axes[0]]))
+
+    def number(self, like: fx.Node, value: Any, other: Any, larger: Any) -> Any:
+        """As :func:`size_of_batch`, for a value that was ``larger`` with the second size.
+
+        Raises:
+            TraceError: it follows neither batch, nor rows, nor columns, nor their product.
+        """
+        if isinstance(value, tuple):
+            return tuple(self.number(like, *three) for three in zip(value, other, larger, strict=True))
+        if value == larger:
+            return size_of_batch(like, value, other)
+        rows, columns = self._sides
+        both = [(rows,), (columns,), (rows, columns)]
+        for sides in both if isinstance(value, int) and value == other else ():
+            before, after = (prod(side[k] for side in sides) for k in (1, 2))
+            if value * after == larger * before:
+                return self._times(like, [side[0] for side in sides], value, before)
+        raise TraceError(
+            f"a value that is {value} for images of one size is {larger} for larger ones: it follows neither"
+        )
+
+    def _times(self, like: fx.Node, axes: list[int], value: int, before: int) -> fx.Node:
+        """The features' length along ``axes``, multiplied, times ``value / before``."""
+        found = like.graph.call_method("size", (like, axes[0]))
+        for axis in axes[1:]:
+            found = like.graph.call_function(operator.mul, (found, like.graph.call_method("size", (like, axis))))
+        factor, divisor = value // gcd(value, before), before // gcd(value, before)
+        if factor > 1:
+            found = like.graph.call_function(operator.mul, (found, factor))
+        return like.graph.call_function(operator.floordiv, (found, divisor)) if divisor > 1 else found

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from narrowcast.compiler.cuts import CutTable, find_cuts
-from narrowcast.compiler.cuts.trace import Traced
+from narrowcast.compiler.cuts.trace import Traced, grows
 from narrowcast.compiler.errors import CutError
 from narrowcast.compiler.planner.plan import Plan, Planner
 from narrowcast.compiler.progress import Progress
@@ -58,7 +58,8 @@ def choose_cut(
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         macs = sum(value.macs for value in traced.values.values())
-        table = CutTable(recipe.teacher.model, recipe.input.size, traced.method, macs, 0, find_cuts(traced))
+        cuts = [cut for cut in find_cuts(traced) if traced.larger_size is None or grows(traced, cut.node)]
+        table = CutTable(recipe.teacher.model, recipe.input.size, traced.method, macs, 0, cuts)
         with torch.random.fork_rng(devices=[]):  # what is built after it starts as it would without it
             planner = Planner(table, traced, network, recipe.input, recipe.bottleneck, recipe.plan, progress)
             found = _summary(planner.plan(frames, recipe.plan.link))

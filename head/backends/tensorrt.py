@@ -156,6 +156,7 @@ def _build(model: bytes, said: _Said) -> bytes:
     parser: trt.OnnxParser = trt.OnnxParser(network, said)
     if not parser.parse(model):
         raise BackendError(_refusal(parser, said))
+    _must_have_sizes(network)
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -165,6 +166,17 @@ def _build(model: bytes, said: _Said) -> bytes:
     if plan is None:
         raise BackendError(f"it builds no engine: {said.why()}")
     return bytes(plan)
+
+
+def _must_have_sizes(network: trt.INetworkDefinition) -> None:
+    """Engines for images of any size want profiles, which are not made here: builders say so in words of their own."""
+    for index in range(network.num_inputs):
+        tensor: trt.ITensor = network.get_input(index)
+        shape = list(tensor.shape)
+        if any(side < 0 for side in shape):
+            raise BackendError(
+                f"its input {tensor.name!r} has no fixed shape: {shape}; heads for images of any size run on onnxruntime"
+            )
 
 
 def _new_network(builder: trt.Builder) -> trt.INetworkDefinition:

@@ -21,9 +21,13 @@ VERBS = {
     "inspect": ("inspect", "what is in a bundle, its figures, its signature"),
     "evaluate": ("evaluate", "accuracy and bytes per level, beside the teacher, JPEG, WebP and AVIF"),
     "serve": ("serve", "the tail server"),
+    "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
-    "keys": ("keys", "signing keys: new, show, trust, sign, verify"),
+    "keys": (
+        "keys",
+        "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",
+    ),
 }
 INTERRUPTED = 130
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -105,9 +109,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _defaults_from_environment(parser: argparse.ArgumentParser) -> None:
-    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default."""
+    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default. Not what may be given again."""
     for one in _with_actions(parser):
         for option in one._actions:  # noqa: SLF001  (argparse has no public way to list them)
+            if isinstance(option, argparse._AppendAction):  # noqa: SLF001
+                continue
             value = os.environ.get(f"NARROWCAST_{option.dest.upper()}") if option.option_strings else None
             if value and option.nargs is None:
                 option.default, option.required = value, False  # argparse converts a string default by `type`

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from narrowcast.transport.files import replacing
+from narrowcast.transport.frames import SUFFIXES
 from narrowcast.transport.tasks import MAIN, Detections, Segmentation
 
 if TYPE_CHECKING:
-    from narrowcast.head.client import Result
+    from narrowcast.head.results import Result
 
 
 def answers(result: Result) -> dict[str, Any]:
@@ -48,15 +50,18 @@ def _answer(answer: Detections | Segmentation) -> dict[str, Any]:
 def write_masks(result: Result, folder: Path, source: Path, root: Path) -> list[str]:
     """Writes a result's maps over the source image as PNG files of class numbers; gives their paths.
 
-    They lie in ``folder`` as the sources lie under ``root``, further tails in a folder of their own name.
+    They lie in ``folder`` as the sources lie under ``root``, further tails in a folder of their own name. Where
+    sources differ by their ending alone, it stays in the maps' names (``a.jpg.png``).
     """
     from PIL import Image as Pillow
 
     inner = Path(source.name) if root.is_file() else source.relative_to(root)
+    alike = [one for one in source.parent.glob(f"{glob.escape(source.stem)}.*") if one.suffix.lower() in SUFFIXES]
+    name = f"{inner.name}.png" if len(alike) > 1 and root.is_dir() else f"{inner.stem}.png"
     written = []
-    for name, answer in result.answers.items():
+    for tail, answer in result.answers.items():
         if isinstance(answer, Segmentation):
-            path = (folder if name == MAIN else folder / name) / inner.with_suffix(".png")
+            path = (folder if tail == MAIN else folder / tail) / inner.with_name(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as out:
                 Pillow.fromarray(answer.to_source()).save(out, "png")

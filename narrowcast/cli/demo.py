@@ -10,7 +10,7 @@ from narrowcast.cli.show import TerminalProgress, print_json, print_table, stder
 from narrowcast.transport.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from narrowcast.head.client import Result
+    from narrowcast.head.results import Result
 
 EXAMPLES = """\
 examples:

@@ -12,6 +12,7 @@ from narrowcast.cli.options import add_trust, open_bundle
 from narrowcast.cli.show import print_exit, print_json, print_precisions, print_table, stdout
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import TailSpec
+from narrowcast.transport.contract import InputContract
 from narrowcast.transport.tasks import DetectTask, SegmentTask, Task
 
 EXAMPLES = """\
@@ -38,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = stdout()
     key = f"by {bundle.signed_by.name or 'a trusted key'} ({bundle.signed_by.id})" if bundle.signed_by else "NOT SIGNED"
-    shape = "x".join(map(str, manifest.codec.shape))
+    shape = ("up to " if manifest.codec.is_free else "") + "x".join(map(str, manifest.codec.shape))
     found = manifest.figures.get("channels")
     searched = f"; of {found.get('start')} channels" if isinstance(found, dict) else ""
     facts = {
         "model": f"{manifest.name}, release {manifest.release}, {manifest.created}, {manifest.tool}",
         "signature": key,
-        "input": f"{manifest.input.size[0]}x{manifest.input.size[1]}, {manifest.input.fit}, {manifest.input.interpolation}",
+        "input": f"{_size(manifest.input)}, {manifest.input.interpolation}",
         "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels{searched}",
         "codec": f"{manifest.codec.name}, fingerprint {manifest.fingerprint}",
         "outputs": ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in manifest.outputs),
@@ -76,6 +77,14 @@ def run(args: argparse.Namespace) -> int:
     print_precisions(manifest.figures)
     print_exit(manifest.figures)
     return 0
+
+
+def _size(contract: InputContract) -> str:
+    free, (height, width) = contract.free, contract.size
+    if free is None:
+        return f"{height}x{width}, {contract.fit}"
+    most = f"free, up to {free.most[0]} x {free.most[1]}, multiples of {free.multiple}"
+    return f"{most}; trained on crops of {height} x {width}"
 
 
 def _task(task: Task | None) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from narrowcast.cli import fleet
 from narrowcast.cli.options import add_trust, open_bundle
 from narrowcast.cli.show import print_json, print_table
 from narrowcast.transport.bundle import PublicKey, SecretKey, keys_folder, sign_bundle
 from narrowcast.transport.errors import KeyFileError
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   narrowcast keys new release             a key pair; bundles signed with it are trusted on this machine
   narrowcast keys show                    which keys are here
   narrowcast keys trust colleague.pub     trust somebody else's key on this machine
   narrowcast keys sign model.ncb --key ~/.config/narrowcast/keys/release.key
   narrowcast keys verify model.ncb        exit code 3 if the bundle must not be used
-
+{fleet.EXAMPLES}
 Keys live in $NARROWCAST_KEYS, else ~/.config/narrowcast/keys. FILE.key signs and stays secret; FILE.pub goes to servers
-and boards.
+and boards. The fleet's CA is in the folder ca/ there. docs/security.md tells what protects against what.
 """
 
 
@@ -36,10 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify = actions.add_parser("verify", help="check a bundle's signature and parts")
     verify.add_argument("bundle", type=Path, metavar="MODEL.ncb")
     add_trust(verify)
+    fleet.add_actions(actions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    if args.action in fleet.ACTIONS:
+        fleet.run(args)
+        return 0
     return int({"new": _new, "show": _show, "trust": _trust, "sign": _sign, "verify": _verify}[args.action](args) or 0)
 
 
@@ -62,11 +67,16 @@ def _show(args: argparse.Namespace) -> None:
         (path, PublicKey.read(path), (folder / f"{path.stem}.key").exists())
         for path in sorted((folder / "trusted").glob("*.pub"))
     ]
+    issued = fleet.certificates()
     if args.json:
-        print_json([{"name": k.name, "id": k.id, "file": str(path), "can_sign": can} for path, k, can in keys])
+        pairs = [
+            {"kind": "key", "name": k.name, "id": k.id, "file": str(path), "can_sign": can} for path, k, can in keys
+        ]
+        print_json([*pairs, *issued])
         return
     rows = [[key.name or path.stem, key.id, "signs and trusted" if can else "trusted"] for path, key, can in keys]
     print_table("", ["key", "id", "here"], rows, note="" if keys else "no keys here; narrowcast keys new")
+    fleet.print_certificates(issued)
 
 
 def _trust(args: argparse.Namespace) -> None:

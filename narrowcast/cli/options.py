@@ -23,6 +23,18 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-unsigned", action="store_true", help="take bundles that carry no signature")
 
 
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """``--tls``, ``--tls-name`` and ``--token-file``, for what connects to a server."""
+    group = parser.add_argument_group("encryption (docs/security.md)")
+    group.add_argument(
+        "--tls", type=Path, metavar="DIR", help="of narrowcast keys issue: ca.crt, and tls.crt with tls.key"
+    )
+    group.add_argument("--tls-name", metavar="NAME", help="in the server's certificate, where it is not that of --to")
+    group.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="show the token in it (or set NARROWCAST_TOKEN to the token)"
+    )
+
+
 def trusted(args: argparse.Namespace) -> list[PublicKey]:
     """The keys that count."""
     return [PublicKey.read(args.trust)] if args.trust else trusted_keys()

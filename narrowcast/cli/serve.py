@@ -7,23 +7,26 @@ import asyncio
 import json
 import logging
 import signal
-import sys
+import time
 from pathlib import Path
 
 from narrowcast.cli.options import add_trust, at_least, seconds
-from narrowcast.cli.serving import store as models
-from narrowcast.cli.show import stderr
+from narrowcast.cli.serving import operations, queueing, security, store
+from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
 EXAMPLES = f"""\
 examples:
   narrowcast serve --bundles models/
   narrowcast serve --bundles models/ --listen 127.0.0.1:0 --json      # a free port, told as JSON on stdout
+  narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/      # made by narrowcast keys issue
+  narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/ --tokens tokens.txt
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --insecure
+  narrowcast serve --bundles models/ --http 127.0.0.1:7480 --log json   # http://127.0.0.1:7480/ shows what happens
 
 Serves the highest release of every model and codec in the folder, and follows its changes: rename a bundle into it to
 publish, remove one to unload it (docs/server.md). SIGHUP looks at once, and tries again what was refused. SIGTERM and
-Ctrl-C answer what was taken in, then end.
+Ctrl-C answer what was taken in, then end; a second one ends at once.
 """
 
 
@@ -33,49 +36,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT", help="default: %(default)s"
     )
-    parser.add_argument("--insecure", action="store_true", help="listen beyond this machine without encryption")
+    parser.add_argument("--insecure", action="store_true", help="listen beyond this machine without --tls")
     parser.add_argument("--max-batch", type=at_least(1), default=16, metavar="N", help="frames per batch (default: 16)")
     parser.add_argument(
         "--max-delay-ms", type=seconds, default=0.0, metavar="MS", help="wait so long to fill a batch (default: 0)"
     )
     parser.add_argument("--drain-timeout", type=seconds, default=10.0, metavar="S", help="for ending (default: 10)")
     parser.add_argument("--json", action="store_true", help="tell as a JSON line on stdout when it listens")
-    models.add_arguments(parser)
+    store.add_arguments(parser)
+    queueing.add_arguments(parser)
+    security.add_arguments(parser)
+    operations.add_arguments(parser)
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    from narrowcast.tail.operations.logs import set_up
+
+    set_up(args.log)
     return asyncio.run(_serve(args))
 
 
 async def _serve(args: argparse.Namespace) -> int:
+    from narrowcast.tail.observe import Observers
+    from narrowcast.tail.operations.logs import tell
     from narrowcast.tail.server import TailServer
 
+    observers = Observers()
     server = TailServer(
-        models.store_settings(args), parse_address(args.listen), insecure=args.insecure, max_batch=args.max_batch,
-        max_delay_ms=args.max_delay_ms,
+        store.store_settings(args), parse_address(args.listen), access=security.build_access(args), insecure=args.insecure,
+        max_batch=args.max_batch, max_delay_ms=args.max_delay_ms, observer=observers, **queueing.server_options(args),
     )  # fmt: skip
+    watching = operations.Operations(args, observers, server)
     address = await server.start()
+    http = await watching.start(address)
     assert server.store is not None
-    served = [row for row in server.store.status() if row.state == "ready"]
-    names = {str(row.name): row.release for row in sorted(served, key=lambda row: row.release or 0)}
+    names = store.served(server.store)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.store.reload)
     if args.json:
-        print(json.dumps({"event": "listening", "address": str(address), "models": names}), flush=True)
-    console = stderr()
-    listed = ", ".join(f"{row.name} (release {row.release})" for row in served)
-    console.print(f"serving {listed} on {address}")
-    if args.insecure:
-        console.print(
-            "INSECURE: anyone who can reach this port can use it, and the traffic is not encrypted", style="bold red"
-        )
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, server.store.reload)
-    await stop.wait()
-    console.print("ending: answering what was taken in")
-    await server.stop(args.drain_timeout)
+        where = {"address": str(address), **({"http": str(http)} if http else {})}
+        print(json.dumps({"event": "listening", **where, "models": names}), flush=True)
+    tell("listening", address=str(address), http=str(http) if http else None, models=names)
+    if args.insecure and args.tls is None:
+        tell(
+            "insecure", logging.WARNING,
+            warning="anyone who can reach this port can use it, and the traffic is not encrypted",
+        )  # fmt: skip
+    await stop_on_signals(lambda number, again: _tell_signal(number, args.drain_timeout, again)).wait()
+    began = time.monotonic()
+    end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))
+    await server.stop(args.drain_timeout * 0.9)  # the rest is for what comes after
+    await watching.stop()
+    tell("ended", seconds=round(time.monotonic() - began, 3))
     return 0
+
+
+def _tell_signal(number: signal.Signals, timeout_seconds: float, again: bool) -> None:
+    from narrowcast.tail.operations.logs import tell
+
+    if again:
+        tell("killed", logging.WARNING, signal=number.name, reason="a second signal")
+    else:
+        tell("draining", signal=number.name, timeout_seconds=timeout_seconds)

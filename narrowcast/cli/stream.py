@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from narrowcast.cli.answers import answers, write_masks
-from narrowcast.cli.options import PRECISIONS, add_trust, at_least, open_bundle, seconds
+from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError, FrameError
@@ -20,19 +20,23 @@ from narrowcast.transport.frames import SUFFIXES, read_image
 from narrowcast.transport.tasks import MAIN, DetectTask, SegmentTask
 
 if TYPE_CHECKING:
-    from narrowcast.head.client import Client, Result
+    from narrowcast.head.client import Client
+    from narrowcast.head.results import Result
     from narrowcast.transport.bundle import Bundle, TailSpec
     from narrowcast.transport.contract import Image
 
 EXAMPLES = """\
 examples:
   narrowcast stream model.ncb photos/ --to 127.0.0.1:7433
+  narrowcast stream model.ncb photos/ --to tail.example:7433 --tls board-7/
   narrowcast stream model.ncb frame.jpg --to server:7433 --level 0 | jq .outputs
+  narrowcast stream model.ncb photos/ --to one:7433,two:7433 --deadline-ms 500
   narrowcast stream detector.ncb photos/ --to server:7433 | jq .detections
   narrowcast stream both.ncb photos/ --to server:7433 --tail segment --masks masks/
 
 SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames. Where
-the bundle has a local exit, it answers while there is no server ("from": "exit"), and the server is tried for ever.
+the bundle has a local exit, it answers while there is no server ("from": "exit"), and the server is tried for ever. Of
+several servers (or addresses of one name) one is used, and another when it dies, hangs, drains or refuses.
 """
 TOP = 5
 
@@ -41,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="an image file or a folder of them")
-    parser.add_argument("--to", required=True, metavar="HOST:PORT", help="the tail server")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="HOST:PORT[,...]",
+        help="the tail server, or several; a name may have several addresses",
+    )
     parser.add_argument(
         "--level", type=at_least(0), metavar="N", help="rate point; 0 takes the fewest bytes (default: the highest)"
     )
@@ -64,6 +73,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="runs the head (default: auto, the best for this board that loads; TensorRT builds an engine first, once)",
     )
     parser.add_argument("--give-up", type=seconds, default=30.0, metavar="S", help="without any answer (default: 30)")
+    parser.add_argument(
+        "--deadline-ms",
+        type=at_least(1),
+        metavar="MS",
+        help="how long after a frame is read its answer is wanted; servers do not compute what is older (default: for ever)",
+    )
+    parser.add_argument(
+        "--priority",
+        choices=["background", "normal", "urgent"],
+        default="normal",
+        help="which frames go first where they have to wait on the server (default: normal)",
+    )
+    parser.add_argument(
+        "--way",
+        choices=["symbols", "image"],
+        default="symbols",
+        help="what is sent: symbols, or scaled images for the uncut network, where the server has it (default: symbols)",
+    )
+    parser.add_argument(
+        "--image-codec", choices=["jpeg", "webp"], default="jpeg", help="with --way image; default: jpeg"
+    )
+    parser.add_argument(
+        "--image-quality", type=at_least(1), default=75, metavar="Q", help="with --way image: 1..100 (default: 75)"
+    )
     parser.add_argument("--no-exit", action="store_true", help="never answer by the bundle's local exit")
     parser.add_argument(
         "--exit-after",
@@ -79,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--masks", type=Path, metavar="DIR", help="write maps of classes there as PNG, of the source's size"
     )
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
+    add_tls(parser)
     add_trust(parser)
 
 
@@ -87,9 +121,11 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.devices.probe import preferred_backends
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
+    from narrowcast.transport.rpc.credentials import client_tls
 
     progress = TerminalProgress(quiet=args.quiet)
     files = _files(args.source)
+    tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
     bundle = open_bundle(args, "device")
     if args.masks is not None:
         _check_masks(args, bundle)
@@ -105,6 +141,9 @@ def run(args: argparse.Namespace) -> int:
     with Client(
         session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
+        deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
+        image_quality=args.image_quality,
+        tls=tls,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
@@ -177,6 +216,7 @@ def _line(result: Result, path: Path, labels: dict[str, list[str] | None], *, fu
         "latency_ms": round(result.latency_ms, 3),
         "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
         "error": result.error,
+        "status": result.status,
         "outputs": {name: _output(values, of(name), full=full) for name, values in result.outputs.items()},
     }
 
@@ -185,8 +225,11 @@ def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, A
     """Class scores as the top classes; everything else as its shape; ``--full`` as it is."""
     found: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if full:
-        found["values"] = values.tolist()
+        finite: Any = values if values.dtype.kind != "f" else np.where(np.isfinite(values), values, None)
+        found["values"] = finite.tolist()
     if labels is not None and values.ndim == 1 and len(values) > 1 and values.dtype.kind == "f":
+        if not np.isfinite(values).all():  # JSON has no word for what is no number
+            return found | {"top": None}
         scores = np.exp(values.astype(np.float64) - values.max())
         scores /= scores.sum()
         found["top"] = [
@@ -211,4 +254,8 @@ def _summary(client: Client, frames: int, seconds: float, progress: TerminalProg
         line += f"; on the socket {human_bytes(on_socket.sent)} up, {human_bytes(on_socket.received)} down"
     if counters.packets_resent:
         line += f"; {counters.packets_resent} packets sent again over {counters.streams_opened} streams"
+    if counters.results_put_off:
+        line += f"; put off by a full server {counters.results_put_off} times"
+    if counters.results_late:
+        line += f"; {counters.results_late} answers came too late"
     progress.note(line)

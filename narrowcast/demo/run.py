@@ -25,7 +25,8 @@ from narrowcast.compiler.evaluate import Evaluation, evaluate_frames, top_class
 from narrowcast.compiler.progress import Progress
 from narrowcast.demo.render import Rendered, Renderer, save
 from narrowcast.devices.stages import StageTimer
-from narrowcast.head.client import Client, Result
+from narrowcast.head.client import Client
+from narrowcast.head.results import Result
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle, SecretKey
 from narrowcast.transport.errors import NarrowcastError

@@ -7,7 +7,7 @@ import numpy as np
 from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packed import PackedTables
-from narrowcast.transport.packet import CodecId, Packet, StreamContext
+from narrowcast.transport.packet import CodecId, Kind, Packet, StreamContext
 from narrowcast.transport.tables import Tables
 
 SHAPE = (6, 11, 7)
@@ -93,10 +93,28 @@ def spec() -> CodecSpec:
     return CodecSpec(name="rans", shape=SHAPE, alphabet=40, levels=3, quantizer="ab" * 32)
 
 
+def free_spec() -> CodecSpec:
+    """The same for frames that differ in size: up to three times as high and twice as wide."""
+    most = (SHAPE[0], 3 * SHAPE[1], 2 * SHAPE[2])
+    return CodecSpec(name="rans", shape=most, alphabet=40, levels=3, quantizer="ab" * 32, step=SHAPE[1:])
+
+
+def free_symbols() -> np.ndarray:
+    """uint8 [6, 33, 7]: one level's symbols, from top to bottom three times."""
+    return np.concatenate([symbols(1)] * 3, 1)
+
+
 def packets(payload: bytes) -> dict[str, bytes]:
-    """One packet in both forms."""
+    """A packet of each kind in both forms."""
     packet = Packet(CodecId.RANS, 1, 123_456, CONTEXT.epoch_us + 7_654_321, payload, *CONTEXT[:2])
-    return {"packet-stream.bin": packet.to_stream_bytes(CONTEXT), "packet-alone.bin": packet.to_bytes()}
+    file = (numbers(60, seed=5) >> 24).astype(np.uint8).tobytes()  # what it shows is not the packet's business
+    image = Packet(CodecId.WEBP, 0, 123_457, CONTEXT.epoch_us + 7_654_322, file, *CONTEXT[:2], Kind.IMAGE)
+    return {
+        "packet-stream.bin": packet.to_stream_bytes(CONTEXT),
+        "packet-alone.bin": packet.to_bytes(),
+        "packet-image-stream.bin": image.to_stream_bytes(CONTEXT),
+        "packet-image-alone.bin": image.to_bytes(),
+    }
 
 
 def files() -> dict[str, bytes]:
@@ -118,4 +136,6 @@ def files() -> dict[str, bytes]:
         made[f"packed-payload-{level}.bin"] = packed_tables().pack(packed_symbols(level), level)
     made["symbols.bin"] = b"".join(symbols(level).tobytes() for level in range(3))
     made["fingerprint.txt"] = (spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
+    made["free-fingerprint.txt"] = (free_spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
+    made["free-payload.bin"] = bytes((3, 1)) + Coder(tables(4), "python").encode(free_symbols(), 1)
     return {**made, **packets(made["payload-4-1.bin"])}

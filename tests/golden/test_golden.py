@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from narrowcast.transport.codec import open_codec
 from narrowcast.transport.coder import Coder
 from narrowcast.transport.coder.native import load
 from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packed import PackedTables
-from narrowcast.transport.packet import Packet
+from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.tables import Tables
 
 HERE = Path(__file__).parent
@@ -61,9 +62,21 @@ def test_packed_payloads(level):
     assert np.array_equal(tables.unpack(payload, level, cases.SHAPE), cases.packed_symbols(level))
 
 
+def test_payloads_of_frames_that_differ_in_size():
+    codec = open_codec(cases.free_spec(), FILES["tables-4.bin"])
+    payload = FILES["free-payload.bin"]
+    assert codec.fingerprint.hex() == FILES["free-fingerprint.txt"].decode().strip()
+    assert codec.encode(cases.free_symbols(), 1) == payload
+    assert codec.shape_of(payload) == (6, 33, 7)
+    assert np.array_equal(codec.decode_batch([payload], [1])[0][0], cases.free_symbols())
+
+
 def test_packets():
     alone = Packet.from_bytes(FILES["packet-alone.bin"])
     streamed = Packet.from_stream_bytes(FILES["packet-stream.bin"], cases.CONTEXT)
     assert alone == streamed
     assert alone.payload == FILES["payload-4-1.bin"]
     assert (alone.level, alone.frame_id) == (1, 123_456)
+    image = Packet.from_bytes(FILES["packet-image-alone.bin"])
+    assert image == Packet.from_stream_bytes(FILES["packet-image-stream.bin"], cases.CONTEXT)
+    assert (image.kind, image.codec, image.frame_id) == (Kind.IMAGE, CodecId.WEBP, 123_457)

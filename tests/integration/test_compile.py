@@ -158,22 +158,22 @@ def test_verification_finds_a_head_that_is_not_the_trained_one(compiled, recipe_
     head, tail = Head(job.problem.normalize, job.bottleneck).eval(), Tail(job.bottleneck, job.problem.after).eval()
     onnx_parts = bundle.read("head"), bundle.read("tail")
     frames = frames_of(bundle, photo_folder, 4)
-    good = verify(head, tail, *onnx_parts, frames, 3)
+    good = verify(head, tail, *onnx_parts, [frames], 3)
     assert good.moved_symbols <= 1e-4
     assert good.output_difference <= 1e-3
     with torch.no_grad():
         job.bottleneck.log_gain.add_(0.02)
     with pytest.raises(VerificationError, match="symbols of the exported head differ"):
-        verify(head, tail, *onnx_parts, frames, 3)
+        verify(head, tail, *onnx_parts, [frames], 3)
     with torch.no_grad():
         job.bottleneck.log_gain.add_(1.0)
     with pytest.raises(VerificationError, match="steps off in a symbol"):
-        verify(head, tail, *onnx_parts, frames, 3)
+        verify(head, tail, *onnx_parts, [frames], 3)
     with torch.no_grad():
         job.bottleneck.log_gain.sub_(1.02)
         job.bottleneck.decoder.last.bias.add_(0.1)
     with pytest.raises(VerificationError, match="of its largest value off"):
-        verify(head, tail, *onnx_parts, frames, 3)
+        verify(head, tail, *onnx_parts, [frames], 3)
 
 
 @pytest.fixture(scope="module")

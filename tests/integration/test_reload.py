@@ -172,7 +172,15 @@ def test_options_that_cannot_be(tiny_folder, capsys, options, code, message):
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and "cuda,cpu" in options:
         pytest.skip("this onnxruntime has the CUDA provider")
-    command = ["serve", "--bundles", str(tiny_folder), "--trust", str(tiny_folder / "test.pub"), "--listen", "127.0.0.1:0"]
+    command = [
+        "serve",
+        "--bundles",
+        str(tiny_folder),
+        "--trust",
+        str(tiny_folder / "test.pub"),
+        "--listen",
+        "127.0.0.1:0",
+    ]
     try:
         found = main([*command, *options])
     except SystemExit as end:

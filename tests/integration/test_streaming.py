@@ -221,7 +221,7 @@ def test_closing_a_client_fails_what_is_under_way(session):
 
     thread = threading.Thread(target=infer)
     thread.start()
-    until(lambda: bool(client._client._link._waiting), "the frame is under way")
+    until(lambda: bool(len(client._client._link._frames)), "the frame is under way")
     client.close()
     thread.join(10)
     assert len(errors) == 1
@@ -345,7 +345,7 @@ class TestProtocol:
         code, details, _ = await self.ending(stub, pb.StreamRequest(packet=b"x"))
         assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
         code, details, _ = await self.ending(stub, self.opening(context), self.opening(context))
-        assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "after `open`, a stream carries packets")
+        assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "after `open`, a stream carries packets and pings")
         assert (await self.ending(stub))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
     async def test_the_window_is_kept(self, tiny_folder, session, context):

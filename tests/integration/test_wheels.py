@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import bundles
+from support.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "files"
@@ -60,6 +61,10 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels):
             "devices/targets/rpi5.toml",
             "compiler/operators/tensorrt-8.6.toml",
             "demo/page.html",
+            "tail/operations/web/page.html",
+            "tail/operations/web/page.js",
+            "tail/operations/web/page.css",
+            "tail/operations/web/icon.svg",
             "transport/bundle/reader.py",
         ):
             assert f"narrowcast/{wanted}" in names
@@ -92,7 +97,7 @@ from pathlib import Path
 import numpy as np
 
 golden, bundle_file, key_file = map(Path, sys.argv[1:4])
-for absent in ("torch", "onnx", "PIL", "scipy", "matplotlib", "sklearn", "grpc_health"):
+for absent in ("torch", "onnx", "PIL", "scipy", "matplotlib", "sklearn", "grpc_health", "cryptography"):
     assert importlib.util.find_spec(absent) is None, f"{absent} is here; this is no thin device"
 
 from narrowcast.transport.coder import Coder
@@ -155,6 +160,9 @@ def test_a_device_needs_the_head_and_nothing_else(wheels, tmp_path, capsys):
     assert run.returncode == 0, run.stderr
     loaded = set(json.loads(run.stdout))
     assert not loaded & {"torch", "PIL", "rich", "grpc"}, "a frame can be encoded without these"
+    board = Fleet(tmp_path).board()
+    secured = "import sys, narrowcast as nc; nc.ClientTls.from_folder(sys.argv[1]).credentials()"
+    subprocess.run([python, "-I", "-c", secured, board], check=True)
     probe = subprocess.run(
         [python, "-I", "-m", "narrowcast", "probe", "--json"], capture_output=True, text=True, check=False
     )

@@ -222,6 +222,41 @@ def make(name: str = "tiny", release: int = 1, figures: dict | None = None) -> M
     return Made(manifest, contents)
 
 
+FREE_STEP, FREE_MOST = 4, (16, 24)
+
+
+def _free_sides(model: bytes, outputs: list[tuple[str, list]]) -> bytes:
+    """A model with free rows and columns, and more of its values as outputs."""
+    proto = onnx.load_from_string(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value == SIDE:
+                dim.ClearField("dim_value")
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs)
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def make_free() -> Made:
+    """A sound bundle for images of up to 16 x 24, sides being multiples of 4; the tail gives the symbols back as well."""
+    made, data = make("free"), tables()
+    codec = msgspec.structs.replace(spec(), shape=(SHAPE[0], *FREE_MOST), step=(FREE_STEP, FREE_STEP))
+    contract = InputContract(size=(SIDE, SIDE), fit="free", max_size=FREE_MOST, multiple_of=FREE_STEP)
+    outputs = [
+        OutputSpec(name="output", dtype="float32", shape=[3], follows=["nothing"]),
+        OutputSpec(name="floats", dtype="float32", shape=list(SHAPE), follows=["nothing", "height", "width"]),
+    ]
+    head = _free_sides(head_model(), [])
+    tail = _free_sides(tail_model(), [("floats", ["N", 3, None, None])])
+    manifest = msgspec.structs.replace(
+        made.manifest, input=contract, codec=codec, fingerprint=codec.fingerprint(data).hex(), outputs=outputs
+    )
+    made = Made(manifest, made.contents).with_part(
+        describe_part("head.onnx", head, "head", ["device"], precision="fp32"), head
+    )
+    return made.with_part(describe_part("tail.onnx", tail, "tail", ["server"], precision="fp32"), tail)
+
+
 def open_made(path: Path, role: str = "any") -> Bundle:
     """Opens a bundle that was signed with :data:`KEY`."""
     return Bundle.open(path, role, trusted=[trusted_key()])

@@ -116,11 +116,29 @@ class ILayer:
         self.pinned[index] = dtype
 
 
+class ITensor:
+    def __init__(self, value: Any) -> None:
+        self.name = value.name
+        self._shape = Dims(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+
+    @property
+    def shape(self) -> Dims:
+        return self._shape
+
+
 class INetworkDefinition:
     def __init__(self, flags: int) -> None:
         self.flags = flags
         self.model = b""
         self.layers: list[ILayer] = []
+        self.inputs: list[ITensor] = []
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    def get_input(self, index: int) -> ITensor:
+        return self.inputs[index]
 
     @property
     def num_layers(self) -> int:
@@ -167,6 +185,7 @@ class OnnxParser:
         graph = proto.graph
         kinds = {v.name: TYPES.get(v.type.tensor_type.elem_type) for v in (*graph.value_info, *graph.output)}
         self._network.model = model
+        self._network.inputs = [ITensor(value) for value in graph.input]
         self._network.layers = [ILayer(node, kinds.get(node.output[0]) or DataType.FLOAT) for node in graph.node]
         return True
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contract import InputContract
-from narrowcast.transport.errors import ConfigError, ManifestError, NewerSchemaError, UnsafePathError
+from narrowcast.transport.errors import (
+    ConfigError,
+    ManifestError,
+    NewerSchemaError,
+    SymbolsError,
+    UnsafePathError,
+)
 from narrowcast.transport.structs import Settings, from_json
 from narrowcast.transport.tasks import MAIN, Task, check_outputs
 
@@ -42,11 +49,27 @@ class Part(Settings, frozen=True):
 
 
 class OutputSpec(Settings, frozen=True):
-    """One output of the task, per frame."""
+    """One output of the task, per frame.
+
+    Attributes:
+        name: what it is called.
+        dtype: by NumPy's name.
+        shape: for an input of the contract's ``size``.
+        follows: where inputs differ in size, what each side grows in step with; missing where they do not.
+    """
 
     name: str
     dtype: str
     shape: list[int]
+    follows: list[Literal["nothing", "height", "width"]] | msgspec.UnsetType = msgspec.UNSET
+
+    def at(self, size: tuple[int, int], reference: tuple[int, int]) -> OutputSpec:
+        """The same output for an input of ``size``; its ``shape`` is the one for ``reference``."""
+        if isinstance(self.follows, msgspec.UnsetType) or size == reference:
+            return self
+        grown = {"nothing": (1, 1), "height": (size[0], reference[0]), "width": (size[1], reference[1])}
+        sides = [side * grown[f][0] // grown[f][1] for side, f in zip(self.shape, self.follows, strict=True)]
+        return msgspec.structs.replace(self, shape=sides)
 
 
 TailName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
@@ -94,6 +117,26 @@ class Manifest(Settings, frozen=True):
         """Every tail, the main one first."""
         return [TailSpec(name=MAIN, outputs=self.outputs, task=self.task), *self.tails]
 
+    def symbols_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """The shape ``(C, h, w)`` of the symbols of an input of ``size`` (height and width).
+
+        Raises:
+            SymbolsError: inputs are not of that size.
+        """
+        free = self.input.free
+        if free is None:
+            return self.codec.shape
+        if any(side % free.multiple for side in size):
+            raise SymbolsError(f"an input of {size[0]} x {size[1]}; both are multiples of {free.multiple}")
+        return self.codec.shape_of([side // free.multiple for side in size])
+
+    def input_size(self, symbols: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the input whose symbols have the shape ``(C, h, w)``, which the codec takes."""
+        free, step = self.input.free, self.codec.step
+        if free is None or isinstance(step, msgspec.UnsetType):
+            return self.input.size
+        return symbols[1] // step[0] * free.multiple, symbols[2] // step[1] * free.multiple
+
 
 class _SchemaOnly(msgspec.Struct):
     schema: int
@@ -127,8 +170,30 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     names = [part.name for part in manifest.parts]
     if len(set(names)) != len(names):
         raise ManifestError(f"{name}: two parts have the same name")
+    _check_sizes(manifest, name)
     _check_tails(manifest, name)
     return manifest
+
+
+def _check_sizes(manifest: Manifest, name: str) -> None:
+    """Whether inputs differ in size is said three times: by the contract, the codec and the outputs."""
+    free, step = manifest.input.free, manifest.codec.step
+    if (free is None) != isinstance(step, msgspec.UnsetType):
+        raise ManifestError(f"{name}: only one of its input and its codec is for images of any size")
+    outputs = [output for tail in manifest.all_tails() for output in tail.outputs]
+    if free is None or isinstance(step, msgspec.UnsetType):
+        if any(not isinstance(output.follows, msgspec.UnsetType) for output in outputs):
+            raise ManifestError(f"{name}: an output's shape follows the input's, which has one size")
+        return
+    most = tuple(side // free.multiple * cells for side, cells in zip(free.most, step, strict=True))
+    if manifest.codec.shape[1:] != most:
+        raise ManifestError(
+            f"{name}: its codec has {list(manifest.codec.shape[1:])} rows and columns; an input of {list(free.most)} "
+            f"gives {list(most)}"
+        )
+    for output in outputs:
+        if isinstance(output.follows, msgspec.UnsetType) or len(output.follows) != len(output.shape):
+            raise ManifestError(f"{name}: its output {output.name!r} does not say what each of its sides follows")
 
 
 def _check_tails(manifest: Manifest, name: str) -> None:

@@ -49,26 +49,44 @@ PACKING_RAW: Packing
 PACKING_ZSTD: Packing
 
 class StreamRequest(_message.Message):
-    __slots__ = ("open", "packet", "deadline_ms")
+    __slots__ = ("open", "packet", "ping", "deadline_ms")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     PACKET_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     open: Open
     packet: bytes
+    ping: Ping
     deadline_ms: int
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("opened", "result", "drain", "credits")
+    __slots__ = ("opened", "result", "drain", "credits", "pong")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     result: Result
     drain: Drain
     credits: Credits
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ...) -> None: ...
+    pong: Pong
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("number", "silence_limit_ms")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    silence_limit_ms: int
+    def __init__(self, number: _Optional[int] = ..., silence_limit_ms: _Optional[int] = ...) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("grace_ms", "reason", "come_back")
@@ -87,7 +105,7 @@ class Credits(_message.Message):
     def __init__(self, window: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority")
+    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority", "silence_limit_ms")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +116,7 @@ class Open(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
     model: str
     codec_fingerprint: bytes
     packet_version: int
@@ -108,7 +127,8 @@ class Open(_message.Message):
     resume_from: int
     deadline_ms: int
     priority: Priority
-    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    silence_limit_ms: int
+    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., silence_limit_ms: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("model", "release", "window", "max_packet_bytes", "client")

@@ -55,11 +55,13 @@ class TailServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Stream(self, request_iterator, context):
-        """Frames up, results down, in the order of the frames. The first request is `open`, the first response `opened`.
+        """Frames up, results down, in the order of the frames. The first request is `open`, the first response `opened`. The whole
+        conversation is told in docs/protocol.md.
 
         Ends with FAILED_PRECONDITION where the server has no such model, codec fingerprint or packet version (the message says
         what it has), INVALID_ARGUMENT where the client breaks the protocol, DATA_LOSS where a packet is no packet,
-        RESOURCE_EXHAUSTED where more frames are in flight than the window allows.
+        RESOURCE_EXHAUSTED where more frames are in flight than the window allows, UNAVAILABLE where the server goes, or has heard
+        nothing from the client for too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from narrowcast.cli.options import at_least, seconds, trusted
 
 if TYPE_CHECKING:
-    from narrowcast.tail.store import StoreSettings
+    from narrowcast.tail.store import ModelStore, StoreSettings
 
 BACKENDS = ("onnxruntime", "torch")
 
@@ -72,6 +72,15 @@ def store_settings(args: argparse.Namespace) -> StoreSettings:
         args.bundles, trusted=trusted(args), allow_unsigned=args.allow_unsigned, keep=args.keep,
         images=not args.no_images, interval_seconds=args.rescan, backend=backend,
     )  # fmt: skip
+
+
+def served(store: ModelStore) -> dict[str, int]:
+    """The highest release of each model that answers frames now."""
+    found: dict[str, int] = {}
+    for row in store.status():
+        if row.state == "ready" and row.name is not None and row.release is not None:
+            found[row.name] = max(row.release, found.get(row.name, 0))
+    return found
 
 
 def _names(text: str) -> tuple[str, ...]:

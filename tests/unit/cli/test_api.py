@@ -10,8 +10,8 @@ import pytest
 import narrowcast as nc
 
 PUBLIC = {
-    "AsyncClient", "Bundle", "Client", "HeadSession", "InputContract", "NarrowcastError", "PublicKey", "SecretKey",
-    "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "read_image",
+    "AsyncClient", "Bundle", "Client", "ClientTls", "HeadSession", "InputContract", "NarrowcastError", "PublicKey",
+    "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "read_image",
 }  # fmt: skip
 
 

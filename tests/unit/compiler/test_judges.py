@@ -197,7 +197,7 @@ class TestLabels:
     place = InputContract(size=SIZE, fit="stretch").placement(64, 32)
 
     def test_boxes_in_the_inputs_pixels_by_category_name(self, folder):
-        truth = find_truth(folder / "images", None, DETECT, None, SIZE)
+        truth = find_truth(folder / "images", None, DETECT, None)
         assert [path.name for path in truth.files] == ["a.png", "b.png"]
         first, second = (truth.of(path, self.place) for path in truth.files)
         assert first.boxes.tolist() == [[2, 2, 12, 12]]
@@ -210,22 +210,20 @@ class TestLabels:
         table["annotations"] += [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 32, 16], "iscrowd": 1}]
         table["annotations"] += [{"image_id": 7, "category_id": 4, "bbox": [40, 50, 4, 4]}]
         (folder / "annotations.json").write_text(json.dumps(table))
-        truth = find_truth(folder / "images", None, DETECT, None, SIZE)
+        truth = find_truth(folder / "images", None, DETECT, None)
         found = truth.of(truth.files[0], InputContract(size=SIZE).placement(64, 32))
         assert found.boxes.tolist() == [[2, 0, 12, 8]]
         assert (found.labels.tolist(), found.crowd.tolist()) == ([1], [False])
 
     def test_masks_in_the_inputs_pixels(self, folder):
-        truth = find_truth(folder / "images", None, SEGMENT, None, SIZE)
+        truth = find_truth(folder / "images", None, SEGMENT, None)
         assert (truth.of(truth.files[0], self.place) == 1).all()
         (folder / "masks" / "b.png").unlink()
-        assert [path.name for path in find_truth(folder / "images", folder / "masks", SEGMENT, None, SIZE).files] == [
-            "a.png"
-        ]
+        assert [path.name for path in find_truth(folder / "images", folder / "masks", SEGMENT, None).files] == ["a.png"]
 
     def test_without_labels_there_are_images(self, folder):
         (folder / "annotations.json").unlink()
-        truth = find_truth(folder / "images", None, DETECT, None, SIZE)
+        truth = find_truth(folder / "images", None, DETECT, None)
         assert truth.of is None
         assert len(truth.files) == 2
 
@@ -242,13 +240,13 @@ class TestLabels:
         path = folder / "annotations.json"
         path.write_text(change(json.loads(path.read_text())))
         with pytest.raises(DataError, match=message):
-            find_truth(folder / "images", path, DETECT, None, SIZE)
+            find_truth(folder / "images", path, DETECT, None)
 
     def test_masks_that_are_none(self, folder):
         with pytest.raises(DataError, match="no folder of masks"):
-            find_truth(folder / "images", folder / "nothing", SEGMENT, None, SIZE)
+            find_truth(folder / "images", folder / "nothing", SEGMENT, None)
         with pytest.raises(DataError, match="no mask for any image"):
-            find_truth(folder / "images", folder / "images" / "..", SEGMENT, None, SIZE)
+            find_truth(folder / "images", folder / "images" / "..", SEGMENT, None)
         mask = folder / "masks" / "a.png"
         Pillow.fromarray(np.full((64, 32), 9, np.uint8)).save(mask)
         with pytest.raises(DataError, match=r"class 9; the bundle has 0\.\.2"):
@@ -260,7 +258,7 @@ class TestLabels:
         with pytest.raises(DataError, match="cannot be read as a mask"):
             read_mask(mask, 3)
         Pillow.fromarray(np.full((3, 3), 1, np.uint8)).save(mask)
-        truth = find_truth(folder / "images", None, SEGMENT, None, SIZE)
+        truth = find_truth(folder / "images", None, SEGMENT, None)
         with pytest.raises(DataError, match="its image is"):
             truth.of(truth.files[0], self.place)
 

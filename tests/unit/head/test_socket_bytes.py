@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.waiting import until
 
-from narrowcast.head.socket_bytes import SocketMeter
+from narrowcast.head.socket_bytes import SocketMeter, SocketWatch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
 
@@ -40,3 +40,28 @@ def test_other_ports_do_not_count():
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         client.sendall(b"x" * 100)
         assert SocketMeter(listener.getsockname()[1] + 1).read() is None
+
+
+def test_one_connection_is_watched_beside_others_to_the_same_server():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as other:
+        watch = SocketWatch(*listener.getsockname())
+        assert watch.read() is None
+        with socket.create_connection(listener.getsockname()) as ours:
+            watch.found()
+            assert watch.read().received == 0
+            other.sendall(bytes(5000))
+            ours.sendall(bytes(1000))
+            listener.accept()[0].close()  # the other one
+            with listener.accept()[0] as server:
+                server.sendall(bytes(77))
+                until(lambda: watch.read().received == 77, "77 bytes received")
+                until(lambda: 1000 <= watch.read().acknowledged < 1100, "1000 bytes taken")
+        assert watch.read() is None
+
+
+def test_which_connection_is_ours_is_not_guessed():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        watch = SocketWatch(*listener.getsockname())
+        with socket.create_connection(listener.getsockname()), socket.create_connection(listener.getsockname()):
+            watch.found()
+            assert watch.read() is None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +44,20 @@ def test_a_file_that_may_not_be_written_is_named(tmp_path):
     with pytest.raises(IsADirectoryError) as caught, replacing(tmp_path / "folder"):
         pass
     assert caught.value.filename == str(tmp_path / "folder")
+
+
+def test_what_killed_processes_left_is_cleared_away_once_it_is_old(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    old, fresh, running = (
+        tmp_path / f".{name}.{process}.partial"
+        for name, process in (("file", ended.pid), ("other", ended.pid), ("file", os.getppid()))
+    )
+    for left in (old, fresh, running):
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+    os.utime(fresh)
+    for name in ("file", "other"):
+        with replacing(tmp_path / name) as out:
+            out.write(b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([running, fresh, tmp_path / "file", tmp_path / "other"])

@@ -21,6 +21,7 @@ from narrowcast.transport.errors import (
 )
 from narrowcast.transport.packet import (
     HEADER_BYTES,
+    IMAGE_CODECS,
     MAX_PAYLOAD_BYTES,
     STREAM_HEADER_BYTES,
     CodecId,
@@ -46,17 +47,20 @@ def forms(packet: Packet = PACKET) -> list[tuple[bytes, object]]:
     ]
 
 
+shared = {
+    "frame_id": st.integers(0, 2**32 - 1),
+    "capture_us": st.integers(CONTEXT.epoch_us, CONTEXT.epoch_us + 2**48 - 1),
+    "payload": st.binary(max_size=300),
+    "stream_id": st.just(CONTEXT.stream_id),
+    "fingerprint": st.just(CONTEXT.fingerprint),
+}
 packets = st.builds(
     Packet,
-    codec=st.sampled_from(CodecId),
+    codec=st.sampled_from(sorted(set(CodecId) - IMAGE_CODECS)),
     level=st.integers(0, 255),
-    frame_id=st.integers(0, 2**32 - 1),
-    capture_us=st.integers(CONTEXT.epoch_us, CONTEXT.epoch_us + 2**48 - 1),
-    payload=st.binary(max_size=300),
-    stream_id=st.just(CONTEXT.stream_id),
-    fingerprint=st.just(CONTEXT.fingerprint),
     kind=st.just(Kind.SYMBOLS),
-)
+    **shared,
+) | st.builds(Packet, codec=st.sampled_from(sorted(IMAGE_CODECS)), level=st.just(0), kind=st.just(Kind.IMAGE), **shared)
 
 
 @given(packets)
@@ -114,10 +118,12 @@ def test_any_bytes_are_a_packet_or_a_packet_error(data):
         (0, 0x42, PacketVersionError, "0x42"),
         (0, 0x00, PacketVersionError, "0x00"),
         (1, 0, PacketKindError, "kind 0"),
-        (1, 2, PacketKindError, "kind 2"),
+        (1, 3, PacketKindError, "kind 3"),
+        (1, 2, PacketCodecError, "kind IMAGE with codec"),
         (1, 200, PacketKindError, "kind 200"),
         (2, 0, PacketCodecError, "codec 0"),
         (2, 99, PacketCodecError, "codec 99"),
+        (2, 16, PacketCodecError, "kind SYMBOLS with codec JPEG"),
     ],
 )
 def test_unknown_versions_kinds_and_codecs_say_which(form, offset, value, error, said):
@@ -182,5 +188,20 @@ def test_a_packet_of_another_stream_or_time_does_not_fit_this_one(change):
 
 
 def test_kinds_and_codecs_keep_their_numbers():
-    assert {kind.name: kind.value for kind in Kind} == {"SYMBOLS": 1}
-    assert {codec.name: codec.value for codec in CodecId} == {"RANS": 1, "ZSTD": 2, "RANS_CONTEXT": 3, "PACKED": 4}
+    assert {kind.name: kind.value for kind in Kind} == {"SYMBOLS": 1, "IMAGE": 2}
+    assert {codec.name: codec.value for codec in CodecId} == {
+        "RANS": 1, "ZSTD": 2, "RANS_CONTEXT": 3, "PACKED": 4, "JPEG": 16, "WEBP": 17,
+    }  # fmt: skip
+
+
+def test_an_image_has_no_level():
+    image = PACKET._replace(kind=Kind.IMAGE, codec=CodecId.WEBP, level=0)
+    assert Packet.from_bytes(image.to_bytes()) == image
+    with pytest.raises(PacketFieldError, match="level 1; images have none"):
+        image._replace(level=1).to_bytes()
+    with pytest.raises(PacketCodecError, match="kind IMAGE with codec RANS"):
+        image._replace(codec=CodecId.RANS).to_bytes()
+    header = bytearray(image.to_stream_bytes(CONTEXT)[: -len(PACKET.payload) - 4])
+    header[3] = 1
+    with pytest.raises(PacketFieldError, match="level 1; images have none"):
+        Packet.from_stream_bytes(sealed(bytes(header)), CONTEXT)

@@ -1,0 +1,119 @@
+"""What became of a frame."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.head.answers import AnswerReader
+from narrowcast.head.session import Encoded
+from narrowcast.head.timing import FrameTimes
+from narrowcast.head.unanswered import Answered
+from narrowcast.transport.contract import Placement
+from narrowcast.transport.errors import TransportError
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
+from narrowcast.transport.tasks import Answer, Detections, Segmentation
+
+Array = npt.NDArray[np.generic]
+
+STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
+# What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
+PUT_OFF = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one frame.
+
+    Attributes:
+        frame_id: counts the client's frames from 0.
+        outputs: the task's outputs by name, without the batch; empty if the frame failed.
+        error: why the frame failed, in a line; None if it did not.
+        status: gRPC's name for that: ``OK``, ``DEADLINE_EXCEEDED``, ...; DATA_LOSS for an answer that the bundle does not
+            describe.
+        level: the rate point it was sent at; 0 for an image.
+        packet_bytes: what it took on the wire, header included.
+        times: where its time went.
+        latency_ms: from handing the frame over to its result.
+        placement: leads boxes and masks back to the frame.
+        source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
+        answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
+            bundle's ``[task]`` is one of detection or segmentation.
+    """
+
+    frame_id: int
+    outputs: dict[str, Array]
+    error: str | None
+    level: int
+    packet_bytes: int
+    times: FrameTimes
+    latency_ms: float
+    placement: Placement
+    source: Literal["server", "exit"] = "server"
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    status: str = "OK"
+
+    @property
+    def detections(self) -> Detections | None:
+        """The first tail's boxes that there are, in pixels of the frame; None where no tail detects."""
+        return next((answer for answer in self.answers.values() if isinstance(answer, Detections)), None)
+
+    @property
+    def segmentation(self) -> Segmentation | None:
+        """The first tail's map of classes that there is; None where no tail segments."""
+        return next((answer for answer in self.answers.values() if isinstance(answer, Segmentation)), None)
+
+
+async def finish(
+    encoded: Encoded,
+    frame_id: int,
+    answer: asyncio.Future[Answered],
+    started: float,
+    reader: AnswerReader,
+) -> Result:
+    """The result of a frame when its answer is there.
+
+    Args:
+        encoded: what was sent.
+        frame_id: of the frame.
+        answer: the server's, and the milliseconds to it.
+        started: when the frame was handed over, by ``time.perf_counter()``.
+        reader: knows the outputs.
+
+    Raises:
+        LinkError: the link failed.
+    """
+    result, waited_ms = await answer
+    outputs: dict[str, npt.NDArray[Any]] = {}
+    answers: dict[str, Answer] = {}
+    status = STATUS.get(result.code, "UNKNOWN")
+    error = None if result.code == 0 else result.message or f"the server says {status} (code {result.code})"
+    if error is None:
+        try:
+            outputs, answers = reader.read(result.outputs, encoded.placement)
+        except TransportError as trouble:
+            error, status = str(trouble), "DATA_LOSS"
+    times, server = encoded.times, result.times
+    if server.total_us:
+        times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
+        times.tail_ms = server.tail_us / 1000
+        times.wire_ms = max(0.0, waited_ms - server.total_us / 1000)
+    return Result(
+        frame_id=frame_id,
+        outputs=outputs,
+        error=error,
+        level=encoded.level,
+        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
+        times=times,
+        latency_ms=(time.perf_counter() - started) * 1000,
+        placement=encoded.placement,
+        answers=answers,
+        status=status,
+    )

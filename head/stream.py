@@ -1,0 +1,350 @@
+"""One open stream on one server: what is sent on it, what comes back, and when it has to be left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+import grpc
+
+from narrowcast.head import liveness
+from narrowcast.head.endpoints import Endpoint
+from narrowcast.head.errors import RefusedError
+from narrowcast.head.health import Health, check
+from narrowcast.head.socket_bytes import SocketWatch
+from narrowcast.head.unanswered import Unanswered, Waiting
+from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.channels import CLIENT_OPTIONS
+from narrowcast.transport.rpc.credentials import ClientTls, open_channel
+from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
+
+# After the time that a server gives for answering what it has, so much more for its last answers' way.
+LAST_ANSWERS_SECONDS = 1.0
+# The same, where the client leaves by itself.
+LEAVING_MS = 5_000
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+
+
+class StreamError(Exception):
+    """A stream does not open or has to be left; the message says why, in a few words."""
+
+
+class HungError(StreamError):
+    """Nothing is heard from the server any more."""
+
+
+class SilenceError(StreamError):
+    """The server lives, takes packets and answers none."""
+
+
+class NotServingError(StreamError):
+    """The server takes streams and says itself that it should not be used."""
+
+
+class _Sent(NamedTuple):
+    """A packet on its way: when it left (``time.perf_counter()``) and its size."""
+
+    at: float
+    size: int
+
+
+def _channel(endpoint: Endpoint, tls: ClientTls | None) -> grpc.aio.Channel:
+    """The one place where a connection is made.
+
+    Raises:
+        TransportError: the TLS files cannot be used (any more).
+    """
+    options: list[tuple[str, Any]] = list(CLIENT_OPTIONS)
+    if tls is not None and tls.server_name is None and endpoint.name != endpoint.address.host:
+        # The certificate names the host, the connection its address.
+        options.append(("grpc.ssl_target_name_override", endpoint.name))
+    return open_channel(endpoint.address, tls, options)
+
+
+class Stream:
+    """An open stream. Made by :meth:`open`.
+
+    Attributes:
+        endpoint: whose it is.
+        drained: set when the server wants to be rid of it; nothing is sent any more then.
+        come_back: whether a server that drains takes new streams.
+        unavailable: what a server said of a frame that it has no model for any more: the stream is left as if it had
+            drained.
+        answers: how many there were.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        channel: grpc.aio.Channel,
+        call: Any,
+        socket: SocketWatch,
+        frames: Unanswered,
+        at_end: Callable[[], object],
+    ) -> None:
+        self.endpoint = endpoint
+        self.drained = asyncio.Event()
+        self.come_back = True
+        self.answers = 0
+        self.unavailable: str | None = None
+        self._grace_seconds = 0.0
+        self._channel = channel
+        self._call = call
+        self._socket = socket
+        self._frames = frames
+        self._at_end = at_end
+        self._window = self._most = 1
+        self._max_packet_bytes = 0
+        self._in_flight: dict[int, _Sent] = {}  # in the order of sending
+        self._held_until = 0.0
+        self._busy = asyncio.Event()
+        self._silence = liveness.Silence()
+        self._answered_at = time.perf_counter()
+        self._question: asyncio.Task[None] | None = None
+        self._sent_at = time.monotonic()  # the last message
+        self._pings = self._pongs = 0
+        self._ping_due = False
+        self._promised_seconds = 0.0
+
+    @classmethod
+    async def open(
+        cls,
+        endpoint: Endpoint,
+        opening: pb.Open,
+        frames: Unanswered,
+        *,
+        tls: ClientTls | None = None,
+        seconds: float,
+        ask_health: bool = False,
+        at_end: Callable[[], object] = lambda: None,
+    ) -> Stream:
+        """Connects and opens a stream.
+
+        Args:
+            endpoint: where.
+            opening: its first message.
+            frames: what is to be sent on it, once it runs.
+            tls: certificates, and a token where there is one; None for plain TCP.
+            seconds: for all of it.
+            ask_health: pass over a server whose health service does not call the model serving.
+            at_end: called before the connection is closed.
+
+        Raises:
+            RefusedError: this is no tail server.
+            NotServingError: see ``ask_health``.
+            StreamError: no answer in time.
+            grpc.aio.AioRpcError: what the server or the connection says.
+        """
+        socket = SocketWatch(endpoint.address.host, endpoint.address.port)
+        channel = _channel(endpoint, tls)
+        call = TailServiceStub(channel).Stream()
+        stream = cls(endpoint, channel, call, socket, frames, at_end)
+        health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None
+        try:
+            await asyncio.wait_for(stream._begin(opening, health), seconds)
+        except BaseException as error:
+            await stream._close()
+            if isinstance(error, asyncio.TimeoutError):  # TimeoutError itself from Python 3.11 on
+                raise HungError(f"no answer to opening a stream within {seconds:.0f} s") from error
+            raise
+        finally:
+            if health is not None:
+                health.cancel()
+                await asyncio.gather(health, return_exceptions=True)
+        return stream
+
+    async def _begin(self, opening: pb.Open, health: asyncio.Future[Health | None] | None) -> None:
+        self._promised_seconds = self.endpoint.pace.promise_seconds(0, self.endpoint.patience)
+        opening.silence_limit_ms = round(self._promised_seconds * 1000)
+        await self._call.write(pb.StreamRequest(open=opening))
+        response = await self._call.read()
+        if response is grpc.aio.EOF or not response.HasField("opened"):
+            raise RefusedError("it does not answer like a tail server of this protocol")
+        if health is not None and await health is Health.NOT_SERVING:
+            raise NotServingError(f"its health service does not call {opening.model} serving")
+        self._socket.found()
+        self._most = opening.window
+        self._window = min(max(1, int(response.opened.window)), self._most)
+        self._max_packet_bytes = int(response.opened.max_packet_bytes)
+        self._frames.counters.streams_opened += 1
+        self.endpoint.opened()
+
+    async def run(self, give_up_seconds: float | None) -> None:
+        """Sends and receives until the server ends the stream, which it does after a drain.
+
+        Args:
+            give_up_seconds: without any answer, although the server lives; None for ever.
+
+        Raises:
+            StreamError: the stream had to be left.
+            RefusedError: the server does not keep the protocol.
+            grpc.aio.AioRpcError: what the server or the connection says.
+        """
+        try:
+            await _first_of(self._receive_all(), self._send_all(), self._watch(give_up_seconds))
+        finally:
+            self._frames.release(self, self._in_flight)
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._question is not None:
+            self._question.cancel()
+        self._at_end()
+        self._call.cancel()
+        await self._channel.close()
+
+    async def _send_all(self) -> None:
+        """Sends what no stream carries, in order, never more than the window unanswered."""
+        while not self.drained.is_set():
+            self._frames.changed.clear()
+            if self._ping_due:
+                await self._ping()
+            may = len(self._in_flight) < self._window and time.monotonic() >= self._held_until
+            waiting = self._frames.fresh() if may else None
+            if waiting is None:
+                await self._frames.changed.wait()
+            elif not await self._promise_more(len(waiting.data)):
+                await self._send(waiting)
+        await self._call.done_writing()
+        await asyncio.sleep(self._grace_seconds + LAST_ANSWERS_SECONDS)
+
+    async def _send(self, waiting: Waiting) -> None:
+        size, most = len(waiting.data), self._max_packet_bytes
+        if 0 < most < size:
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, f"a packet of {size} bytes; the server takes {most}"
+            result = pb.Result(frame_id=waiting.frame_id, code=code.value[0], message=message)
+            self._frames.answer(waiting, result, 0.0)
+            return
+        self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), size)
+        self._busy.set()
+        counters = self._frames.counters
+        counters.packets_sent += 1
+        counters.packet_bytes_sent += size
+        counters.packets_resent += waiting.times_sent > 0
+        waiting.times_sent += 1
+        waiting.carrier = self
+        await self._write(pb.StreamRequest(packet=waiting.data, deadline_ms=waiting.left_ms()))
+
+    async def _promise_more(self, size: int) -> bool:
+        """Tells the server, where it is necessary, that a large packet takes its time, in which nothing else arrives."""
+        seconds = self.endpoint.pace.promise_seconds(size, self.endpoint.patience)
+        if seconds <= self._promised_seconds:
+            return False
+        self._promised_seconds = seconds
+        await self._ping()
+        return True
+
+    async def _ping(self) -> None:
+        self._ping_due = False
+        self._pings += 1
+        limit_ms = round(self._promised_seconds * 1000)
+        await self._write(pb.StreamRequest(ping=pb.Ping(number=self._pings, silence_limit_ms=limit_ms)))
+
+    async def _write(self, request: pb.StreamRequest) -> None:
+        try:
+            await self._call.write(request)
+        except asyncio.InvalidStateError:  # the call is over; whoever reads it is told why
+            await asyncio.Event().wait()
+        self._sent_at = time.monotonic()
+
+    async def _receive_all(self) -> None:
+        while (response := await self._call.read()) is not grpc.aio.EOF:
+            self._silence.broken()
+            kind = response.WhichOneof("message")
+            if kind == "result":
+                self._take(response.result)
+            elif kind == "credits":
+                self._window = min(int(response.credits.window), self._most)
+            elif kind == "pong":
+                self._pongs = int(response.pong.number)
+            elif kind == "drain":
+                self._drain(response.drain)
+            else:
+                raise RefusedError("it does not answer like a tail server of this protocol")
+            self._frames.changed.set()
+
+    def _take(self, result: pb.Result) -> None:
+        sent, now = self._in_flight.pop(result.frame_id, None), time.perf_counter()
+        if sent is None:
+            self._frames.counters.results_unasked += 1
+            return
+        if result.code == UNAVAILABLE and self._frames.give_back(result.frame_id):
+            self.unavailable = f"UNAVAILABLE: {result.message}"
+            self._drain(pb.Drain(grace_ms=LEAVING_MS))
+            return
+        self.answers += 1
+        whole = now - sent.at
+        on_the_way = max(0.0, whole - result.times.total_us / 1e6)
+        self.endpoint.pace.answered(min(on_the_way, now - self._answered_at), sent.size)
+        self.endpoint.answered()
+        self._answered_at = now
+        hint = self._frames.settle(result, whole * 1000)
+        if hint is not None:
+            # Its room is short: the frames behind this one would be put off as well.
+            self._held_until = max(self._held_until, time.monotonic() + hint)
+            asyncio.get_running_loop().call_at(self._held_until, self._frames.changed.set)
+
+    def _drain(self, drain: pb.Drain) -> None:
+        if not self.drained.is_set() and self.unavailable is None:
+            self._frames.counters.drains += 1
+        self.come_back = drain.come_back
+        self._grace_seconds = drain.grace_ms / 1000
+        self.drained.set()
+
+    async def _watch(self, give_up_seconds: float | None) -> None:
+        """Leaves a server that nothing is heard from, or that answers no packet. Sleeps while none is under way."""
+        while True:
+            if not self._in_flight:
+                self._busy.clear()
+                await self._busy.wait()
+                self._answered_at = time.perf_counter()
+                self._silence.broken()
+            await asyncio.sleep(liveness.TICK_SECONDS)
+            self._silence.tick(self._socket.read())
+            if not self._in_flight:
+                continue
+            owed_since = max(self._answered_at, next(iter(self._in_flight.values())).at)
+            if give_up_seconds is not None and time.perf_counter() - owed_since > give_up_seconds:
+                raise SilenceError(f"packets are taken and none is answered for {give_up_seconds:.0f} s")
+            self._question_silence()
+
+    def _question_silence(self) -> None:
+        oldest = next(iter(self._in_flight.values()))
+        bound = self.endpoint.pace.bound_seconds(oldest.size, self.endpoint.patience)
+        if self._silence.seconds > bound:
+            self._frames.counters.hangs += 1
+            raise HungError(f"nothing is heard for {bound:.0f} s while frames are under way")
+        quiet = self._silence.seconds > bound / 2
+        if self.drained.is_set():  # nothing more may be said on the stream itself
+            if quiet and (self._question is None or self._question.done()):
+                self._question = asyncio.create_task(self._ask())
+        elif (quiet and self._pongs == self._pings) or self._unheard_seconds() > self._promised_seconds / 3:
+            self._ping_due = True
+            self._frames.changed.set()
+
+    def _unheard_seconds(self) -> float:
+        """How long the server has heard nothing from here."""
+        return time.monotonic() - self._sent_at
+
+    async def _ask(self) -> None:
+        """Whether somebody is there at all: it may just be slow."""
+        try:
+            await check(self._channel, "")
+        except grpc.aio.AioRpcError:
+            return  # the stream itself says what is wrong
+        self._silence.broken()
+
+
+async def _first_of(*running: Coroutine[Any, Any, None]) -> None:
+    """Runs all until one of them ends, which ends the others; its error is raised."""
+    tasks = [asyncio.create_task(one) for one in running]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

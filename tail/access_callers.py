@@ -1,0 +1,148 @@
+"""Who a caller is: three ways to tell, each with its errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import grpc
+
+from narrowcast.tail.access import Context, host_of
+from narrowcast.tail.access_files import Watched
+from narrowcast.tail.errors import AccessError
+from narrowcast.transport.errors import CertificateError
+from narrowcast.transport.pki.revoked import Revoked
+from narrowcast.transport.pki.tokens import TokenTable, digest_of
+
+_UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Caller(NamedTuple):
+    """One that is known.
+
+    Attributes:
+        name: by which it is known.
+        still: raises AccessError as soon as it is to be served no longer.
+    """
+
+    name: str
+    still: Callable[[], None]
+
+
+class Callers(Protocol):
+    """Tells who calls."""
+
+    def identify(self, context: Context) -> Caller:
+        """Who calls.
+
+        Raises:
+            AccessError: nobody that is to be served.
+        """
+
+    def refresh(self) -> bool:
+        """Looks at the files behind it; whether something changed."""
+
+
+class ByAddress:
+    """Everybody, under the address that they come from."""
+
+    def identify(self, context: Context) -> Caller:
+        """See :class:`Callers`."""
+        return Caller(host_of(context.peer()), lambda: None)
+
+    def refresh(self) -> bool:
+        """See :class:`Callers`."""
+        return False
+
+
+class ByCertificate:
+    """Those with a certificate. That it is of the right CA, and in its time, TLS has checked when they connected.
+
+    Args:
+        revoked: the certificates that count no more.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, revoked: Watched[dict[int, Revoked]], clock: Callable[[], float] = time.time) -> None:
+        self._revoked = revoked
+        self._clock = clock
+
+    def identify(self, context: Context) -> Caller:
+        """See :class:`Callers`."""
+        from narrowcast.transport.pki import certificates as pki
+
+        shown = list(context.auth_context().get("x509_pem_cert", ()))
+        if len(shown) != 1:
+            raise AccessError(_UNAUTHENTICATED, "no certificate was shown; narrowcast keys issue NAME makes one")
+        try:
+            certificate = pki.read_certificates(shown[0], "the certificate")[0]
+            name = pki.client_name(certificate)
+        except CertificateError as error:
+            raise AccessError(_UNAUTHENTICATED, str(error)) from error
+        serial, ends = certificate.serial_number, certificate.not_valid_after_utc
+
+        def still() -> None:
+            revoked = self._revoked.value.get(serial)
+            if revoked is not None:
+                raise AccessError(
+                    _UNAUTHENTICATED,
+                    f"the certificate of {name} was revoked on {revoked.since}; narrowcast keys issue {name} makes "
+                    "a new one",
+                )
+            if self._clock() >= ends.timestamp():
+                raise AccessError(
+                    _UNAUTHENTICATED,
+                    f"the certificate of {name} ended on {ends:%Y-%m-%d}; narrowcast keys issue {name} makes a new one",
+                )
+
+        still()
+        return Caller(name, still)
+
+    def refresh(self) -> bool:
+        """See :class:`Callers`."""
+        return self._revoked.refresh()
+
+
+class ByToken:
+    """Those with a token, over TLS.
+
+    Args:
+        tokens: the hashed tokens that count.
+    """
+
+    def __init__(self, tokens: Watched[TokenTable]) -> None:
+        self._tokens = tokens
+
+    def identify(self, context: Context) -> Caller:
+        """See :class:`Callers`."""
+        if list(context.auth_context().get("transport_security_type", ())) not in ([b"ssl"], [b"tls"]):
+            raise AccessError(_UNAUTHENTICATED, "tokens count over TLS only")
+        shown = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        if len(shown) != 1:
+            raise AccessError(
+                _UNAUTHENTICATED, "no token was shown; narrowcast keys token NAME makes one, --token-file shows it"
+            )
+        kind, _, token = str(shown[0]).partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise AccessError(_UNAUTHENTICATED, "the authorization is no 'Bearer TOKEN'")
+        digest = digest_of(token.strip())
+        name = self._find(digest)
+
+        def still() -> None:
+            self._find(digest)
+
+        return Caller(name, still)
+
+    def _find(self, digest: bytes) -> str:
+        name = self._tokens.value.find(digest)
+        if name is None:
+            raise AccessError(
+                _UNAUTHENTICATED,
+                "the token is unknown here, or was revoked; narrowcast keys token NAME makes a new one",
+            )
+        return name
+
+    def refresh(self) -> bool:
+        """See :class:`Callers`."""
+        return self._tokens.refresh()

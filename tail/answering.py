@@ -1,0 +1,154 @@
+"""What is computed for a batch: packets decoded, networks run, outputs put into responses. Runs off the event loop.
+
+Networks take frames of one size at a time: where a model's frames differ in size, they run once for each size in the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.tail.backends import Array
+from narrowcast.tail.errors import FrameRefusedError, TailBackendError
+from narrowcast.tail.frame import Frame, refusal
+from narrowcast.tail.store import Model
+from narrowcast.transport.codec import Codec
+from narrowcast.transport.errors import FrameError, PayloadError
+from narrowcast.transport.images import decode_image
+from narrowcast.transport.packet import Kind
+from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.tensors import to_tensor
+
+log = logging.getLogger(__name__)
+
+_INVALID, _INTERNAL = grpc.StatusCode.INVALID_ARGUMENT.value[0], grpc.StatusCode.INTERNAL.value[0]
+Response = pb.StreamResponse
+_Answering = Callable[[Model, Sequence[Frame], float, int], list[Response]]
+
+
+def answer_batch(model: Model, batch: Sequence[Frame]) -> list[Response]:
+    """A response for each frame, in their order. Symbols and images may be mixed. Never raises."""
+    started = time.perf_counter()
+    images = [row for row, frame in enumerate(batch) if frame.packet.kind is Kind.IMAGE]
+    if not images:
+        return _guarded(_answer_symbols, model, batch, started, len(batch))
+    symbols = [row for row, frame in enumerate(batch) if frame.packet.kind is not Kind.IMAGE]
+    responses: dict[int, Response] = {}
+    for rows, answer in ((symbols, _answer_symbols), (images, _answer_images)):
+        if rows:
+            found = _guarded(answer, model, [batch[row] for row in rows], started, len(batch))
+            responses |= dict(zip(rows, found, strict=True))
+    return [responses[row] for row in range(len(batch))]
+
+
+def _guarded(answer: _Answering, model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
+    try:
+        return answer(model, frames, started, size)
+    except Exception as error:
+        log.exception("a batch of %d frames failed", len(frames))
+        told = str(error) if isinstance(error, TailBackendError) else f"the tail failed: {error}"
+        return [refusal(frame.packet, FrameRefusedError(_INTERNAL, told)) for frame in frames]
+
+
+def _answer_symbols(model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
+    began = time.perf_counter()
+    decoded, errors = _decode(model.codec, frames)
+    done = time.perf_counter()
+    outputs: dict[int, dict[str, Array]] = {}
+    for rows, symbols in decoded:
+        levels = np.array([frames[row].packet.level for row in rows], np.int64)
+        answers = model.answer(symbols, levels, [frames[row].tails for row in rows])
+        outputs |= dict(zip(rows, answers, strict=True))
+    good = sorted(outputs)
+    found = [outputs[row] for row in good]
+    return _responses(frames, good, errors, found, _Times(started, done - began, done, size))
+
+
+def _decode(
+    codec: Codec, frames: Sequence[Frame]
+) -> tuple[list[tuple[list[int], npt.NDArray[np.uint8]]], list[PayloadError | None]]:
+    """By size: the frames' rows, and their symbols uint8 ``[N, C, h, w]``. And each frame's error or None."""
+    errors: list[PayloadError | None] = [None] * len(frames)
+    by_shape: dict[tuple[int, int, int], list[int]] = {}
+    for row, frame in enumerate(frames):
+        try:
+            by_shape.setdefault(codec.shape_of(frame.packet.payload), []).append(row)
+        except PayloadError as error:
+            errors[row] = error
+    decoded = []
+    for rows in by_shape.values():
+        packets = [frames[row].packet for row in rows]
+        symbols, found = codec.decode_batch([p.payload for p in packets], [p.level for p in packets])
+        sound = [k for k, problem in enumerate(found) if problem is None]
+        for row, problem in zip(rows, found, strict=True):
+            errors[row] = problem
+        if sound:
+            kept = symbols if len(sound) == len(rows) else symbols[sound]
+            decoded.append(([rows[k] for k in sound], kept))
+    return decoded, errors
+
+
+def _answer_images(model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
+    began = time.perf_counter()
+    contract = model.manifest.input
+    errors: list[PayloadError | None] = []
+    prepared: dict[int, npt.NDArray[np.uint8]] = {}
+    for row, frame in enumerate(frames):  # one after the other: a decoded image may be a thousand times its file
+        try:
+            prepared[row] = contract.prepare(decode_image(frame.packet.payload, frame.packet.codec)).image
+            errors.append(None)
+        except (PayloadError, FrameError) as error:
+            errors.append(PayloadError(str(error)))
+    decoded = time.perf_counter()
+    outputs: dict[int, dict[str, Array]] = {}
+    for shape in {image.shape for image in prepared.values()}:
+        rows = [row for row, image in prepared.items() if image.shape == shape]
+        answers = model.answer_images(np.stack([prepared[row] for row in rows]), [frames[row].tails for row in rows])
+        outputs |= dict(zip(rows, answers, strict=True))
+    good = sorted(outputs)
+    found = [outputs[row] for row in good]
+    return _responses(frames, good, errors, found, _Times(started, decoded - began, decoded, size))
+
+
+class _Times:
+    """Of a batch, in seconds; ``started`` and ``decoded`` by ``time.perf_counter()``."""
+
+    def __init__(self, started: float, decoding: float, decoded: float, size: int) -> None:
+        self.started = started
+        self.decode_us = _microseconds(decoding)
+        self.tail_us = _microseconds(time.perf_counter() - decoded)
+        self.size = size
+
+
+def _responses(
+    frames: Sequence[Frame],
+    good: Sequence[int],
+    errors: Sequence[PayloadError | None],
+    outputs: Sequence[Mapping[str, Array]],
+    times: _Times,
+) -> list[Response]:
+    responses = [
+        Response() if error is None else refusal(frame.packet, FrameRefusedError(_INVALID, str(error)))
+        for frame, error in zip(frames, errors, strict=True)
+    ]
+    for row, found in zip(good, outputs, strict=True):
+        before = time.perf_counter()
+        frame, result = frames[row], responses[row].result
+        result.frame_id = frame.packet.frame_id
+        result.outputs.extend([to_tensor(name, array) for name, array in found.items()])
+        spent = result.times
+        spent.queue_us = _microseconds(times.started - frame.arrived)
+        spent.decode_us = times.decode_us
+        spent.tail_us = times.tail_us
+        spent.batch = times.size
+        frame.encode_ms = (time.perf_counter() - before) * 1000
+    return responses
+
+
+def _microseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1e6))

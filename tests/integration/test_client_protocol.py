@@ -1,0 +1,554 @@
+"""The client's part of docs/protocol.md, beside scripted servers on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+
+import grpc
+import numpy as np
+import pytest
+from support import bundles
+from support.relay import thin
+from support.scripted import NOT_SERVING, Conversation, EndedError, echo, scripted
+from support.waiting import eventually
+
+from narrowcast.head import endpoints, liveness, unanswered
+from narrowcast.head.client import AsyncClient
+from narrowcast.head.errors import PeerUnreachableError, RefusedError
+from narrowcast.head.link import Link
+from narrowcast.head.session import HeadSession
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.packet import CodecId, Packet
+from narrowcast.transport.rpc import tail_pb2 as pb
+
+FRAMES = bundles.random_frames(40)
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+EXPIRED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+@pytest.fixture(scope="module")
+def session(tiny_folder) -> HeadSession:
+    return HeadSession(bundles.open_made(tiny_folder / "tiny.ncb"))
+
+
+@pytest.fixture
+def exiting(tmp_path) -> HeadSession:
+    """A head with a local exit."""
+    return HeadSession(bundles.open_made(bundles.with_exit(bundles.make()).write(tmp_path / "exit.ncb"), "device"))
+
+
+async def all_of(client: AsyncClient, count: int) -> list:
+    """Results of the first frames, as they come."""
+    results = []
+    tasks = [asyncio.create_task(client.infer(frame)) for frame in FRAMES[:count]]
+    for task in tasks:
+        task.add_done_callback(lambda done: results.append(done.result()))
+    await asyncio.wait_for(asyncio.gather(*tasks), 30)
+    return results
+
+
+def check(results, count: int) -> None:
+    """Each frame was answered once, with its own answer."""
+    assert sorted(result.frame_id for result in results) == list(range(count))
+    for result in results:
+        assert (result.error, result.status) == (None, "OK")
+        assert result.outputs["output"].tolist() == [result.frame_id] * 3
+
+
+@pytest.fixture(autouse=True)
+def given_order(monkeypatch):
+    """Clients begin with the first of their servers."""
+
+    class Unshuffled(random.Random):
+        def shuffle(self, x):
+            pass
+
+    monkeypatch.setattr(endpoints.random, "SystemRandom", Unshuffled)
+
+
+class TestDrain:
+    async def test_answers_still_arrive_while_the_next_stream_is_in_use(self, session):
+        """The first server holds its answers back until the second has frames."""
+        moved = asyncio.Event()
+
+        async def draining(talk: Conversation) -> None:
+            await talk.frame()
+            talk.say(drain=pb.Drain(grace_ms=20_000, reason="shutdown", come_back=False))
+            await asyncio.wait_for(talk.half_closed.wait(), 20)
+            await asyncio.wait_for(moved.wait(), 20)
+            for frame_id in talk.arrived:
+                talk.answer(frame_id)
+
+        async def other(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                moved.set()
+                talk.answer(frame_id)
+
+        troubles: list[str] = []
+        async with scripted(draining, window=3) as first, scripted(other) as second:
+            to = [first.address, second.address]
+            async with AsyncClient(session, to, window=20, on_trouble=troubles.append) as client:
+                check(await all_of(client, 20), 20)
+                assert client.counters.drains == 1
+                assert client.counters.packets_resent == client.counters.results_late == 0
+                assert client.counters.streams_opened == 2
+        assert troubles == []
+        assert 1 <= len(first.streams[0].arrived) <= 3
+        assert not set(first.streams[0].arrived) & set(second.streams[0].arrived)
+
+    async def test_an_old_stream_comes_back_to_its_server(self, session):
+        async def ageing(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                talk.answer(frame_id)
+                if len(talk.arrived) == 5:
+                    talk.say(drain=pb.Drain(grace_ms=1000, reason="age", come_back=True))
+
+        async with scripted(ageing) as first, scripted(echo) as second:
+            async with AsyncClient(session, f"{first.address},{second.address}", window=2) as client:
+                check(await all_of(client, 20), 20)
+                assert client.counters.drains >= 3
+        assert len(first.streams) >= 3
+        assert second.streams == []
+
+    async def test_what_is_unanswered_at_its_end_is_sent_again(self, session):
+        async def draining(talk: Conversation) -> None:
+            if talk.number:
+                return await echo(talk)
+            await talk.frame()
+            talk.say(drain=pb.Drain(reason="shutdown", come_back=True))
+            raise EndedError(grpc.StatusCode.UNAVAILABLE)
+
+        async with scripted(draining) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 5), 5)
+            assert client.counters.packets_resent >= 1
+            assert client.counters.results_late == 0
+
+    async def test_a_server_that_drains_new_streams_is_asked_with_pauses(self, session):
+        async def nervous(talk: Conversation) -> None:
+            if talk.number == 3:
+                return await echo(talk)
+            talk.say(drain=pb.Drain(grace_ms=1000, reason="age", come_back=True))
+            await talk.half_closed.wait()
+
+        async with scripted(nervous) as server, AsyncClient(session, server.address) as client:
+            (endpoint,) = client._link.endpoints.in_order()
+            under_way = asyncio.create_task(all_of(client, 3))
+            await eventually(lambda: len(server.streams) == 3, "the third stream")
+            assert endpoint.retry_at > 0
+            check(await under_way, 3)
+
+    async def test_the_only_server_is_waited_for(self, session):
+        async def leaving(talk: Conversation) -> None:
+            await talk.frame()
+            talk.say(drain=pb.Drain(grace_ms=1000, reason="shutdown"))
+            await talk.half_closed.wait()
+
+        async with scripted(leaving) as server:
+            async with AsyncClient(session, server.address) as client:
+                under_way = asyncio.create_task(all_of(client, 5))
+                await eventually(lambda: client.counters.drains, "the server drains")
+                server.script = echo  # it is back
+                check(await under_way, 5)
+
+    async def test_a_frame_whose_model_goes_is_answered_elsewhere(self, session):
+        async def unloading(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                talk.answer(frame_id, code=UNAVAILABLE, message="the model is being unloaded")
+
+        async with scripted(unloading) as first, scripted(echo) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                check(await all_of(client, 10), 10)
+                await eventually(first.streams[0].half_closed.is_set, "the first stream is left")
+
+    async def test_a_frame_that_is_unavailable_everywhere_fails_in_the_end(self, session, monkeypatch):
+        monkeypatch.setattr(unanswered, "MAX_PUT_OFFS", 2)
+
+        async def unloading(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                talk.answer(frame_id, code=UNAVAILABLE, message="unloaded")
+
+        async with scripted(unloading) as server, AsyncClient(session, server.address) as client:
+            result = await asyncio.wait_for(client.infer(FRAMES[0]), 30)
+            assert (result.status, result.error) == ("UNAVAILABLE", "unloaded")
+
+
+class TestCredits:
+    async def test_a_smaller_window_holds_at_once_and_a_larger_one_is_used(self, session):
+        late: list[int] = []
+        most = 0
+
+        async def scarce(talk: Conversation) -> None:
+            nonlocal most
+            for _ in range(8):  # what the window of the opening lets through
+                await talk.frame()
+            talk.say(credits=pb.Credits(window=1))
+            for frame_id in range(8):
+                talk.answer(frame_id)
+            while len(talk.arrived) < 20:
+                frame_id = await talk.frame()
+                await asyncio.sleep(0.01)  # time enough to break the rule
+                late.append(len(talk.arrived) - talk.answered)
+                talk.answer(frame_id)
+            talk.say(credits=pb.Credits(window=6))
+            async for frame_id in talk.frames():
+                if frame_id == 20:
+                    await eventually(lambda: len(talk.arrived) - talk.answered >= 6, "the larger window is used")
+                most = max(most, len(talk.arrived) - talk.answered)
+                talk.answer(frame_id)
+
+        async with scripted(scarce) as server, AsyncClient(session, server.address, window=8) as client:
+            check(await all_of(client, 40), 40)
+        assert set(late) == {1}
+        assert most == 6
+
+    async def test_no_more_than_was_asked_for_whatever_the_server_grants(self, session):
+        async def generous(talk: Conversation) -> None:
+            talk.say(credits=pb.Credits(window=2**32 - 1))
+            await eventually(lambda: len(talk.arrived) == 4, "four frames")
+            await asyncio.sleep(0.02)  # time enough for a fifth
+            assert len(talk.arrived) == 4
+            await echo(talk)
+
+        async with scripted(generous, window=2**32 - 1) as server:
+            async with AsyncClient(session, server.address, window=4, deadline_ms=20_000) as client:
+                check(await all_of(client, 10), 10)
+
+    async def test_none_at_all_until_there_are_more(self, session):
+        async def closed(talk: Conversation) -> None:
+            await talk.frame()
+            talk.say(credits=pb.Credits(window=0))
+            talk.answer(0)
+            talk.say(credits=pb.Credits(window=2))
+            await echo(talk)
+
+        async with scripted(closed, window=1) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 10), 10)
+
+
+class TestHints:
+    async def test_what_is_put_off_is_sent_again_and_is_no_failure(self, session):
+        async def full(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                if frame_id == 3 and talk.arrived.count(3) <= 2:
+                    talk.answer(3, code=EXHAUSTED, message="full", retry_after_ms=20)
+                else:
+                    talk.answer(frame_id)
+
+        async with scripted(full) as server, AsyncClient(session, server.address, window=1) as client:
+            results = await all_of(client, 8)
+            check(results, 8)
+            assert [result.frame_id for result in results] == list(range(8))
+            assert (client.counters.results_put_off, client.counters.packets_resent) == (2, 2)
+            assert client.counters.streams_opened == 1
+        assert server.streams[0].arrived == [0, 1, 2, 3, 3, 3, 4, 5, 6, 7]
+
+    @pytest.mark.parametrize(("hint_ms", "deadline_ms"), [(1, None), (0, None), (31_000, None), (20_000, 10_000)])
+    async def test_what_is_put_off_for_good_fails(self, session, hint_ms, deadline_ms):
+        async def full(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                talk.answer(frame_id, code=EXHAUSTED, message="full", retry_after_ms=hint_ms)
+
+        async with scripted(full) as server, AsyncClient(session, server.address) as client:
+            result = await asyncio.wait_for(client.infer(FRAMES[0], deadline_ms=deadline_ms), 9)
+            assert (result.status, result.error) == ("RESOURCE_EXHAUSTED", "full")
+            again = unanswered.MAX_PUT_OFFS if hint_ms == 1 else 0
+            assert client.counters.results_put_off == again == len(server.streams[0].arrived) - 1
+
+
+class TestDeadlines:
+    async def test_what_is_left_of_it_goes_with_the_packet(self, session):
+        async with scripted(echo) as server, AsyncClient(session, server.address, deadline_ms=20_000) as client:
+            check([await client.infer(FRAMES[0])], 1)
+            assert (await client.infer(FRAMES[1], deadline_ms=30_000)).error is None
+        first, second = server.streams[0].deadlines_ms
+        assert 0 < first <= 20_000 < second <= 30_000
+
+    async def test_without_one_none_goes(self, session):
+        async with scripted(echo) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 2), 2)
+        assert server.streams[0].deadlines_ms == [0, 0]
+
+    async def test_the_servers_word_is_the_result(self, session):
+        async def slow(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                talk.answer(frame_id, code=EXPIRED, message="waited 3 ms longer than its deadline")
+
+        async with scripted(slow) as server, AsyncClient(session, server.address, deadline_ms=20_000) as client:
+            result = await asyncio.wait_for(client.infer(FRAMES[0]), 10)
+            assert (result.status, result.error) == ("DEADLINE_EXCEEDED", "waited 3 ms longer than its deadline")
+
+    async def test_an_answer_after_it_is_discarded_and_counted(self, session):
+        asked = asyncio.Event()
+
+        async def late(talk: Conversation) -> None:
+            await talk.frame()
+            await asked.wait()
+            talk.answer(0)
+            await echo(talk)
+
+        async with scripted(late) as server, AsyncClient(session, server.address) as client:
+            result = await asyncio.wait_for(client.infer(FRAMES[0], deadline_ms=150), 10)
+            assert (result.status, result.outputs) == ("DEADLINE_EXCEEDED", {})
+            asked.set()
+            assert (await asyncio.wait_for(client.infer(FRAMES[1]), 10)).outputs["output"].tolist() == [1, 1, 1]
+            assert (client.counters.results_late, client.counters.results) == (1, 1)
+
+    @pytest.mark.parametrize("deadline_ms", [0, -5, float("nan"), float("inf")])
+    async def test_one_that_cannot_be(self, session, deadline_ms):
+        with pytest.raises(ConfigError, match="above 0"):
+            AsyncClient(session, "127.0.0.1:9", deadline_ms=deadline_ms)
+        async with AsyncClient(session, "127.0.0.1:9") as client:
+            with pytest.raises(ConfigError, match="above 0"):
+                await client.infer(FRAMES[0], deadline_ms=deadline_ms)
+
+    async def test_one_of_years_goes_as_the_longest_there_is(self, session):
+        async with scripted(echo) as server, AsyncClient(session, server.address, deadline_ms=1e12) as client:
+            check(await all_of(client, 1), 1)
+        assert server.streams[0].deadlines_ms == [2**32 - 1]
+
+    async def test_it_counts_while_there_is_no_server(self, session):
+        async with AsyncClient(session, "127.0.0.1:9", give_up_seconds=None) as client:
+            result = await asyncio.wait_for(client.infer(FRAMES[0], deadline_ms=100), 10)
+            assert result.status == "DEADLINE_EXCEEDED"
+
+    async def test_the_exit_answers_instead_and_a_late_answer_is_discarded(self, exiting):
+        answered = asyncio.Event()
+
+        async def late(talk: Conversation) -> None:
+            await talk.frame()
+            await answered.wait()
+            talk.answer(0)
+            await echo(talk)
+
+        async with scripted(late) as server:
+            async with AsyncClient(exiting, server.address, deadline_ms=200, exit_after_seconds=60) as client:
+                result = await asyncio.wait_for(client.infer(FRAMES[0]), 10)
+                assert (result.source, result.status) == ("exit", "OK")
+                answered.set()
+                await eventually(lambda: client.counters.results_late == 1, "the late answer is counted")
+                result = await asyncio.wait_for(client.infer(FRAMES[1], deadline_ms=20_000), 10)
+                assert (result.source, client.counters.results) == ("server", 1)
+
+    async def test_the_exits_patience_is_a_deadline_too(self, exiting):
+        async with scripted(echo) as server, AsyncClient(exiting, server.address, exit_after_seconds=15) as client:
+            assert (await client.infer(FRAMES[0])).source == "server"
+        assert 0 < server.streams[0].deadlines_ms[0] <= 15_000
+
+
+class TestResume:
+    async def test_a_new_stream_says_what_is_reported_and_gets_the_rest_in_order(self, session):
+        async def breaking(talk: Conversation) -> None:
+            if talk.number:
+                return await echo(talk)
+            for _ in range(6):
+                await talk.frame()
+            talk.answer(0)
+            talk.answer(1)
+            talk.answer(3)
+            await eventually(talk.said.empty, "the answers leave")
+            raise EndedError(grpc.StatusCode.UNAVAILABLE)
+
+        async with scripted(breaking, window=6) as first, AsyncClient(session, first.address) as client:
+            check(await all_of(client, 12), 12)
+        old, new = first.streams
+        assert (old.opening.resume_from, new.opening.resume_from) == (0, 2)
+        assert old.opening.stream_id == new.opening.stream_id
+        assert [frame_id for frame_id in new.arrived if frame_id < 6] == [2, 4, 5]
+        assert new.arrived == sorted(new.arrived)
+
+    async def test_a_large_packet_is_not_sent_where_it_is_refused(self, session):
+        async with scripted(echo, max_packet_bytes=64) as server, AsyncClient(session, server.address) as client:
+            result = await asyncio.wait_for(client.infer(FRAMES[0]), 10)
+            assert result.status == "INVALID_ARGUMENT"
+            assert "the server takes 64" in result.error
+        assert server.streams[0].arrived == []
+
+
+class TestChoice:
+    async def test_a_server_that_is_not_serving_is_passed_over(self, session):
+        async with scripted(echo, status=NOT_SERVING) as first, scripted(echo) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                check(await all_of(client, 3), 3)
+        assert all(talk.arrived == [] for talk in first.streams)
+        assert second.streams[0].arrived == [0, 1, 2]
+
+    async def test_where_none_is_serving_one_that_takes_frames_is_better_than_none(self, session):
+        async with scripted(echo, status=NOT_SERVING) as first, scripted(echo, status=NOT_SERVING) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                check(await all_of(client, 3), 3)
+
+    async def test_a_server_that_refuses_is_passed_over(self, session):
+        async def other_codec(talk: Conversation) -> None:
+            raise EndedError(grpc.StatusCode.FAILED_PRECONDITION, "another codec")
+
+        async with scripted(other_codec) as first, scripted(echo) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                check(await all_of(client, 3), 3)
+
+    async def test_where_all_refuse_that_is_the_error(self, session):
+        async def other_codec(talk: Conversation) -> None:
+            raise EndedError(grpc.StatusCode.FAILED_PRECONDITION, "another codec")
+
+        async with scripted(other_codec) as first, scripted(other_codec) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                with pytest.raises(RefusedError) as refused:
+                    await asyncio.wait_for(client.infer(FRAMES[0]), 20)
+        for server in (first, second):
+            assert f"{server.address} refuses: another codec" in str(refused.value)
+
+    async def test_one_that_refuses_and_one_that_is_gone_are_both_tried_until_it_is_given_up(self, session):
+        async def other_codec(talk: Conversation) -> None:
+            raise EndedError(grpc.StatusCode.FAILED_PRECONDITION, "another codec")
+
+        async with scripted(other_codec) as first:
+            async with AsyncClient(session, [first.address, "127.0.0.1:9"], give_up_seconds=0.6) as client:
+                with pytest.raises(PeerUnreachableError, match="another codec"):
+                    await asyncio.wait_for(client.infer(FRAMES[0]), 20)
+
+    async def test_it_stays_with_its_server_when_the_first_choice_is_back(self, session):
+        async def breaking(talk: Conversation) -> None:
+            if talk.number == 0:
+                await talk.frame()
+                raise EndedError(grpc.StatusCode.UNAVAILABLE)
+            await echo(talk)
+
+        async with scripted(breaking) as first, scripted(echo) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                check(await all_of(client, 30), 30)
+        assert (len(first.streams), len(second.streams)) == (1, 1)
+
+    async def test_a_name_stands_for_all_its_addresses_and_is_looked_up_again(self, session, monkeypatch):
+        there = ["127.0.0.2", "127.0.0.3"]
+
+        def known(host, port, *rest, **options):
+            assert host == "tails.test"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (where, port)) for where in there]
+
+        async def moving(talk: Conversation) -> None:
+            talk.answer(await talk.frame())
+            await talk.frame()
+            raise EndedError(grpc.StatusCode.UNAVAILABLE)
+
+        monkeypatch.setattr(socket, "getaddrinfo", known)
+        async with scripted(moving, listen="127.0.0.3:0") as third:
+            port = third.address.rpartition(":")[2]
+            async with scripted(echo, listen=f"127.0.0.4:{port}") as fourth:
+                async with AsyncClient(session, f"tails.test:{port}") as client:
+                    check([await client.infer(FRAMES[0])], 1)  # 127.0.0.2 is nobody
+                    there[:] = ["127.0.0.4"]
+                    assert (await asyncio.wait_for(client.infer(FRAMES[1]), 20)).error is None
+        assert (third.streams[0].arrived, fourth.streams[0].arrived) == ([0, 1], [1])
+
+
+class TestLiveness:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch):
+        monkeypatch.setattr(liveness, "HUNG_SECONDS", 0.4)
+        monkeypatch.setattr(liveness, "TICK_SECONDS", 0.02)
+        monkeypatch.setattr(liveness, "PROMISE_SECONDS", 0.5)
+
+    async def test_a_server_that_is_slow_and_lives_is_waited_for(self, session):
+        async def slow(talk: Conversation) -> None:
+            frame_id = await talk.frame()
+            await eventually(lambda: talk.pings >= 8, "pings")
+            talk.answer(frame_id)
+            await echo(talk)
+
+        async with scripted(slow) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 3), 3)
+            assert (client.counters.streams_opened, client.counters.hangs) == (1, 0)
+            assert client.counters.packets_resent == 0
+        assert len(server.streams) == 1
+
+    async def test_a_server_that_hears_nothing_is_left(self, session):
+        async def hung(talk: Conversation) -> None:
+            talk.deaf = True
+            await asyncio.Event().wait()
+
+        async with scripted(hung) as first, scripted(echo) as second:
+            async with AsyncClient(session, [first.address, second.address]) as client:
+                check(await all_of(client, 12), 12)
+                assert client.counters.hangs == 1
+        assert second.streams[0].arrived == list(range(12))
+        assert first.streams[0].pings >= 1
+
+    async def test_nothing_goes_over_an_idle_link(self, session):
+        async with scripted(echo) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 3), 3)
+            # What follows the answers (acknowledgements of HTTP/2) has passed when nothing has moved for a while.
+            before, since = client.socket_bytes(), time.monotonic()
+            quiet = 4 * liveness.HUNG_SECONDS
+            deadline = since + 20
+            while time.monotonic() < since + quiet:
+                assert time.monotonic() < deadline, "bytes are moving all the time on an idle link"
+                if (now := client.socket_bytes()) != before:
+                    before, since = now, time.monotonic()
+                await asyncio.sleep(0.02)
+            assert server.streams[0].pings == 0
+            assert client.socket_bytes() == before is not None
+
+    async def test_the_server_is_promised_more_time_for_a_large_packet(self, session, monkeypatch):
+        monkeypatch.setattr(liveness, "ASSUMED_BYTES_PER_SECOND", 100)
+        async with scripted(echo) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 1), 1)
+        size = len(server.streams[0].packets[0].payload)
+        assert server.streams[0].limits_ms[0] == 500
+        assert server.streams[0].limits_ms[1] >= 1.5 * size / 100 * 1000 - 1
+
+
+async def test_a_wall_clock_that_jumps_changes_nothing(session, monkeypatch):
+    """The wall clock is read once, for the packets' epoch; from there they go by the monotonic clock."""
+    jumps = iter(range(10**9, 10**15, 10**9))
+
+    async def breaking(talk: Conversation) -> None:
+        if talk.number:
+            return await echo(talk)
+        await talk.frame()
+        raise EndedError(grpc.StatusCode.UNAVAILABLE)
+
+    async with scripted(breaking) as server, AsyncClient(session, server.address, deadline_ms=20_000) as client:
+        monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+        monkeypatch.setattr(time, "time_ns", lambda: -next(jumps))
+        check(await all_of(client, 10), 10)
+        monkeypatch.undo()
+        assert client.counters.streams_opened == 2
+    epoch_us = server.streams[0].opening.epoch_us
+    times_us = [packet.capture_us for packet in server.streams[1].packets]
+    assert times_us == sorted(times_us)
+    assert times_us[0] >= epoch_us
+    assert times_us[-1] - epoch_us < 60e6
+
+
+class TestThinLink:
+    """Large packets take longer than the time after which nothing heard means hung."""
+
+    BYTES_PER_SECOND = 40_000
+    PACKET_BYTES = 24_000
+
+    async def test_it_does_not_flap(self, tiny, monkeypatch):
+        monkeypatch.setattr(liveness, "HUNG_SECONDS", 0.3)
+        monkeypatch.setattr(liveness, "PROMISE_SECONDS", 0.3)
+        monkeypatch.setattr(liveness, "TICK_SECONDS", 0.02)
+        monkeypatch.setattr(liveness, "ASSUMED_BYTES_PER_SECOND", self.BYTES_PER_SECOND)
+        async with scripted(echo) as server, thin(server.address, self.BYTES_PER_SECOND) as relay:
+            link = Link(relay.address, "tiny", tiny.codec().fingerprint, window=3)
+            try:
+                answers = [await link.send(packet(link, k, self.PACKET_BYTES)) for k in range(5)]
+                results = [result for result, _ in await asyncio.wait_for(asyncio.gather(*answers), 60)]
+            finally:
+                await link.close()
+            assert [result.frame_id for result in results] == list(range(5))
+            assert (link.counters.streams_opened, link.counters.hangs, link.counters.packets_resent) == (1, 0, 0)
+            assert relay.connections == 1
+        assert server.streams[0].arrived == list(range(5))
+
+
+def packet(link: Link, frame_id: int, size: int) -> Packet:
+    """A packet of so many random bytes."""
+    payload = np.random.default_rng(frame_id).bytes(size)
+    stream_id, fingerprint, _ = link.context
+    return Packet(CodecId.RANS, 0, frame_id, link.now_us(), payload, stream_id, fingerprint)

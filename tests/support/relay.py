@@ -1,0 +1,64 @@
+"""A thin link: a TCP relay on this machine that passes on so many bytes a second, and can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+SLICE_SECONDS = 0.01
+# The kernel's buffers on the way are kept short: on a thin link it is the sender that waits.
+BUFFER_BYTES = 4096
+
+
+class Relay:
+    """Joins each connection to one to the server. Counts the bytes that it passes on."""
+
+    def __init__(self, host: str, port: int, bytes_per_second: float) -> None:
+        self._to = (host, port)
+        self._rate = bytes_per_second
+        self._running: set[asyncio.Task[None]] = set()
+        self.connections = 0
+        self.up_bytes = 0
+        self.address = ""
+
+    async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            there_reader, there_writer = await asyncio.open_connection(*self._to)
+        except OSError:
+            writer.close()
+            return
+        ways = (self._pass(reader, there_writer, up=True), self._pass(there_reader, writer, up=False))
+        for task in map(asyncio.create_task, ways):
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+        slice_bytes = max(1, round(self._rate * SLICE_SECONDS))
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while data := await reader.read(slice_bytes):
+                await asyncio.sleep(len(data) / self._rate)
+                self.up_bytes += up * len(data)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def cut(self) -> None:
+        """Ends what runs."""
+        for task in list(self._running):
+            task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def thin(address: str, bytes_per_second: float) -> AsyncIterator[Relay]:
+    """A thin link to a server for the length of the block."""
+    host, _, port = address.rpartition(":")
+    relay = Relay(host, int(port), bytes_per_second)
+    server = await asyncio.start_server(relay.join, "127.0.0.1", 0, limit=BUFFER_BYTES)
+    relay.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield relay
+    finally:
+        server.close()
+        relay.cut()

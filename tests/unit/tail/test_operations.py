@@ -1,0 +1,438 @@
+"""What is counted, and how it is told: metrics, status, history, log lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support import bundles
+
+from narrowcast.tail.batcher import Batcher
+from narrowcast.tail.models import ModelTable
+from narrowcast.tail.observe import FrameRecord, Observers, StreamInfo
+from narrowcast.tail.operations import logs
+from narrowcast.tail.operations.histogram import BOUNDS_SECONDS, FINE_SECONDS, Histogram, quantile_seconds
+from narrowcast.tail.operations.history import History
+from narrowcast.tail.operations.process import ProcessUse
+from narrowcast.tail.operations.prometheus import exposition
+from narrowcast.tail.operations.status import (
+    MAX_CLIENTS,
+    Bytes,
+    ClientStatus,
+    Latency,
+    ModelStatus,
+    Release,
+    Series,
+    Status,
+    status,
+)
+from narrowcast.tail.operations.tally import OTHER, Gauge, Tally
+from narrowcast.tail.store import load_models
+from narrowcast.transport.packet import CodecId, Kind, Packet
+from narrowcast.transport.rpc import tail_pb2 as pb
+
+ROOT = Path(__file__).parents[3]
+STREAM = StreamInfo("192.0.2.7", "tiny", b"s" * 16)
+
+
+def record(
+    stream: StreamInfo = STREAM, *, code: int = 0, level: int = 1, release: int = 1, **times: int
+) -> FrameRecord:
+    packet = Packet(CodecId.RANS, level, 0, 0, b"", b"s" * 16, b"f" * 16)
+    times = {"queue_us": 1000, "decode_us": 200, "tail_us": 3000, "total_us": 4500, "batch": 1, **times}
+    result = pb.Result(code=code, times=None if code else pb.ServerTimes(**times))
+    return FrameRecord(stream, release, packet, 100, result, 40, 0.02)
+
+
+@pytest.fixture
+async def table(tiny_folder):
+    table = ModelTable()
+    batcher = Batcher(load_models(tiny_folder, trusted=[bundles.trusted_key()])["tiny"])
+    table.publish(batcher)
+    yield table
+    await batcher.close()
+
+
+@pytest.fixture
+async def tally(table):
+    return Tally(table)
+
+
+def samples(tally: Tally) -> dict[tuple[str, ...], float]:
+    """What /metrics says, read by Prometheus' own parser: (name, label values sorted by label) to value."""
+    body, _ = exposition(tally.figures(), "text/plain")
+    found = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for one in family.samples:
+            found[(one.name, *(one.labels[key] for key in sorted(one.labels)))] = one.value
+    return found
+
+
+class TestHistogram:
+    def test_a_value_on_a_bound_belongs_below_it(self):
+        histogram = Histogram()
+        for bound in BOUNDS_SECONDS:
+            histogram.add(bound)
+        buckets = dict(histogram.cumulative())
+        assert buckets["1.0"] == sum(bound <= 1 for bound in BOUNDS_SECONDS)
+        assert buckets["+Inf"] == len(BOUNDS_SECONDS)
+
+    def test_buckets_grow_and_the_last_has_all(self):
+        histogram, random = Histogram(), np.random.default_rng(0)
+        values = 10 ** random.uniform(-7, 3, 2000)
+        for value in values:
+            histogram.add(float(value))
+        buckets = histogram.cumulative()
+        for bound, count in buckets:
+            assert count == (values <= float(bound)).sum()
+        assert histogram.total_seconds == pytest.approx(values.sum())
+
+    @pytest.mark.parametrize("share", [0.01, 0.5, 0.95, 1.0])
+    def test_quantiles_are_right_to_a_bucket(self, share):
+        values = np.random.default_rng(1).lognormal(-6, 1, 5000)
+        histogram = Histogram()
+        for value in values:
+            histogram.add(float(value))
+        exact = np.quantile(values, share, method="inverted_cdf")
+        assert quantile_seconds(histogram.counts, share) == pytest.approx(exact, rel=0.26)
+
+    def test_nothing_has_no_quantile_and_very_much_is_the_last_bound(self):
+        histogram = Histogram()
+        assert quantile_seconds(histogram.counts, 0.5) is None
+        histogram.add(1e6)
+        assert quantile_seconds(histogram.counts, 0.5) == FINE_SECONDS[-1]
+
+
+class TestMetrics:
+    async def test_frames_by_result_level_and_bytes(self, tally):
+        for code in (0, 0, 3, 8):
+            tally.frame_done(record(code=code, level=code % 2))
+        found = samples(tally)
+        assert found["narrowcast_frames_total", "tiny", "OK"] == 2
+        assert found["narrowcast_frames_total", "tiny", "INVALID_ARGUMENT"] == 1
+        assert found["narrowcast_frames_total", "tiny", "RESOURCE_EXHAUSTED"] == 1
+        assert found["narrowcast_answered_frames_total", "0", "tiny"] == 2
+        assert found["narrowcast_received_bytes_total", "tiny"] == 400
+        assert found["narrowcast_sent_bytes_total", "tiny"] == 160
+        assert found["narrowcast_compared_bytes_total", "tiny"] == 200  # of the answered ones alone
+        assert found["narrowcast_raw_bytes_total", "tiny"] == 2 * 8 * 8 * 3
+
+    async def test_stages_are_in_seconds(self, tally):
+        tally.frame_done(record())
+        found = samples(tally)
+        sums = {
+            s: found["narrowcast_stage_duration_seconds_sum", "tiny", s] for s in ("queue", "decode", "infer", "encode")
+        }
+        assert sums == pytest.approx({"queue": 1e-3, "decode": 2e-4, "infer": 3e-3, "encode": 2e-5})
+        assert found["narrowcast_frame_duration_seconds_sum", "tiny"] == pytest.approx(4.52e-3)
+        assert found["narrowcast_stage_duration_seconds_bucket", "0.002", "tiny", "infer"] == 0
+        assert found["narrowcast_stage_duration_seconds_bucket", "0.005", "tiny", "infer"] == 1
+
+    async def test_streams_clients_batches_and_refusals(self, tally):
+        other = StreamInfo("192.0.2.8", "tiny", b"t" * 16)
+        again = StreamInfo("192.0.2.8", "tiny", b"u" * 16)
+        for stream in (STREAM, other, again):
+            tally.stream_opened(stream)
+        tally.stream_closed(other, "CANCELLED")
+        tally.batch_done("tiny", 3, 7)
+        tally.batch_done("tiny", 500, 2)
+        tally.refused("192.0.2.9", "tiny", "UNAVAILABLE")
+        found = samples(tally)
+        assert found["narrowcast_clients",] == 2
+        assert found["narrowcast_streams", "tiny"] == 2
+        assert found["narrowcast_streams_opened_total", "tiny"] == 3
+        assert found["narrowcast_streams_closed_total", "tiny", "CANCELLED"] == 1
+        assert found["narrowcast_batch_size_bucket", "4.0", "tiny"] == 1
+        assert found["narrowcast_batch_size_bucket", "128.0", "tiny"] == 1
+        assert found["narrowcast_batch_size_count", "tiny"] == 2
+        assert found["narrowcast_batch_size_sum", "tiny"] == 503
+        assert found["narrowcast_refusals_total", "UNAVAILABLE", "tiny"] == 1
+        tally.stream_closed(again, "OK")
+        tally.stream_closed(STREAM, "OK")
+        assert tally.clients == {}
+
+    async def test_a_model_without_frames_has_its_metrics_at_zero(self, tally):
+        assert samples(tally)["narrowcast_frames_total", "tiny", "OK"] == 0
+
+    async def test_names_that_clients_make_up_are_no_labels(self, tally):
+        for k in range(2000):
+            tally.refused("192.0.2.7", f"made-up-{k}", "FAILED_PRECONDITION")
+            tally.frame_done(record(StreamInfo("192.0.2.7", f"made-up-{k}", b""), code=9))
+        assert set(tally.models) == {OTHER}
+        found = samples(tally)
+        assert found["narrowcast_refusals_total", "FAILED_PRECONDITION", OTHER] == 2000
+        assert not any("made-up" in part for key in found for part in key)
+
+    async def test_codes_and_levels_of_refused_frames_are_no_labels(self, tally):
+        for level in range(256):
+            tally.frame_done(record(code=3, level=level))
+        tally.frame_done(record(code=99))
+        found = samples(tally)
+        assert found["narrowcast_frames_total", "tiny", "UNKNOWN"] == 1
+        assert not [key for key in found if key[0] == "narrowcast_answered_frames_total"]
+
+    async def test_a_client_and_an_address_are_no_labels(self, tally):
+        for k in range(50):
+            tally.stream_opened(StreamInfo(f"client-{k}", "tiny", bytes([k]) * 16))
+        found = samples(tally)
+        assert found["narrowcast_clients",] == 50
+        assert not any("client-" in part for key in found for part in key)
+
+    async def test_a_release_that_is_gone_is_not_compared(self, tally):
+        tally.frame_done(record(release=7))
+        found = samples(tally)
+        assert found["narrowcast_raw_bytes_total", "tiny"] == found["narrowcast_compared_bytes_total", "tiny"] == 0
+        assert found["narrowcast_received_bytes_total", "tiny"] == 100
+
+    async def test_frames_of_free_size_are_compared_each_by_its_own(self, tmp_path):
+        bundles.make_free().write(tmp_path / "free.ncb")
+        batcher = Batcher(load_models(tmp_path, trusted=[bundles.trusted_key()])["free"])
+        table = ModelTable()
+        table.publish(batcher)
+        try:
+            tally, stream = Tally(table), StreamInfo("192.0.2.7", "free", b"f" * 16)
+            for rows, columns in ((2, 3), (4, 6)):  # units of 4 pixels
+                payload = bytes((rows, columns)) + b"coded"
+                packet = Packet(CodecId.RANS, 1, 0, 0, payload, b"s" * 16, b"f" * 16)
+                tally.frame_done(record(stream)._replace(packet=packet))
+            image = Packet(CodecId.JPEG, 0, 0, 0, b"a file", b"s" * 16, b"f" * 16, Kind.IMAGE)
+            tally.frame_done(record(stream)._replace(packet=image))
+            found = samples(tally)
+            assert found["narrowcast_raw_bytes_total", "free"] == (8 * 12 + 16 * 24) * 3
+            assert found["narrowcast_compared_bytes_total", "free"] == 200
+            assert found["narrowcast_answered_frames_total", "image", "free"] == 1
+            release = status(tally, History(tally), "serving", "", 1.0).models[0].releases[0]
+            assert (release.input_size, release.free_size) == ((16, 24), True)
+        finally:
+            await batcher.close()
+
+    async def test_build_process_and_both_forms(self, tally):
+        names = {key[0] for key in samples(tally)}
+        assert {
+            "narrowcast_build_info",
+            "process_resident_memory_bytes",
+            "process_cpu_seconds_total",
+            "process_open_fds",
+        } <= names
+        body, content_type = exposition(tally.figures(), "application/openmetrics-text; version=1.0.0")
+        assert content_type.startswith("application/openmetrics-text")
+        assert body.rstrip().endswith(b"# EOF")
+
+    async def test_a_gauge_of_another_part(self, tally):
+        cameras = {"tiny": 2, "made-up": 1, "also made up": 4}
+        tally.add_gauge(Gauge("narrowcast_some_figure", "For instance.", lambda: cameras))
+        found = samples(tally)
+        assert found["narrowcast_some_figure", "tiny"] == 2
+        assert found["narrowcast_some_figure", OTHER] == 5
+
+    async def test_observers_tell_those_that_came_later(self, tally):
+        observers = Observers()
+        observers.add(tally)
+        observers.frame_done(record())
+        assert tally.models["tiny"].frames == 1
+
+
+class TestHistory:
+    async def test_rates_and_quantiles_are_of_the_last_while(self, tally):
+        history = History(tally)
+        assert history.rates().frames is None
+        for second in range(100):
+            history.tick(float(second))
+            slow = second < 30
+            for _ in range(50 if slow else 20):
+                tally.frame_done(record(tail_us=800_000 if slow else 3_000))
+        history.tick(100.0)
+        assert history.rates("tiny").frames == pytest.approx(20)
+        assert history.rates().received_bytes == pytest.approx(2000)
+        p50, p95 = history.quantiles_ms("tiny", (0.5, 0.95))["infer"]
+        assert p50 == pytest.approx(3, rel=0.26)
+        assert p95 == pytest.approx(3, rel=0.26)
+        rates, latencies = history.series()
+        assert rates[0] == 50
+        assert rates[-1] == 20
+        assert latencies[-1] == pytest.approx(4.52, rel=0.26)
+
+    async def test_it_does_not_grow(self, tally):
+        history = History(tally)
+        for second in range(1000):
+            history.tick(float(second))
+        assert len(history.series()[0]) == 120
+        assert history.series()[1][-1] is None  # no frame: no latency, not 0
+
+    async def test_a_model_that_comes_later_counts_from_nothing(self, tally):
+        history = History(tally)
+        history.tick(0.0)
+        tally.frame_done(record())
+        history.tick(1.0)
+        assert history.rates("tiny").frames == 1
+
+
+class TestStatus:
+    async def test_it_follows_its_schema_and_the_table(self, tally, table):
+        history = History(tally)
+        tally.stream_opened(STREAM)
+        tally.frame_done(record())
+        tally.refused("x", "made-up", "FAILED_PRECONDITION")
+        now = msgspec.json.decode(
+            msgspec.json.encode(status(tally, history, "serving", "127.0.0.1:1", 5.0)), type=Status, strict=True
+        )
+        (model,) = now.models
+        assert (model.name, model.state, model.releases[0].input_size) == ("tiny", "serving", (8, 8))
+        assert now.bytes.saved == 192 - 100
+        assert now.refusals == {"FAILED_PRECONDITION": 1}
+        assert now.clients[0].streams == {"tiny": 1}
+        slot = next(iter(table))
+        table.retire(slot.name, slot.fingerprint)
+        assert status(tally, history, "serving", "", 5.0).models[0].state == "gone"
+
+    async def test_it_lists_no_more_clients_than_it_should(self, tally):
+        for k in range(MAX_CLIENTS + 5):
+            tally.stream_opened(StreamInfo(f"client-{k}", "tiny", k.to_bytes(16, "big")))
+        now = status(tally, History(tally), "serving", "", 5.0)
+        assert (len(now.clients), now.clients_total) == (MAX_CLIENTS, MAX_CLIENTS + 5)
+
+
+class TestLogs:
+    @pytest.fixture
+    def lines(self):
+        """A function: log lines since it was made, in a form."""
+        root, before = logging.getLogger(), (logging.getLogger().handlers[:], logging.getLogger().level)
+        text = io.StringIO()
+        handler = logging.StreamHandler(text)
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+
+        def told(form: logging.Formatter, *act) -> list[str]:
+            handler.setFormatter(form)
+            for one in act:
+                one()
+            return text.getvalue().splitlines()
+
+        yield told
+        root.removeHandler(handler)
+        root.setLevel(before[1])
+
+    def test_a_stream_in_json(self, lines):
+        watcher = logs.EventLog()
+        found = lines(
+            logs.JsonLines(),
+            lambda: watcher.stream_opened(STREAM),
+            *[lambda: watcher.frame_done(record())] * 3,
+            lambda: watcher.stream_closed(STREAM, "UNAVAILABLE"),
+        )
+        opened, closed = map(json.loads, found)
+        assert (opened["event"], opened["client"], opened["stream"]) == ("stream_opened", "192.0.2.7", "73" * 16)
+        assert (closed["event"], closed["frames"], closed["reason"]) == ("stream_closed", 3, "UNAVAILABLE")
+        assert opened["time"].endswith("Z")
+        assert not watcher._open
+        assert not watcher._frames
+
+    @pytest.mark.parametrize("form", [logs.TextLines(), logs.JsonLines()])
+    def test_what_a_client_says_cannot_make_lines_or_move_the_cursor(self, lines, form):
+        evil = "x\nINFO forged event=1\r\x1b[2J\u202e" + "y" * 10_000
+        found = lines(form, lambda: logs.EventLog().refused(evil, evil, "FAILED_PRECONDITION"))
+        (line,) = found
+        assert len(line) < 1000
+        assert line.isascii()
+        assert line.isprintable()
+
+    def test_other_loggers_are_lines_too(self, lines):
+        found = lines(logs.TextLines(), lambda: logging.getLogger("elsewhere").error("a\nb\x1b"))
+        assert found == [r"ERROR elsewhere: a\nb\x1b"]
+
+    def test_an_exception_keeps_its_traceback(self, lines):
+        def fail() -> None:
+            try:
+                raise ValueError("no")
+            except ValueError:
+                logging.getLogger("elsewhere").exception("failed")
+
+        (line,) = lines(logs.JsonLines(), fail)
+        told = json.loads(line)
+        assert told["event"] == "log"
+        assert "ValueError: no" in told["traceback"]
+
+    def test_a_flood_is_counted_instead_of_written(self, lines, monkeypatch):
+        now = [1000.0]
+        monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+        watcher = logs.EventLog()
+
+        def flood() -> None:
+            for _ in range(5000):
+                watcher.refused("192.0.2.7", "none", "FAILED_PRECONDITION")
+            now[0] += 1
+            watcher.refused("192.0.2.7", "none", "FAILED_PRECONDITION")
+
+        found = [json.loads(line) for line in lines(logs.JsonLines(), flood)]
+        assert len(found) == logs.LINES_PER_SECOND + 1
+        assert found[-1]["left_out"] == 5000 - logs.LINES_PER_SECOND
+
+    def test_a_camera_that_reconnects_before_its_old_stream_ends(self, lines):
+        watcher = logs.EventLog()
+        found = lines(
+            logs.JsonLines(),
+            lambda: watcher.stream_opened(STREAM),
+            lambda: watcher.stream_opened(STREAM),
+            lambda: watcher.stream_closed(STREAM, "CANCELLED"),
+            lambda: watcher.frame_done(record()),
+            lambda: watcher.stream_closed(STREAM, "OK"),
+        )
+        assert [json.loads(line)["event"] for line in found].count("stream_closed") == 2
+        assert json.loads(found[-1])["frames"] == 1
+
+
+class TestDocumented:
+    PAGE = (ROOT / "docs" / "operations.md").read_text()
+
+    async def test_every_metric_with_its_labels(self, tally):
+        tally.stream_opened(STREAM)
+        tally.stream_closed(STREAM, "OK")
+        tally.refused("x", "tiny", "UNAVAILABLE")
+        tally.frame_done(record())
+        rows = re.findall(r"^\| `(narrowcast_\w+)` \| (\w+)[^|]*\| ([\w, ]*) ?\|", self.PAGE, re.MULTILINE)
+        said = {name: (kind, tuple(sorted(filter(None, labels.strip().split(", "))))) for name, kind, labels in rows}
+        body, _ = exposition(tally.figures())
+        found = {}
+        for family in text_string_to_metric_families(body.decode()):
+            if family.name.startswith("narrowcast_"):
+                labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+                name = f"{family.name}_total" if family.type == "counter" else family.name
+                found[name] = family.type, tuple(sorted(labels))
+        assert found == said
+
+    def test_every_event(self):
+        sources = [*ROOT.glob("tail/operations/*.py"), *ROOT.glob("narrowcast/cli/**/serve*.py")]
+        told = {event for source in sources for event in re.findall(r'tell\(\s*"(\w+)"', source.read_text())}
+        assert {"listening", "stream_opened", "draining", "ended"} <= told
+        for event in told:
+            assert f"| `{event}` |" in self.PAGE
+
+    def test_the_alerts_use_metrics_that_there_are(self):
+        rules = self.PAGE.split("```yaml")[1].split("```")[0]
+        names = {re.sub(r"_bucket$", "", name) for name in re.findall(r"narrowcast_\w+", rules)}
+        assert names
+        for name in names:
+            assert f"| `{name}` |" in self.PAGE
+
+    def test_every_field_of_the_status(self):
+        for struct in (Status, Bytes, Release, Latency, ModelStatus, ClientStatus, Series, ProcessUse):
+            for field in msgspec.structs.fields(struct):
+                assert re.search(rf"`{field.name}(\[\])?`", self.PAGE), field.name
+
+
+def test_traces_are_not_loaded_where_nobody_wants_them():
+    code = (
+        "import sys; import narrowcast.cli.serve, narrowcast.cli.serving.operations, narrowcast.tail.server; "
+        "import narrowcast.tail.operations.http; print([m for m in sys.modules if 'opentelemetry.sdk' in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
