@@ -5,7 +5,9 @@
     NarrowcastError
     └── TailError
         ├── StoreError           no bundles, or two of one name and release
+        │   └── DowngradeError   a bundle was replaced by an older release of itself
         ├── TailBackendError     a tail does not load or run
+        │   └── ProviderError    what should run it (CUDA, torch, ...) is not there
         ├── ListenError          the address cannot be listened on
         ├── AccessError          a caller that is not to be served; carries the status
         ├── ModelUnavailableError  no such model, or not with the client's codec
@@ -28,8 +30,16 @@ class StoreError(TailError):
     """No bundles, or two of one name and release."""
 
 
+class DowngradeError(StoreError):
+    """A bundle was replaced by an older release with the same codec."""
+
+
 class TailBackendError(TailError):
     """A tail does not load or run."""
+
+
+class ProviderError(TailBackendError):
+    """What should run networks is not there: an execution provider, a device, a library."""
 
 
 class ListenError(TailError):

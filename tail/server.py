@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from narrowcast.tail.kserve import InferenceService
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import Observer
 from narrowcast.tail.service import TailService
-from narrowcast.tail.store import Model
+from narrowcast.tail.store import Model, ModelStore, StoreObserver, StoreSettings
 from narrowcast.tail.stream import Ageing
 from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
 from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
@@ -37,23 +38,26 @@ class TailServer:
     """Serves models on one address. Must be made and used on one event loop.
 
     Args:
-        models: by name, from :func:`narrowcast.tail.store.load_models`.
+        models: a folder of bundles, which may change meanwhile; or models by name, from
+            :func:`narrowcast.tail.store.load_models`.
         listen: the address; port 0 takes a free one.
         access: TLS, and who may come; without it the traffic is neither encrypted nor authenticated.
         insecure: listen beyond this machine all the same.
         max_batch, max_delay_ms, max_queue, max_client_queue: see :class:`Batcher`.
         observer: is told what happens.
         ageing: when streams are asked to move; never where it is not said.
+        store_observers: are told what becomes of the folder's models.
 
     Attributes:
         table: the models that are served now.
         health: what the health service says of each of them.
+        store: the folder's models; None where models were given.
         state: ``starting``, ``serving``, ``draining`` or ``ended``.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Model],
+        models: Mapping[str, Model] | StoreSettings,
         listen: Address,
         *,
         access: Access | None = None,
@@ -64,13 +68,13 @@ class TailServer:
         max_client_queue: int | None = None,
         observer: Observer | None = None,
         ageing: Ageing | None = None,
+        store_observers: Iterable[StoreObserver] = (),
     ) -> None:
         self._access = access or Access()
         self._access.check_listen(listen, insecure=insecure)
         if observer is not None:
             self._access.report(observer)
         self._watching: asyncio.Task[None] | None = None
-        self._models = models
         self._listen = listen
         self._limits: dict[str, Any] = {
             "max_batch": max_batch, "max_delay_ms": max_delay_ms, "max_queue": max_queue,
@@ -84,6 +88,13 @@ class TailServer:
         self.table = ModelTable()
         self.state = "starting"
         self._service: TailService | None = None
+        self.store: ModelStore | None = None
+        self._models: Mapping[str, Model] = {}
+        if isinstance(models, StoreSettings):
+            settings = replace(models, backend=replace(models.backend, max_batch=max_batch))
+            self.store = ModelStore(settings, self.table, self._batcher, store_observers)
+        else:
+            self._models = models
 
     @property
     def ready(self) -> bool:
@@ -106,9 +117,12 @@ class TailServer:
 
         Raises:
             ListenError: the address cannot be listened on.
+            StoreError, BundleError: nothing in the folder can be served.
         """
+        if self.store is not None:
+            await self.store.open()
         for model in self._models.values():
-            self.table.publish(Batcher(model, **self._limits))
+            self.table.publish(self._batcher(model))
         self._service = TailService(self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors]
@@ -116,15 +130,14 @@ class TailServer:
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = [SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME]
-        inference = InferenceService(
-            self.table, lambda: self.ready, gate=self._access.gate, observer=self._observer
-        )
+        inference = InferenceService(self.table, lambda: self.ready, gate=self._access.gate, observer=self._observer)
         for add in (inference.add_to, *self._services):
             names.extend(add(self._server))
         reflection.enable_server_reflection(names, self._server)
         try:
             port = self._access.add_port(self._server, self._listen)
         except RuntimeError as error:
+            await self._close_models()
             raise ListenError(
                 f"cannot listen on {self._listen}: is the port taken? choose another with --listen HOST:PORT"
             ) from error
@@ -146,9 +159,17 @@ class TailServer:
         await self._server.stop(drain_seconds)
         if self._watching is not None:
             self._watching.cancel()
+        await self._close_models()
+        self.state = "ended"
+
+    def _batcher(self, model: Model) -> Batcher:
+        return Batcher(model, **self._limits)
+
+    async def _close_models(self) -> None:
+        if self.store is not None:
+            await self.store.close()
         for slot in self.table:
             await slot.batcher.close()
-        self.state = "ended"
 
     async def wait(self) -> None:
         """Returns when the server has ended."""

@@ -1,232 +1,384 @@
-"""The models that a server has: one folder of bundles, the highest release of each name."""
+"""The models that a server has: a folder of bundles, which may change while they are served.
+
+Of each model and codec the highest release is served. What is put into the folder is verified, loaded and warmed up beside
+what is served, and takes its place between two frames; what is refused changes nothing; what is taken out is unloaded.
+``docs/server.md`` says what an operator sees.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from narrowcast.tail.backends import Array, ImageBackend, TailBackend
-from narrowcast.tail.backends.onnxruntime import OnnxRuntimeTail, OnnxRuntimeWhole
-from narrowcast.tail.errors import StoreError, TailBackendError
-from narrowcast.transport.bundle import Bundle, Manifest, PublicKey, TailSpec
-from narrowcast.transport.codec import Codec
+from narrowcast.tail.backends import BackendSettings
+from narrowcast.tail.errors import DowngradeError, StoreError, TailBackendError
+from narrowcast.tail.folder import SUFFIX, Candidate, Choice, Key, Stamp, choose, look
+from narrowcast.tail.loading import Model, load_model, load_models
+from narrowcast.tail.watch import Watch
+from narrowcast.transport.bundle import PublicKey
 from narrowcast.transport.errors import BundleError, NarrowcastError
-from narrowcast.transport.tasks import MAIN, finish
 
+if TYPE_CHECKING:  # the batcher knows models, so models cannot know it
+    from narrowcast.tail.batcher import Batcher
+    from narrowcast.tail.models import ModelTable
+
+__all__ = ["Model", "ModelStatus", "ModelStore", "StoreObserver", "StoreSettings", "load_model", "load_models"]
 log = logging.getLogger(__name__)
+
+# A file that differs between two looks so far apart is being written.
+SETTLE_SECONDS = 0.1
+_T = TypeVar("_T")
+State = Literal["loading", "ready", "standby", "failed"]
 
 
 @dataclass(frozen=True)
-class Model:
-    """One loaded model.
+class StoreSettings:
+    """What may be served, and how much of it.
 
     Attributes:
-        manifest: the bundle's.
-        codec: of its symbols.
-        backend: runs the main tail.
-        further: run the further tails, by name.
-        whole: runs the uncut network, on images that were sent as such; None where the bundle has none.
-        further_wholes: run the uncut networks of the further tails that have one, by the tail's name.
+        folder: bundles are its files ``*.ncb``. Publish by renaming into it.
+        trusted: keys whose signatures count; those in the user's keys folder if None.
+        allow_unsigned: serve bundles without a signature.
+        keep: releases of one model, with different codecs, that are served at once; None for all in the folder: a board in
+            the field has one of those codecs, and what lies in the folder was put there for it.
+        images: load the uncut networks that bundles carry, for images that are sent as such.
+        interval_seconds: look into the folder every so often, even if nothing told that it changed; 0 never.
+        backend: what runs the networks.
     """
 
-    manifest: Manifest
-    codec: Codec
-    backend: TailBackend
-    further: Mapping[str, TailBackend] = field(default_factory=dict)
-    whole: ImageBackend | None = None
-    further_wholes: Mapping[str, ImageBackend] = field(default_factory=dict)
+    folder: Path
+    trusted: Sequence[PublicKey] | None = None
+    allow_unsigned: bool = False
+    keep: int | None = None
+    images: bool = True
+    interval_seconds: float = 10.0
+    backend: BackendSettings = field(default_factory=BackendSettings)
 
-    @property
-    def name(self) -> str:
-        """What clients ask for."""
-        return self.manifest.name
 
-    @property
-    def tails(self) -> list[str]:
-        """Every tail, the main one first."""
-        return [MAIN, *self.further]
+@dataclass(frozen=True)
+class ModelStatus:
+    """How one bundle fares.
 
-    @property
-    def image_tails(self) -> list[str]:
-        """The tails that can be had of images; none where the bundle has no whole network."""
-        return [name for name in self.tails if self._whole(name) is not None]
+    Attributes:
+        file: its name.
+        state: ``loading``; ``ready``: it answers frames; ``standby``: it is sound and another one answers; ``failed``: it
+            is refused.
+        reason: of ``standby`` and ``failed``; else empty.
+        name, release, fingerprint: from its manifest; None where that could not be read.
+    """
 
-    def _whole(self, tail: str) -> ImageBackend | None:
-        return self.whole if tail == MAIN else self.further_wholes.get(tail)
+    file: str
+    state: State
+    reason: str = ""
+    name: str | None = None
+    release: int | None = None
+    fingerprint: bytes | None = None
 
-    def answer(
-        self, symbols: npt.NDArray[np.uint8], levels: npt.NDArray[np.int64], wanted: Sequence[frozenset[str]]
-    ) -> list[dict[str, Array]]:
-        """What goes back for each frame of a batch, by name (``docs/tasks.md``).
 
-        Args:
-            symbols: uint8 ``[N, C, h, w]``.
-            levels: int64 ``[N]``.
-            wanted: per frame, the tails to run.
+class StoreObserver(Protocol):
+    """Is told what becomes of models. Called on the event loop, and must return at once."""
 
-        Raises:
-            TailBackendError: a tail failed.
-        """
+    def models_changed(self, models: Sequence[ModelStatus]) -> None:
+        """All bundles, as they are now."""
 
-        def run(tail: str, rows: Sequence[int] | slice) -> dict[str, Array]:
-            backend = self.backend if tail == MAIN else self.further[tail]
-            return backend.run(symbols[rows], levels[rows])
 
-        return self._answers(wanted, run, self.manifest.input_size(symbols.shape[1:]))
+@dataclass(frozen=True)
+class _Entry:
+    """What is known of one file.
 
-    def answer_images(self, images: npt.NDArray[np.uint8], wanted: Sequence[frozenset[str]]) -> list[dict[str, Array]]:
-        """What goes back for each image of a batch, as :meth:`answer` for symbols.
+    Attributes:
+        stamp: its state when it was read; None: to be read again.
+        candidate: what it holds. After a refusal: what it held before, if that is still served.
+        error: why what it holds now is refused.
+        refused: what that is, where it could be read.
+        held: ``candidate`` is no longer in the file; it is served from memory.
+        before: what ``candidate`` is to replace, in case it does not load.
+    """
 
-        Args:
-            images: uint8 ``[N, H, W, 3]``, as the input contract gives them.
-            wanted: per image, the tails whose outputs are asked for, all of :attr:`image_tails`.
+    stamp: Stamp | None
+    candidate: Candidate | None = None
+    error: NarrowcastError | None = None
+    refused: Candidate | None = None
+    held: bool = False
+    before: Candidate | None = None
 
-        Raises:
-            TailBackendError: a network failed, or the bundle has no whole network for a tail.
-        """
 
-        def run(tail: str, rows: Sequence[int] | slice) -> dict[str, Array]:
-            whole = self._whole(tail)
-            if whole is None:
-                raise TailBackendError(
-                    f"{self.name!r} has no whole network for the tail {tail!r}; send symbols instead"
-                )
-            return whole.run_images(images[rows])
+class ModelStore:
+    """A folder of bundles, loaded into a table. Must be made and used on one event loop.
 
-        return self._answers(wanted, run, (images.shape[1], images.shape[2]))
+    Args:
+        settings: the folder, and what of it may be served.
+        table: where loaded models go.
+        make_batcher: what answers a model's frames.
+        observers: are told of every change.
+    """
 
-    def _answers(
+    def __init__(
         self,
-        wanted: Sequence[frozenset[str]],
-        run: Callable[[str, Sequence[int] | slice], dict[str, Array]],
-        size: tuple[int, int],
-    ) -> list[dict[str, Array]]:
-        answers: list[dict[str, Array]] = [{} for _ in wanted]
-        for spec in self.manifest.all_tails():
-            rows = [row for row, names in enumerate(wanted) if spec.name in names]
-            if not rows:
+        settings: StoreSettings,
+        table: ModelTable,
+        make_batcher: Callable[[Model], Batcher],
+        observers: Iterable[StoreObserver] = (),
+    ) -> None:
+        self._folder = settings.folder
+        self._table = table
+        self._make_batcher = make_batcher
+        self._settings = settings
+        self._observers = list(observers)
+        self._entries: dict[Path, _Entry] = {}
+        self._loaded: dict[Key, Candidate] = {}
+        self._choice = Choice({})
+        self._loading: Candidate | None = None
+        self._retry_failed = False
+        self._told: list[ModelStatus] = []
+        self._watch: Watch | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Loads what is in the folder, and follows it from then on.
+
+        Raises:
+            StoreError: no folder, no bundle, or none that can be served.
+            BundleError: the same, where that is what is wrong with the first one.
+        """
+        look(self._folder)
+        self._watch = Watch(self._folder, self._settings.interval_seconds)
+        growing = await self._refresh()
+        if not self._loaded:
+            await self.close()
+            errors = [row.error for row in self._entries.values() if row.error] + list(self._choice.clashes.values())
+            if not errors:
+                raise StoreError(f"no bundles (*{SUFFIX}) in {self._folder}")
+            if len(errors) == 1 or isinstance(errors[0], BundleError):
+                raise errors[0]
+            raise StoreError(f"no bundle in {self._folder} can be served: {errors[0]}")
+        self._following = asyncio.create_task(self._follow(growing))
+
+    def reload(self) -> None:
+        """Looks into the folder now, and tries again what was refused."""
+        self._retry_failed = True
+        if self._watch is not None:
+            self._watch.wake()
+
+    def status(self) -> list[ModelStatus]:
+        """How every bundle fares, by file. A file whose bundle was refused while its last one is served has two lines."""
+        rows = []
+        for path, entry in sorted(self._entries.items()):
+            one, error = entry.candidate, entry.error or self._choice.clashes.get(path)
+            if one is not None and (entry.held or error is None):
+                rows.append(self._status(one, path))
+            if error is not None:
+                rows.append(_row(path, "failed", str(error), entry.refused or (None if entry.held else one)))
+        return rows
+
+    def _status(self, one: Candidate, path: Path) -> ModelStatus:
+        served = self._loaded.get(one.key)
+        state: State = "standby"
+        reason = self._choice.standby.get(path, "")
+        if served is not None and (served.path, served.digest) == (path, one.digest):
+            state, reason = "ready", ""
+        elif self._loading is one:
+            state, reason = "loading", ""
+        return _row(path, state, reason, one)
+
+    async def close(self) -> None:
+        """Follows the folder no longer. What is served stays in the table; batchers that were replaced are closed."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        if self._watch is not None:
+            await self._watch.close()
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _follow(self, growing: bool) -> None:
+        assert self._watch is not None
+        while True:
+            await self._watch.wait(5 * SETTLE_SECONDS if growing else None)
+            try:
+                growing = await self._refresh()
+            except StoreError as error:  # the folder itself: a network drive may be back later
+                growing = False
+                log.error("%s; what is served stays", error)
+            except Exception:
+                growing = False
+                log.exception("looking into %s failed; what is served stays", self._folder)
+
+    async def _refresh(self) -> bool:
+        """Brings the table in line with the folder; gives whether a file is still being written."""
+        retry, self._retry_failed = self._retry_failed, False
+        stamps = await _off_loop(lambda: look(self._folder))
+        known = {path: entry.stamp for path, entry in self._entries.items()}
+        growing: set[Path] = set()
+        if stamps != known:
+            await asyncio.sleep(SETTLE_SECONDS)
+            first, stamps = stamps, await _off_loop(lambda: look(self._folder))
+            growing = {path for path, stamp in stamps.items() if stamp not in (first.get(path), known.get(path))}
+            growing |= first.keys() - stamps.keys()
+        for path in (
+            self._entries.keys() - stamps.keys() - growing
+        ):  # twice not there: a listing can miss what is renamed
+            del self._entries[path]
+        for path, stamp in stamps.items():
+            entry = self._entries.get(path)
+            if path in growing or (
+                entry is not None and entry.stamp == stamp and not (retry and (entry.error or entry.held))
+            ):
                 continue
-            outputs = run(spec.name, slice(None) if len(rows) == len(wanted) else rows)
-            prefix = "" if spec.name == MAIN else f"{spec.name}/"
-            for row, found in zip(rows, finish(spec.task, outputs, size), strict=True):
-                answers[row] |= {prefix + name: values for name, values in found.items()}
-        return answers
+            self._entries[path] = await self._read(path, stamp, entry)
+        await self._settle()
+        return bool(growing) or any(entry.stamp is None for entry in self._entries.values())
 
-
-def load_models(
-    folder: Path,
-    *,
-    trusted: Iterable[PublicKey] | None = None,
-    allow_unsigned: bool = False,
-    threads: int = 0,
-) -> dict[str, Model]:
-    """Loads every bundle in ``folder`` for the server; of several releases of a name, the highest.
-
-    A bundle that must not be used is left out, with the reason in the log.
-
-    Raises:
-        StoreError: no folder, no bundle that can be used, or two of one name and release.
-    """
-    if not folder.is_dir():
-        raise StoreError(f"no folder {folder}")
-    files = sorted(folder.glob("*.ncb"))
-    if not files:
-        raise StoreError(f"no bundles (*.ncb) in {folder}")
-    keys = None if trusted is None else list(trusted)
-    chosen: dict[str, Bundle] = {}
-    problems: list[NarrowcastError] = []
-    for file in files:
+    async def _read(self, path: Path, stamp: Stamp, entry: _Entry | None) -> _Entry:
+        before = entry.candidate if entry is not None and self._is_loaded(entry.candidate) else None
+        trusted = self._settings.trusted
         try:
-            bundle = Bundle.open(file, "server", trusted=keys, allow_unsigned=allow_unsigned)
-        except BundleError as error:
-            log.error("not served: %s", error)
-            problems.append(error)
-            continue
-        name, release = bundle.manifest.name, bundle.manifest.release
-        other = chosen.get(name)
-        if other is not None and other.manifest.release == release:
-            raise StoreError(f"{other.path.name} and {file.name} are both {name!r} release {release}; remove one")
-        if other is None or other.manifest.release < release:
-            chosen[name] = bundle
-    models = {}
-    for name, bundle in chosen.items():
-        try:
-            models[name] = load_model(bundle, threads=threads)
-        except (BundleError, TailBackendError) as error:
-            log.error("not served: %s", error)
-            problems.append(error)
-    if not models:
-        if problems and isinstance(problems[0], BundleError):
-            raise problems[0]
-        raise StoreError(f"no bundle in {folder} can be served: {problems[0]}")
-    return models
-
-
-def load_model(bundle: Bundle, *, threads: int = 0) -> Model:
-    """Loads one bundle's tail, and runs it once, so that the first frame does not pay for it.
-
-    Raises:
-        BundleError: a part is damaged or missing.
-        TailBackendError: the tail does not load, or fails on a frame of the bundle's own shape.
-    """
-    codec = bundle.codec()
-    backend = OnnxRuntimeTail(bundle.read("tail"), threads=threads)
-    further = {
-        spec.name: OnnxRuntimeTail(bundle.read("tail", tail=spec.name), threads=threads)
-        for spec in bundle.manifest.tails
-    }
-    for spec in bundle.manifest.all_tails():
-        _try(bundle, backend if spec.name == MAIN else further[spec.name], spec)
-    wholes = _load_wholes(bundle, threads)
-    return Model(bundle.manifest, codec, backend, further, wholes.pop(MAIN, None), wholes)
-
-
-def _load_wholes(bundle: Bundle, threads: int) -> dict[str, ImageBackend]:
-    """The uncut networks that are in the bundle, by tail; its first precision (fp32) is the exact one."""
-    wholes: dict[str, ImageBackend] = {}
-    for spec in bundle.manifest.all_tails():
-        tail = None if spec.name == MAIN else spec.name
-        if bundle.has("whole", tail=tail):
-            whole = wholes[spec.name] = OnnxRuntimeWhole(bundle.read("whole", tail=tail), threads=threads)
-            for size in _sizes(bundle):
-                outputs = whole.run_images(np.zeros((1, *size, 3), np.uint8))
-                _check_outputs(bundle, outputs, spec, "whole network", size)
-    return wholes
-
-
-def _sizes(bundle: Bundle) -> list[tuple[int, int]]:
-    """Input sizes to try networks on: the only one, or where they differ one of them and the smallest."""
-    contract = bundle.manifest.input
-    return (
-        [contract.size] if contract.free is None else [contract.size, (contract.free.multiple, contract.free.multiple)]
-    )
-
-
-def _try(bundle: Bundle, backend: TailBackend, spec: TailSpec) -> None:
-    """Runs a tail once for each size, and compares what it gives with the manifest."""
-    for size in _sizes(bundle):
-        shape = bundle.manifest.symbols_shape(size)
-        outputs = backend.run(np.zeros((1, *shape), np.uint8), np.zeros(1, np.int64))
-        _check_outputs(bundle, outputs, spec, "tail", size)
-
-
-def _check_outputs(
-    bundle: Bundle, outputs: Mapping[str, Array], spec: TailSpec, what: str, size: tuple[int, int]
-) -> None:
-    promised = {output.name for output in spec.outputs}
-    if outputs.keys() != promised:
-        which = what if spec.name == MAIN else f"{what} {spec.name!r}"
-        raise TailBackendError(
-            f"{bundle.path.name}: its {which} gives {sorted(outputs)}; its manifest promises {sorted(promised)}"
-        )
-    if spec.task is not None:  # what is made of outputs goes by their shapes
-        shapes = {output.name: list(outputs[output.name].shape[1:]) for output in spec.outputs}
-        if shapes != {output.name: output.at(size, bundle.manifest.input.size).shape for output in spec.outputs}:
-            raise TailBackendError(
-                f"{bundle.path.name}: the {what} {spec.name!r} gives other shapes than its manifest says"
+            found = await _off_loop(
+                lambda: Candidate.read(path, trusted=trusted, allow_unsigned=self._settings.allow_unsigned)
             )
+        except NarrowcastError as error:
+            return await self._refused(path, stamp, error, before)
+        if before is not None and before.key == found.key and found.release < before.release:
+            older = DowngradeError(
+                f"{path.name} was release {before.release} of {found.key.name!r} and is release {found.release} now, with "
+                f"the same codec; release {before.release} stays. To go back, put the older bundle into the folder under "
+                "another name, and remove the newer one"
+            )
+            return await self._refused(path, stamp, older, before, found)
+        return _Entry(stamp, found, before=before)
+
+    async def _refused(
+        self,
+        path: Path,
+        stamp: Stamp | None,
+        error: NarrowcastError,
+        before: Candidate | None,
+        refused: Candidate | None = None,
+    ) -> _Entry:
+        stamps = await _off_loop(lambda: look(self._folder))
+        if stamps.get(path) != stamp:  # replaced while it was read: not its fault, and it is read again
+            return _Entry(None, before, held=True)
+        log.error("not served: %s%s", error, f" ({before} stays)" if before is not None else "")
+        return _Entry(stamp, before, error, refused, held=before is not None)
+
+    def _is_loaded(self, one: Candidate | None) -> bool:
+        served = None if one is None else self._loaded.get(one.key)
+        return one is not None and served is not None and served.digest == one.digest
+
+    async def _settle(self) -> None:
+        """Loads what should be served and is not; unloads what is and should not."""
+        while True:
+            self._choose()
+            self._tell()
+            missing = [one for one in self._choice.serve.values() if not self._is_loaded(one)]
+            if not missing:
+                break
+            await self._load(missing[0])
+        for key, one in self._choice.serve.items():
+            self._loaded[key] = one  # perhaps under another file's name than before
+        for key in self._loaded.keys() - self._choice.serve.keys():
+            self._unload(key)
+        self._tell()
+
+    def _choose(self) -> None:
+        candidates = []
+        for path, entry in self._entries.items():
+            if entry.candidate is None or (entry.held and not self._is_loaded(entry.candidate)):
+                continue
+            candidates.append(replace(entry.candidate, path=path))
+        clashes_before = self._choice.clashes
+        self._choice = choose(candidates, list(self._loaded.values()), self._settings.keep)
+        for path, error in self._choice.clashes.items():
+            if str(error) != str(clashes_before.get(path)):
+                log.error("not served: %s", error)
+
+    async def _load(self, one: Candidate) -> None:
+        """Verifies, loads and warms up off the event loop; publishes on it."""
+        entry = self._entries[one.path]
+        self._loading = entry.candidate
+        self._tell()
+        settings = self._settings
+        try:
+            model = await _off_loop(lambda: load_model(one.bundle, settings=settings.backend, images=settings.images))
+        except (BundleError, TailBackendError) as error:
+            self._entries[one.path] = await self._refused(one.path, entry.stamp, error, entry.before, one)
+            return
+        except Exception as error:
+            log.exception("loading %s failed", one)
+            unexpected = TailBackendError(f"{one.path.name} does not load: {type(error).__name__}: {error}")
+            self._entries[one.path] = await self._refused(one.path, entry.stamp, unexpected, entry.before, one)
+            return
+        finally:
+            self._loading = None
+        self._entries[one.path] = replace(entry, before=None)
+        self._publish(one, model)
+
+    def _publish(self, one: Candidate, model: Model) -> None:
+        before = self._loaded.get(one.key)
+        self._loaded[one.key] = one
+        replaced = self._table.publish(self._make_batcher(model))
+        if before is None:
+            log.info("serving %s, codec %s, on %s", one, one.key.fingerprint.hex(), model.backend.name)
+        else:
+            log.info("serving %s in place of release %d", one, before.release)
+        if before is not None and before.release == one.release:
+            log.warning("%s is another bundle than before under the same release; number each one anew", one)
+        if replaced is not None:
+            self._finish(replaced)
+
+    def _unload(self, key: Key) -> None:
+        one = self._loaded.pop(key)
+        log.info("no longer serving %s: its streams are drained", one)
+        retired = self._table.retire(*key)
+        if retired is not None:
+            self._finish(retired)
+
+    def _finish(self, batcher: Batcher) -> None:
+        """Closes a batcher once all that it has taken is answered."""
+
+        async def finish() -> None:
+            try:
+                await batcher.idle()
+            finally:
+                await batcher.close()
+
+        task = asyncio.create_task(finish())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _tell(self) -> None:
+        rows = self.status()
+        if rows != self._told:
+            self._told = rows
+            for observer in self._observers:
+                observer.models_changed(rows)
+
+
+def _row(path: Path, state: State, reason: str, one: Candidate | None) -> ModelStatus:
+    if one is None:
+        return ModelStatus(path.name, state, reason)
+    return ModelStatus(path.name, state, reason, one.key.name, one.release, one.key.fingerprint)
+
+
+async def _off_loop(function: Callable[[], _T]) -> _T:
+    """Runs it on a thread of its own. A pool's thread would hold up the end of the process for as long as a load takes."""
+    result: Future[_T] = Future()
+
+    def work() -> None:
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (it is raised where it is waited for)
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="store", daemon=True).start()
+    return await asyncio.wrap_future(result)

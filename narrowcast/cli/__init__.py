@@ -21,6 +21,7 @@ VERBS = {
     "inspect": ("inspect", "what is in a bundle, its figures, its signature"),
     "evaluate": ("evaluate", "accuracy and bytes per level, beside the teacher, JPEG, WebP and AVIF"),
     "serve": ("serve", "the tail server"),
+    "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
     "keys": (

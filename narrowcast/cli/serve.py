@@ -10,8 +10,8 @@ import signal
 import time
 from pathlib import Path
 
-from narrowcast.cli.options import add_trust, at_least, seconds, trusted
-from narrowcast.cli.serving import operations, queueing, security
+from narrowcast.cli.options import add_trust, at_least, seconds
+from narrowcast.cli.serving import operations, queueing, security, store
 from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
@@ -24,8 +24,9 @@ examples:
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --insecure
   narrowcast serve --bundles models/ --http 127.0.0.1:7480 --log json   # http://127.0.0.1:7480/ shows what happens
 
-Serves the highest release of every model in the folder. SIGTERM and Ctrl-C answer what was taken in, then end; a second
-one ends at once.
+Serves the highest release of every model and codec in the folder, and follows its changes: rename a bundle into it to
+publish, remove one to unload it (docs/server.md). SIGHUP looks at once, and tries again what was refused. SIGTERM and
+Ctrl-C answer what was taken in, then end; a second one ends at once.
 """
 
 
@@ -40,11 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-delay-ms", type=seconds, default=0.0, metavar="MS", help="wait so long to fill a batch (default: 0)"
     )
-    parser.add_argument(
-        "--threads", type=at_least(0), default=0, metavar="N", help="for each model (default: the library's choice)"
-    )
     parser.add_argument("--drain-timeout", type=seconds, default=10.0, metavar="S", help="for ending (default: 10)")
     parser.add_argument("--json", action="store_true", help="tell as a JSON line on stdout when it listens")
+    store.add_arguments(parser)
     queueing.add_arguments(parser)
     security.add_arguments(parser)
     operations.add_arguments(parser)
@@ -63,18 +62,18 @@ async def _serve(args: argparse.Namespace) -> int:
     from narrowcast.tail.observe import Observers
     from narrowcast.tail.operations.logs import tell
     from narrowcast.tail.server import TailServer
-    from narrowcast.tail.store import load_models
 
-    models = load_models(args.bundles, trusted=trusted(args), allow_unsigned=args.allow_unsigned, threads=args.threads)
     observers = Observers()
     server = TailServer(
-        models, parse_address(args.listen), access=security.build_access(args), insecure=args.insecure,
+        store.store_settings(args), parse_address(args.listen), access=security.build_access(args), insecure=args.insecure,
         max_batch=args.max_batch, max_delay_ms=args.max_delay_ms, observer=observers, **queueing.server_options(args),
     )  # fmt: skip
     watching = operations.Operations(args, observers, server)
     address = await server.start()
     http = await watching.start(address)
-    names = {name: model.manifest.release for name, model in models.items()}
+    assert server.store is not None
+    names = store.served(server.store)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.store.reload)
     if args.json:
         where = {"address": str(address), **({"http": str(http)} if http else {})}
         print(json.dumps({"event": "listening", **where, "models": names}), flush=True)

@@ -42,7 +42,9 @@ def served_with(arguments):
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_every_manifest_fits_kubernetes_schema(manifests, version):
-    checker = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (narrowcast[dev])")
+    checker = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed (narrowcast[dev])"
+    )
     for manifest in manifests.values():
         checker.validate(manifest, version, strict=True)
     wrong = json.loads(json.dumps(manifests["Deployment"]))
@@ -60,13 +62,16 @@ def test_the_manifests_belong_together(manifests):
     assert manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
     assert manifests["Service"]["spec"]["clusterIP"] == "None"
-    assert manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"] == name
+    assert (
+        manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"] == name
+    )
     assert "replicas" not in deployment["spec"]  # the autoscaler's
     assert pod["spec"]["serviceAccountName"] == manifests["ServiceAccount"]["metadata"]["name"]
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-    assert volumes["models"]["persistentVolumeClaim"]["claimName"] == (
-        manifests["PersistentVolumeClaim"]["metadata"]["name"]
+    assert (
+        volumes["models"]["persistentVolumeClaim"]["claimName"]
+        == (manifests["PersistentVolumeClaim"]["metadata"]["name"])
     )
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} == set(ports)
@@ -109,7 +114,7 @@ def test_the_autoscaler_goes_by_a_metric_that_the_server_has(manifests):
     series = re.match(r"\w+", rule["seriesQuery"])[0]
     assert re.fullmatch(rule["name"]["matches"], series)
     exposed = subprocess.run(
-        ["grep", "-rlE", f"{series}|{series.removesuffix('_total')}\"", ROOT / "tail"], capture_output=True, check=False
+        ["grep", "-rlE", f'{series}|{series.removesuffix("_total")}"', ROOT / "tail"], capture_output=True, check=False
     )
     assert exposed.returncode == 0, f"nothing in tail/ gives {series}"
 

@@ -35,7 +35,10 @@ def test_tritons_client_gets_the_answers_that_a_board_gets(tiny_folder, tiny, tm
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         with narrowcast.Client(tiny, str(server.address)) as client:
-            mine = [client.infer(frame, level=int(level)).outputs["output"] for frame, level in zip(frames, levels, strict=True)]
+            mine = [
+                client.infer(frame, level=int(level)).outputs["output"]
+                for frame, level in zip(frames, levels, strict=True)
+            ]
         code, _ = server.end()
     seen = json.loads(done.stdout)
     assert code == 0

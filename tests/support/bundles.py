@@ -81,6 +81,19 @@ def tail_model() -> bytes:
     return onnx_model(nodes, inputs, [value("output", TensorProto.FLOAT, ["N", 3])], constants)
 
 
+def mixing_tail_model() -> bytes:
+    """As the tail, with a 1x1 convolution of ones: every output is the sum of the colours' mean symbols."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Cast", ["symbols"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["floats", "ones"], ["mixed"]),
+        helper.make_node("ReduceMean", ["mixed"], ["output"], axes=[2, 3], keepdims=0),
+    ]
+    inputs = [value("symbols", TensorProto.UINT8, ["N", "C", SIDE, SIDE]), value("level", TensorProto.INT64, ["N"])]
+    constants = [("ones", np.ones((3, 3, 1, 1), np.float32))]
+    return onnx_model(nodes, inputs, [value("output", TensorProto.FLOAT, ["N", 3])], constants)
+
+
 EXIT_ADDS = 1000
 
 

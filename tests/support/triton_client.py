@@ -35,7 +35,10 @@ def asynchronous(client, symbols, levels) -> list:
     done: queue.Queue = queue.Queue()
     for k in range(4):
         client.async_infer(
-            "tiny", inputs_of(symbols, levels), request_id=str(k), callback=lambda result, error: done.put((result, error))
+            "tiny",
+            inputs_of(symbols, levels),
+            request_id=str(k),
+            callback=lambda result, error: done.put((result, error)),
         )
     answers = [done.get(timeout=30) for _ in range(4)]
     assert not any(error for _, error in answers), answers

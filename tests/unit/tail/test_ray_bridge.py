@@ -96,7 +96,10 @@ async def test_a_refused_stream_has_its_status(tiny, service):
     with pytest.raises(AbortError, match="FAILED_PRECONDITION: no model 'other' here; there is tiny"):
         async for _ in BridgedContext(caller, each(requests_of(tiny, 1, model="other"))).responses(service[0].Stream):
             pass
-    assert (caller.code, caller.details) == (grpc.StatusCode.FAILED_PRECONDITION, "no model 'other' here; there is tiny")
+    assert (caller.code, caller.details) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "no model 'other' here; there is tiny",
+    )
 
 
 async def test_a_client_that_goes_away_ends_the_servicer(tiny, service):
