@@ -177,8 +177,8 @@ class Tally:
         if code:
             return
         model.levels[record.packet.level if record.packet.kind is Kind.SYMBOLS else IMAGE] += 1
-        image_bytes = model.image_bytes.get(record.release) or self._image_bytes(stream.model, record.release)
-        if image_bytes:  # else its model is gone, and nothing is compared
+        image_bytes = model.image_bytes.get(record.release) or self._image_bytes(stream.model, record)
+        if image_bytes:  # else nothing is compared
             model.raw_bytes += image_bytes
             model.compared_bytes += packet_bytes
         times, encode_seconds = result.times, record.encode_ms / 1e3
@@ -228,12 +228,18 @@ class Tally:
             found = self.models.setdefault(name, ModelTally())
         return found
 
-    def _image_bytes(self, name: str, release: int) -> int:
-        """Of one frame as uint8 [H, W, 3] of the model's input size; 0 where that release is gone."""
+    def _image_bytes(self, name: str, record: FrameRecord) -> int:
+        """Of the frame as uint8 [H, W, 3] of its input's size; 0 where its release is gone, or the size not known."""
         for slot in self.table:
-            manifest = slot.batcher.model.manifest
-            if slot.name == name and manifest.release == release:
-                height, width = manifest.input.size
-                self.models[name].image_bytes[release] = size = height * width * 3
-                return size
+            model, packet = slot.batcher.model, record.packet
+            if slot.name != name or model.manifest.release != record.release:
+                continue
+            if model.manifest.input.free is None:
+                height, width = model.manifest.input.size
+                self.models[name].image_bytes[record.release] = height * width * 3
+            elif packet.kind is Kind.SYMBOLS:
+                height, width = model.manifest.input_size(model.codec.shape_of(packet.payload))
+            else:  # an image file says its own size, before it is prepared
+                return 0
+            return height * width * 3
         return 0
