@@ -1,10 +1,11 @@
-"""What images of any size cost and gain: one detector on scenes of many sizes, with free sizes and with letterboxes.
+"""What filling up and letterboxes cost in bytes, where one detector takes images of any size.
 
     python bench/free_sizes.py --work tasks-work/         after bench/tasks.py: its scenes and its detector are used
 
 The test scenes are rendered with a side of 160 pixels and cut to 64 to 160 pixels either way, at the digits' own scale.
-Three bundles of one detector are compiled from the same training scenes of 96 x 96: ``free`` with ``multiple_of`` 16 and
-32, and one for letterboxes of 160 x 160. Each is evaluated on the same scenes: bytes a frame, and mAP50 against the labels.
+One bundle is compiled for images of any size, in multiples of 16, and evaluated on them by their labels. Then its head is
+given the same scenes as other contracts prepare them: in larger multiples, filled up to one size, in letterboxes. Bytes are
+packets.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from tasks import DETECT, RECIPE, compiled, prepare, say
 
 from narrowcast.compiler.evaluate import evaluate
 from narrowcast.demo.scenes import SceneRenderer, Scenes, save_scenes
+from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.contract import InputContract
 from narrowcast.transport.frames import read_image
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
 SIDE, LEAST = 160, 64
 TEST_SCENES = 200
-INPUTS = {
-    "free-16": f'fit = "free"\nmax_size = [{SIDE}, {SIDE}]\nmultiple_of = 16',
-    "free-32": f'fit = "free"\nmax_size = [{SIDE}, {SIDE}]\nmultiple_of = 32',
-    "letterbox": 'fit = "letterbox"',
-}
+FREE = f'fit = "free"\nmax_size = [{SIDE}, {SIDE}]\nmultiple_of = 16'
 
 
 def mixed_scenes(folder: Path) -> None:
     """Test scenes, cut to many sizes; boxes that lie in the cut by half or more are kept, as much of them as is left."""
     scenes = SceneRenderer(test=True, side=SIDE).render(TEST_SCENES, seed=2)
     random = np.random.default_rng(3)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for k, (frame, boxes, labels, mask) in enumerate(zip(*scenes, strict=True)):
         height, width = (int(side) for side in random.integers(LEAST, SIDE + 1, 2))
         top, left = (int(random.integers(0, SIDE - side + 1)) for side in (height, width))
@@ -43,46 +45,44 @@ def mixed_scenes(folder: Path) -> None:
         area = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
         kept = np.prod(moved[:, 2:] - moved[:, :2], 1) >= area / 2
         cut = np.s_[top : top + height, left : left + width]
-        save_scenes(Scenes(frame[cut][None], [moved[kept]], [labels[kept]], mask[cut][None]), folder / f"{k:03}")
-    _join(folder)
-
-
-def _join(folder: Path) -> None:
-    """One folder of images and one table of the single scenes'."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    (folder / "images").mkdir()
-    table: dict[str, Any] = {}
-    for one in sorted(path for path in folder.iterdir() if path.name != "images"):
+        one = folder / "single" / f"{k:03}"
+        save_scenes(Scenes(frame[cut][None], [moved[kept]], [labels[kept]], mask[cut][None]), one)
         table = json.loads((one / "annotations.json").read_text())
-        name = f"{one.name}.png"
-        (one / "images" / "00000.png").rename(folder / "images" / name)
-        images.append({**table["images"][0], "id": len(images), "file_name": name})
+        (folder / "images").mkdir(exist_ok=True)
+        (one / "images" / "00000.png").replace(folder / "images" / f"{k:03}.png")
+        images.append({**table["images"][0], "id": k, "file_name": f"{k:03}.png"})
         annotations += [
-            {**row, "id": len(annotations) + k, "image_id": len(images) - 1}
-            for k, row in enumerate(table["annotations"])
+            {**row, "id": len(annotations) + n, "image_id": k} for n, row in enumerate(table["annotations"])
         ]
-    (folder / "annotations.json").write_text(json.dumps({**table, "images": images, "annotations": annotations}))
+    joined = {"images": images, "annotations": annotations, "categories": table["categories"]}
+    (folder / "annotations.json").write_text(json.dumps(joined))
 
 
-def measured(work: Path, name: str, bundle: Bundle) -> dict[str, Any]:
-    """One bundle on the mixed scenes."""
-    say(f"evaluating {name}")
-    folder = work / "mixed"
-    result = evaluate(bundle, folder / "images", labels=folder / "annotations.json", codecs=())
-    contract, pixels = bundle.manifest.input, 0
-    for path in sorted((folder / "images").glob("*.png")):
-        place = contract.placement(*read_image(path).shape[:2])
-        pixels += place.input[0] * place.input[1]
-    return {
-        "bundle": name,
-        "kilopixels": pixels / result.images / 1000,
-        "teacher": result.of("teacher")[0].accuracy,
-        "levels": [
-            {"level": s.setting, "bytes": s.mean_bytes, "mAP50": s.accuracy, "to_teacher": s.agreement}
-            for s in result.of("split")
-        ],
-    }
+def free(multiple: int) -> InputContract:
+    """Every scene its own size, filled up to a multiple."""
+    most = -(-SIDE // multiple) * multiple
+    return InputContract(size=(multiple, multiple), fit="free", max_size=(most, most), multiple_of=multiple)
+
+
+WAYS = {
+    "own size, multiples of 16": free(16),
+    "own size, multiples of 32": free(32),
+    "own size, filled up to 160 x 160": free(SIDE),
+    "letterbox of 160 x 160": InputContract(size=(SIDE, SIDE), fit="letterbox"),
+    "letterbox of 96 x 96": InputContract(size=(96, 96), fit="letterbox"),
+}
+
+
+def bytes_of(session: HeadSession, contract: InputContract, files: list[Path]) -> dict[str, Any]:
+    """Mean pixels, and mean packet bytes by level, of scenes as a contract prepares them."""
+    pixels, sizes = 0, np.zeros(session.levels)
+    for file in files:
+        image = contract.prepare(read_image(file)).image
+        pixels += image.shape[0] * image.shape[1]
+        for level in range(session.levels):
+            payload = session.codec.encode(session.symbols(image, level), level)
+            sizes[level] += len(payload) + STREAM_HEADER_BYTES
+    return {"pixels": pixels / len(files), "bytes": (sizes / len(files)).round(1).tolist()}
 
 
 def main() -> int:
@@ -95,22 +95,21 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     if not (args.work / "detector.safetensors").is_file():
         prepare(args.work, args.scenes, 4)
-    if not (args.work / "mixed" / "annotations.json").is_file():
-        mixed_scenes(args.work / "mixed")
-    found = []
-    for name, keys in INPUTS.items():
-        usual = RECIPE.format(teacher="detector", task=DETECT, images=args.images)
-        size = SIDE if name == "letterbox" else 96
-        recipe = usual.replace("size = [96, 96]", f"size = [{size}, {size}]\n{keys}")
-        path, _ = compiled(args.work, name, recipe)
-        found.append(measured(args.work, name, Bundle.open(path, allow_unsigned=True)))
-        row = found[-1]
-        print(f"{name}: {row['kilopixels']:.1f} k pixels a frame, mAP50 of the teacher {row['teacher']:.3f}")
-        for level in row["levels"]:
-            print(
-                f"  level {level['level']}: {level['bytes']:7.1f} B  mAP50 {level['mAP50']:.3f}  "
-                f"to the teacher {level['to_teacher']:.3f}"
-            )
+    mixed = args.work / "mixed"
+    if not (mixed / "annotations.json").is_file():
+        mixed_scenes(mixed)
+    recipe = RECIPE.format(teacher="detector", task=DETECT, images=args.images)
+    path, _ = compiled(args.work, "free-16", recipe.replace("size = [96, 96]", f"size = [96, 96]\n{FREE}"))
+    bundle, files = Bundle.open(path, allow_unsigned=True), sorted((mixed / "images").glob("*.png"))
+    session = HeadSession(bundle, precision="fp32")
+    found: dict[str, Any] = {name: bytes_of(session, contract, files) for name, contract in WAYS.items()}
+    for name, row in found.items():
+        print(f"{name:34} {row['pixels'] / 1000:5.1f} k pixels  {'  '.join(f'{size:7.1f} B' for size in row['bytes'])}")
+    say("evaluating")
+    result = evaluate(bundle, mixed / "images", labels=mixed / "annotations.json", codecs=())
+    found["figures"] = {"teacher": result.of("teacher")[0].accuracy, "levels": [s.accuracy for s in result.of("split")]}
+    print(f"mAP50 of the teacher {found['figures']['teacher']:.3f}, of the levels", end=" ")
+    print(", ".join(f"{figure:.3f}" for figure in found["figures"]["levels"]))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0

@@ -20,8 +20,14 @@ from narrowcast.compiler.modules import Head, Tail
 from narrowcast.compiler.progress import SILENT
 from narrowcast.head.client import Client
 from narrowcast.head.session import HeadSession
+from narrowcast.tail.answering import answer_batch
+from narrowcast.tail.frame import Frame
+from narrowcast.tail.store import load_model
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.packet import Kind, Packet
+from narrowcast.transport.rpc.tensors import from_tensors
+from narrowcast.transport.tasks import sent_outputs
 from narrowcast.transport.tasks.boxes import decode_boxes
 
 pytest.importorskip("pycocotools", reason="pycocotools is not installed")
@@ -134,6 +140,26 @@ def test_heads_of_every_precision_take_every_size(made, bundle, pictures, precis
         decoded, errors = session.codec.decode_batch([encoded.payload], [0])
         assert errors == [None]
         assert np.array_equal(decoded[0], encoded.symbols)
+
+
+def test_images_of_several_sizes_are_answered_in_one_batch_with_symbols(bundle, pictures):
+    model, session = load_model(bundle), HeadSession(bundle, precision="fp32")
+    encoded = [
+        one for frame in frames(pictures) for one in (session.encode_image(frame, quality=95), session.encode(frame, 1))
+    ]
+    kinds = [Kind.SYMBOLS if one.symbols is not None else Kind.IMAGE for one in encoded]
+    packets = [
+        Packet(one.codec, one.level, number, 0, one.payload, bytes(16), bytes(16), kind)
+        for number, (one, kind) in enumerate(zip(encoded, kinds, strict=True))
+    ]
+    responses = [response.result for response in answer_batch(model, [Frame(packet) for packet in packets])]
+    assert kinds.count(Kind.IMAGE) == len(SIZES)
+    for one, result in zip(encoded, responses, strict=True):
+        assert result.code == 0, result.message
+        boxes = from_tensors(result.outputs, sent_outputs(model.manifest.task, model.manifest.outputs))["boxes"]
+        assert len(boxes) > 0
+        assert boxes.min() >= 0
+        assert (boxes.max(0) <= [*one.placement.input[::-1]] * 2).all()
 
 
 def test_images_are_evaluated_at_their_own_sizes(bundle, pictures):

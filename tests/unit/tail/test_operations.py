@@ -126,6 +126,17 @@ class TestMetrics:
         assert found["narrowcast_compared_bytes_total", "tiny"] == 200  # of the answered ones alone
         assert found["narrowcast_raw_bytes_total", "tiny"] == 2 * 8 * 8 * 3
 
+    async def test_frames_that_differ_in_size_are_compared_with_their_own(self, tmp_path):
+        bundles.make_free().write(tmp_path / "free.ncb")
+        table, stream = ModelTable(), STREAM._replace(model="free")
+        batcher = Batcher(load_models(tmp_path, trusted=[bundles.trusted_key()])["free"])
+        table.publish(batcher)
+        tally = Tally(table)
+        for units in (b"\x01\x02", b"\x04\x06"):
+            tally.frame_done(record(stream)._replace(packet=record().packet._replace(payload=units)))
+        assert samples(tally)["narrowcast_raw_bytes_total", "free"] == (4 * 8 + 16 * 24) * 3
+        await batcher.close()
+
     async def test_stages_are_in_seconds(self, tally):
         tally.frame_done(record())
         found = samples(tally)
