@@ -2,7 +2,7 @@
 
     python bench/drift.py --bundle mobilenet_v2.ncb --data DATA --json drift.json
 
-DATA holds ``photos300/`` (lossless photos) and ``caltech101/`` (a folder per class). Payload sizes come from the bundle's
+DATA holds ``photos300/`` (lossless photos) and ``caltech101/`` (a folder per class). Profiles come from the bundle's
 head on ONNX Runtime and its coder (``bench/drift_frames.py``), once; cameras are then drawn from them, and the product's own
 detector is told every frame. The kinds of cameras:
 
@@ -35,12 +35,11 @@ from drift_frames import GRID, SORTS
 
 from narrowcast.tail.drift.detector import Detector, DriftSettings, Verdict
 
-Sizes = npt.NDArray[np.int32]
-Draw = Callable[[int, int, np.random.Generator], Sizes]  # sort, frames -> payload bytes
+Profiles = npt.NDArray[np.float64]
 LONGEST = 1000
 
 
-def walk(places: Sizes, frames: int, rng: np.random.Generator) -> Sizes:
+def walk(places: Profiles, frames: int, rng: np.random.Generator) -> Profiles:
     """A lazy random walk over the grid of crops ``[place, sort]`` of one sort."""
     steps = rng.integers(-1, 2, (2, frames)) * (rng.random(frames) < 0.5)
     path = np.cumsum(np.concatenate([rng.integers(0, GRID, (2, 1)), steps], 1), 1)[:, 1:]
@@ -49,7 +48,7 @@ def walk(places: Sizes, frames: int, rng: np.random.Generator) -> Sizes:
     return np.asarray(places[folded[0] * GRID + folded[1]])
 
 
-def patrol(scenes: Sizes, frames: int, rng: np.random.Generator) -> Sizes:
+def patrol(scenes: Profiles, frames: int, rng: np.random.Generator) -> Profiles:
     """Walks in each of ``scenes`` ``[scene, place]``, one of which is seen at a time."""
     walks = np.stack([walk(places, frames, rng) for places in scenes])
     jumps = np.where(rng.random(frames) < 1 / 20, rng.integers(1, len(scenes), frames), 0)
@@ -58,28 +57,29 @@ def patrol(scenes: Sizes, frames: int, rng: np.random.Generator) -> Sizes:
 
 
 class Cameras:
-    """One kind of camera: draws sizes for the camera of a number, unchanged or changed."""
+    """One kind of camera: draws profiles for the camera of a number, unchanged or changed."""
 
-    def __init__(self, kind: str, found: dict[str, Sizes], part: str, level: int) -> None:
+    def __init__(self, kind: str, found: dict[str, Profiles], part: str) -> None:
         odd = part == "test"
         self.kind = kind
-        self._photos = found["photos"][odd::2, :, level]
-        self._crops = found["crops"][odd::2, :, :, level]
-        places = [found[name][:, level] for name in sorted(found) if name.startswith("class-")]
+        self._photos = found["photos"][odd::2]
+        self._crops = found["crops"][odd::2]
+        places = [found[name] for name in sorted(found) if name.startswith("class-")]
         self._places = places[odd::2]
         spoiled = SORTS[1:] if kind != "place" else []
         self.changes = [*spoiled, *(["another scene"] if kind != "photos" else [])]
 
-    def draw(self, number: int, change: str | None, frames: int, rng: np.random.Generator) -> Sizes:
-        """Payload bytes of ``frames`` frames."""
+    def draw(self, number: int, change: str | None, frames: int, rng: np.random.Generator) -> Profiles:
+        """Profiles ``[frames, number]``."""
         other = change == "another scene"
         sort = 0 if change is None or other else SORTS.index(change)
         if self.kind == "photos":
-            return rng.choice(self._photos[:, sort], frames)
+            return self._photos[rng.integers(len(self._photos), size=frames), sort]
         if self.kind == "place":
             count = len(self._places)
             jump = 1 + number // count % (count - 1)
-            return rng.choice(self._places[(number + jump * other) % count], frames)
+            pool = self._places[(number + jump * other) % count]
+            return pool[rng.integers(len(pool), size=frames)]
         count = len(self._crops)
         if self.kind == "walk":
             jump = 1 + number // count % (count - 1)
@@ -93,8 +93,8 @@ def false_alarms(cameras: Cameras, settings: DriftSettings, frames: int, life: i
     alarms = watched = number = 0
     while watched < frames:
         detector = Detector(settings)
-        for size in cameras.draw(number, None, life, np.random.default_rng([1, number])).tolist():
-            if detector.tell(size, 0) is Verdict.DRIFT:
+        for profile in cameras.draw(number, None, life, np.random.default_rng([1, number])):
+            if detector.tell(profile, 0) is Verdict.DRIFT:
                 alarms += 1
                 detector.dismiss()
         watched += life
@@ -129,14 +129,14 @@ def delays(cameras: Cameras, settings: DriftSettings, count: int, age: int) -> d
     found: dict[str, list[int]] = {change: [] for change in cameras.changes}
     for number in range(count):
         old = Detector(settings)
-        for size in cameras.draw(number, None, age, np.random.default_rng([2, number])).tolist():
-            if old.tell(size, 0) is Verdict.DRIFT:
+        for profile in cameras.draw(number, None, age, np.random.default_rng([2, number])):
+            if old.tell(profile, 0) is Verdict.DRIFT:
                 old.dismiss()
         for order, change in enumerate(cameras.changes):
             detector = copy.deepcopy(old)
-            sizes = cameras.draw(number, change, LONGEST, np.random.default_rng([3, number, order])).tolist()
+            seen = cameras.draw(number, change, LONGEST, np.random.default_rng([3, number, order]))
             first = next(
-                (k + 1 for k, size in enumerate(sizes) if detector.tell(size, 0) is Verdict.DRIFT), LONGEST + 1
+                (k + 1 for k, profile in enumerate(seen) if detector.tell(profile, 0) is Verdict.DRIFT), LONGEST + 1
             )
             found[change].append(first)
     return {change: _told(np.array(values)) for change, values in found.items()}
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path("drift-frames"), help="a folder for the sizes")
+    parser.add_argument("--cache", type=Path, default=Path("drift-frames"), help="a folder for the profiles")
     parser.add_argument("--level", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=24, help="photos that walks and patrols are made of")
     parser.add_argument("--part", choices=("tune", "test"), default="test")
@@ -169,12 +169,12 @@ def main() -> None:
 
     settings = DriftSettings(**json.loads(args.settings))
     found = drift_frames.measure(
-        args.bundle, args.data, args.cache, [args.level], args.scenes, lambda text: print(text, file=sys.stderr)
+        args.bundle, args.data, args.cache, args.level, args.scenes, lambda text: print(text, file=sys.stderr)
     )
     report: dict[str, object] = {"part": args.part, "level": args.level, "age": args.age, "life": args.life}
     for kind in ("photos", "place", "walk", "patrol"):
         started = time.perf_counter()
-        cameras = Cameras(kind, found, args.part, 0)
+        cameras = Cameras(kind, found, args.part)
         alarms = false_alarms(cameras, settings, args.frames, args.life)
         table = delays(cameras, settings, args.cameras, args.age)
         report[kind] = {"false_alarms": alarms, "delays": table}

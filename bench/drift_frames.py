@@ -1,7 +1,7 @@
 """Real photos through a real bundle, clean and spoiled: what ``bench/drift.py`` draws its cameras from.
 
 Every frame goes through the head on ONNX Runtime and the bundle's own coder; what is kept of it is what a server sees for
-nothing: the size of its payload at each level. Frames are computed once and cached in one ``.npz`` file.
+nothing: the profile (``tail/drift/profile.py``). Frames are computed once and cached in one ``.npz`` file.
 
 The spoiled frames follow the sorts and the spread of severities of ImageNet-C (Hendrycks and Dietterich, "Benchmarking
 Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019), with formulas of our own for frames of
@@ -11,6 +11,7 @@ Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from narrowcast.head.session import HeadSession
+from narrowcast.tail.drift.profile import profiles
 from narrowcast.transport.bundle import Bundle
 
 Frame = npt.NDArray[np.uint8]
@@ -92,16 +94,17 @@ def crops(frame: Frame, rng: np.random.Generator) -> Iterator[Frame]:
 
 
 class Coder:
-    """A bundle's head and coder: frames in, payload bytes per level out."""
+    """A bundle's head and coder: frames in, profiles out."""
 
     def __init__(self, bundle: Path) -> None:
         self._session = HeadSession(Bundle.open(bundle, "any", allow_unsigned=True), precision="fp32", threads=1)
         self.levels = self._session.levels
 
-    def sizes(self, frame: Frame, levels: list[int]) -> list[int]:
-        """Payload bytes at each of ``levels``."""
-        image = self._session.contract.prepare(frame).image
-        return [len(self._session.codec.encode(self._session.symbols(image, level), level)) for level in levels]
+    def profile(self, frame: Frame, level: int) -> list[float]:
+        """What the detector is told of a frame."""
+        symbols = self._session.symbols(self._session.contract.prepare(frame).image, level)
+        payload = self._session.codec.encode(symbols, level)
+        return [log2(len(payload)), *profiles(symbols[None])[0]]
 
 
 def photos(folder: Path) -> list[Path]:
@@ -124,37 +127,37 @@ def _open(path: Path) -> Frame:
         return np.asarray(image.convert("RGB"))
 
 
-def _rows(coder: Coder, frame: Frame, sorts: list[str], levels: list[int], seed: list[int]) -> list[list[int]]:
+def _rows(coder: Coder, frame: Frame, sorts: list[str], level: int, seed: list[int]) -> list[list[float]]:
     return [
-        coder.sizes(spoil(frame, sort, np.random.default_rng([*seed, number])), levels)
+        coder.profile(spoil(frame, sort, np.random.default_rng([*seed, number])), level)
         for number, sort in enumerate(sorts)
     ]
 
 
 def measure(
-    bundle: Path, data: Path, cache: Path, levels: list[int], scenes: int, say: Callable[[str], None]
-) -> dict[str, npt.NDArray[np.int32]]:
-    """Payload bytes, computed once and kept in the folder ``cache``.
+    bundle: Path, data: Path, cache: Path, level: int, scenes: int, say: Callable[[str], None]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Profiles, computed once and kept in the folder ``cache``.
 
     Returns:
-        ``photos`` ``[photo, sort, level]``, ``crops`` ``[scene, place, sort, level]`` of the first photos, and
-        ``class-NAME`` ``[photo, level]`` of Caltech-101's classes with 80 photos or more, clean only.
+        ``photos`` ``[photo, sort, number]``, ``crops`` ``[scene, place, sort, number]`` of the first photos, and
+        ``class-NAME`` ``[photo, number]`` of Caltech-101's classes with 80 photos or more, clean only.
     """
     coder = Coder(bundle)
     files = photos(data)
 
-    def of_photos() -> list[list[list[int]]]:
-        return [_rows(coder, _open(file), SORTS, levels, [0, k]) for k, file in enumerate(files)]
+    def of_photos() -> list[list[list[float]]]:
+        return [_rows(coder, _open(file), SORTS, level, [0, k]) for k, file in enumerate(files)]
 
-    def of_crops() -> list[list[list[list[int]]]]:
+    def of_crops() -> list[list[list[list[float]]]]:
         found = []
         for k, file in enumerate(files[:scenes]):
             seen = crops(_open(file), np.random.default_rng([1, k]))
-            found.append([_rows(coder, frame, SORTS, levels, [1, k, place]) for place, frame in enumerate(seen)])
+            found.append([_rows(coder, frame, SORTS, level, [1, k, place]) for place, frame in enumerate(seen)])
         return found
 
-    def of_class(members: list[Path]) -> Callable[[], list[list[int]]]:
-        return lambda: [coder.sizes(_open(file), levels) for file in members]
+    def of_class(members: list[Path]) -> Callable[[], list[list[float]]]:
+        return lambda: [coder.profile(_open(file), level) for file in members]
 
     parts: dict[str, Callable[[], object]] = {"photos": of_photos}
     parts |= {f"class-{name}": of_class(members) for name, members in classes(data, 80, 60).items()}
@@ -165,6 +168,6 @@ def measure(
         kept = cache / f"{name}.npy"
         if not kept.exists():
             say(f"computing {kept}")
-            np.save(kept, np.array(compute(), np.int32))
+            np.save(kept, np.array(compute()))
         out[name] = np.load(kept)
     return out

@@ -107,7 +107,8 @@ def _drift(event: DriftEvent) -> Record:
         "time_us": event.time_us,
         "event": event.verdict.value,
         "frames": event.frames,
-        "bytes_ratio": round(2**event.shift, 4),
+        "statistic": event.statistic,
+        "shift": round(event.shift, 4),
     }
     name = f"{event.verdict.value}-{record_id(camera.stream_id, event.frame_id)}"
     return Record(SCHEMA, "drift", name, camera.model, body)

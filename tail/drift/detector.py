@@ -1,27 +1,28 @@
-"""One camera's detector: two two-sided CUSUMs on standardised sizes, with a baseline per level (``docs/drift.md``).
+"""One camera's detector: CUSUMs on the standardised numbers of its profiles, with a baseline per level (``docs/drift.md``).
 
-CUSUM: Page, "Continuous inspection schemes", Biometrika 41 (1954). One for small shifts and one for large ones, side by
-side: Sparks, "CUSUM charts for signalling varying location shifts", Journal of Quality Technology 32 (2000). Standardised by
-the long-run deviation, a sum of correlated sizes wanders like one of independent ones, and thresholds for those hold in the
-long run.
+CUSUM: Page, "Continuous inspection schemes", Biometrika 41 (1954). For each number four of them: up and down, and for small
+shifts and for large ones, side by side: Sparks, "CUSUM charts for signalling varying location shifts", Journal of Quality
+Technology 32 (2000). Standardised by the long-run deviation, a sum of correlated numbers wanders like one of independent
+ones, and thresholds for those hold in the long run.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from math import log2
 from typing import Annotated
 
 import msgspec
+import numpy as np
 
-from narrowcast.tail.drift.baseline import CLIP, Baseline, Learned
+from narrowcast.tail.drift.baseline import CLIP, Baseline, Learned, Vector
+from narrowcast.tail.drift.profile import NAMES
 from narrowcast.transport.structs import Settings
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-FREEZE = (
-    0.4  # of a threshold: from here on the baseline stands still, so that a drift that begins does not become normal
-)
+# Of a threshold: from here on the baseline stands still, so that a drift that begins does not become normal.
+FREEZE = 0.4
 MAX_LEVELS = 16  # with a baseline, per camera: bounds its memory
+_SIDES = np.array([1.0, -1.0, 1.0, -1.0])[:, None]
 
 
 class DriftSettings(Settings, frozen=True):
@@ -33,7 +34,7 @@ class DriftSettings(Settings, frozen=True):
         allowances: shifts of less than this many long-run deviations do not add up, in the CUSUM for small and the one for
             large shifts.
         thresholds: of the two sums, in long-run deviations.
-        least_shift: shifts of less than this many log2 of bytes never add up (0.015 is 1 %).
+        least_shift: shifts of less than this (log2 of bytes or of spread: 0.015 is 1 %; symbol steps) never add up.
         recover_frames: an alarm ends after so many frames on end that are again like the baseline.
         adopt_frames: an alarm that lasts for so many frames is the new normal: its baseline is learned anew; 0: never.
     """
@@ -41,7 +42,7 @@ class DriftSettings(Settings, frozen=True):
     learn_frames: Annotated[int, msgspec.Meta(ge=200, le=10_000, multiple_of=50)] = 1500
     memory_frames: Annotated[int, msgspec.Meta(ge=1000)] = 20_000
     allowances: tuple[Positive, Positive] = (0.15, 0.4)
-    thresholds: tuple[Positive, Positive] = (34.0, 18.0)
+    thresholds: tuple[Positive, Positive] = (42.0, 20.0)
     least_shift: Annotated[float, msgspec.Meta(ge=0)] = 0.015
     recover_frames: Annotated[int, msgspec.Meta(ge=1)] = 100
     adopt_frames: Annotated[int, msgspec.Meta(ge=0)] = 50_000
@@ -58,16 +59,15 @@ class Verdict(Enum):
 
 
 class State(msgspec.Struct):
-    """What of a detector outlives a restart."""
+    """What of a detector outlives a restart: by level, the vectors of :class:`Learned` and its frames."""
 
-    baselines: dict[int, Learned]
-    sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    alarm: bool = False
+    baselines: dict[int, tuple[list[list[float]], int]]
     frames: int = 0
+    alarm: bool = False
 
 
 class Detector:
-    """Told a camera's packet sizes one by one.
+    """Told a camera's profiles one by one.
 
     Args:
         settings: how to watch.
@@ -76,27 +76,30 @@ class Detector:
     Attributes:
         alarm: whether the camera is away from its baseline now.
         frames: told so far.
-        shift: while in alarm, the recent mean distance from the baseline in log2 of bytes; else 0.
+        statistic: which of :data:`~narrowcast.tail.drift.profile.NAMES` raised the latest alarm.
+        shift: the recent mean distance of that number from its baseline while in alarm; else 0.
     """
 
-    __slots__ = ("_away", "_baselines", "_calm", "_in_alarm", "_settings", "_sums", "alarm", "frames", "shift")
+    __slots__ = (
+        "_allowances", "_away", "_baselines", "_calm", "_in_alarm", "_settings", "_sums", "_thresholds", "alarm", "frames",
+        "statistic",
+    )  # fmt: skip
 
     def __init__(self, settings: DriftSettings, state: State | None = None) -> None:
-        state = state or State({})
         self._settings = settings
-        self._baselines = {
-            level: Baseline(settings.learn_frames, settings.memory_frames, learned)
-            for level, learned in list(state.baselines.items())[:MAX_LEVELS]
-        }
-        self._sums = state.sums  # small shifts up and down, large shifts up and down
-        self.alarm, self.frames = state.alarm, state.frames
-        self.shift = 0.0
-        self._away = 0.0  # recent mean, in long-run deviations
-        self._calm = 0
-        self._in_alarm = 0
+        self._allowances = np.repeat(settings.allowances, 2)[:, None]
+        self._thresholds = np.repeat(settings.thresholds, 2)[:, None]
+        self._baselines: dict[int, Baseline] = {}
+        self.frames, self.alarm = 0, False
+        self.statistic = 0
+        self._away: Vector = np.zeros(len(NAMES))
+        self._calm = self._in_alarm = 0
+        self._end_alarm()
+        if state is not None:
+            self._restore(state)
 
-    def tell(self, payload_bytes: int, level: int) -> Verdict:
-        """One more frame. Returns what it changed."""
+    def tell(self, profile: Vector, level: int) -> Verdict:
+        """One more frame: float64 ``[len(NAMES)]``. Returns what it changed."""
         self.frames += 1
         baseline = self._baselines.get(level)
         if baseline is None:
@@ -104,52 +107,41 @@ class Detector:
                 return Verdict.NOTHING
             settings = self._settings
             baseline = self._baselines[level] = Baseline(settings.learn_frames, settings.memory_frames)
-        value = log2(max(payload_bytes, 1))
         learned = baseline.learned
         if learned is None:
             if self.alarm:  # what is learned now would be the drift
                 return Verdict.NOTHING
-            baseline.learn(value)
+            baseline.learn(profile)
             return Verdict.LEARNED if baseline.learned else Verdict.NOTHING
-        away = value - learned.mean
         most = CLIP * learned.deviation
-        away = min(max(away, -most), most)
+        away = np.minimum(np.maximum(profile - learned.mean, -most), most)
         if self.alarm:
             return self._while_in_alarm(away, learned)
         return self._while_calm(away, learned, baseline)
 
-    def _while_calm(self, away: float, learned: Learned, baseline: Baseline) -> Verdict:
+    def _while_calm(self, away: Vector, learned: Learned, baseline: Baseline) -> Verdict:
         settings = self._settings
-        scaled = away / learned.long_run
-        least = settings.least_shift / learned.long_run
         # The mean of a young baseline is off by about 1/sqrt(frames) long-run deviations.
-        unsure = learned.frames**-0.5
-        small, large = settings.allowances
-        small, large = max(small + unsure, least), max(large + unsure, least)
-        small_up, small_down, large_up, large_down = self._sums
-        small_up, small_down = max(0.0, small_up + scaled - small), max(0.0, small_down - scaled - small)
-        large_up, large_down = max(0.0, large_up + scaled - large), max(0.0, large_down - scaled - large)
-        self._sums = small_up, small_down, large_up, large_down
-        filled = max(
-            max(small_up, small_down) / settings.thresholds[0], max(large_up, large_down) / settings.thresholds[1]
-        )
-        if filled > 1:
+        allowances = np.maximum(self._allowances + learned.frames**-0.5, settings.least_shift / learned.long_run)
+        self._sums = np.maximum(self._sums + (_SIDES * (away / learned.long_run) - allowances), 0.0)
+        filled = self._sums / self._thresholds
+        fullest = filled.max()
+        if fullest > 1:
             self.alarm = True
             self._calm = self._in_alarm = 0
-            self.shift, self._away = away, scaled
+            self.statistic = int(filled.max(0).argmax())
+            self._away = away.copy()
             return Verdict.DRIFT
-        if filled < FREEZE:
+        if fullest < FREEZE:
             baseline.follow(away)
         return Verdict.NOTHING
 
-    def _while_in_alarm(self, away: float, learned: Learned) -> Verdict:
+    def _while_in_alarm(self, away: Vector, learned: Learned) -> Verdict:
         settings = self._settings
         self._in_alarm += 1
-        rate = 1.0 / min(self._in_alarm + 1, settings.recover_frames)
-        self.shift += rate * (away - self.shift)
-        self._away += rate * (away / learned.long_run - self._away)
-        near = abs(self._away) < settings.allowances[0] or abs(self.shift) < settings.least_shift
-        self._calm = self._calm + 1 if near else 0
+        self._away += (away - self._away) / min(self._in_alarm + 1, settings.recover_frames)
+        near = np.maximum(2 * settings.allowances[0] * learned.long_run, settings.least_shift)
+        self._calm = self._calm + 1 if (np.abs(self._away) < near).all() else 0
         if self._calm >= settings.recover_frames:
             self._end_alarm()
             return Verdict.RECOVERED
@@ -169,8 +161,13 @@ class Detector:
 
     def _end_alarm(self) -> None:
         self.alarm = False
-        self._sums = (0.0, 0.0, 0.0, 0.0)
-        self.shift = 0.0
+        self._sums = np.zeros((4, len(NAMES)))
+        self._away = np.zeros(len(NAMES))
+
+    @property
+    def shift(self) -> float:
+        """See the class."""
+        return float(self._away[self.statistic])
 
     @property
     def learned(self) -> dict[int, Learned]:
@@ -180,9 +177,29 @@ class Detector:
     @property
     def learning(self) -> bool:
         """Whether no level has a baseline yet."""
-        return not any(one.learned for one in self._baselines.values())
+        return not self.learned
+
+    @property
+    def waiting(self) -> int:
+        """Numbers that are held in memory for levels that are still learned."""
+        return sum(one.waiting for one in self._baselines.values())
 
     @property
     def state(self) -> State:
         """What of it outlives a restart."""
-        return State(self.learned, self._sums, self.alarm, self.frames)
+        baselines = {
+            level: ([vector.tolist() for vector in (it.mean, it.deviation, it.long_run, it.lift, it.start)], it.frames)
+            for level, it in self.learned.items()
+        }
+        return State(baselines, self.frames, self.alarm)
+
+    def _restore(self, state: State) -> None:
+        settings = self._settings
+        for level, (rows, frames) in list(state.baselines.items())[:MAX_LEVELS]:
+            table = np.array(rows, np.float64)
+            if table.shape != (5, len(NAMES)) or not np.isfinite(table).all() or frames < 1 or (table[1:4] <= 0).any():
+                raise ValueError("a baseline that is none")
+            mean, deviation, long_run, lift, start = table
+            learned = Learned(mean, deviation, long_run, lift, frames, start)
+            self._baselines[level] = Baseline(settings.learn_frames, settings.memory_frames, learned)
+        self.frames, self.alarm = state.frames, state.alarm

@@ -6,23 +6,26 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from math import log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from narrowcast.tail.drift.detector import Detector, DriftSettings, State, Verdict
+from narrowcast.tail.drift.profile import NAMES
 from narrowcast.tail.errors import DriftStateError
 from narrowcast.tail.observe import FrameRecord, Silent
 from narrowcast.transport.files import replacing
-from narrowcast.transport.packet import CodecId, Kind
 
 log = logging.getLogger(__name__)
 
 MAX_CAMERAS = 10_000
 MAX_STATE_BYTES = 64 * 1024 * 1024
 STATE_SCHEMA = 1
-_SIZES_TELL = {CodecId.RANS, CodecId.RANS_CONTEXT, CodecId.ZSTD}  # packed payloads of a level all have one size
+MAX_LEARNING = 16 * 1024 * 1024  # numbers of 4 bytes that are held for all cameras that are still learned
 
 
 class CameraKey(NamedTuple):
@@ -50,7 +53,8 @@ class DriftEvent(NamedTuple):
         frame_id: of the frame that decided it.
         level: of that frame.
         frames: told of this camera so far.
-        shift: recent distance from the baseline, log2 of bytes: -1 is half the bytes.
+        statistic: the number of the profile that raised the alarm.
+        shift: its recent distance from the baseline: log2 of bytes or of spread (-1 is half), or symbol steps.
         time_us: microseconds since 1970 UTC.
     """
 
@@ -59,6 +63,7 @@ class DriftEvent(NamedTuple):
     frame_id: int
     level: int
     frames: int
+    statistic: str
     shift: float
     time_us: int
 
@@ -77,7 +82,7 @@ class _File(msgspec.Struct):
 
 
 class DriftWatch(Silent):
-    """An :class:`~narrowcast.tail.observe.Observer` that knows each camera's normal packet sizes.
+    """An :class:`~narrowcast.tail.observe.Observer` that knows what each camera's frames are normally like.
 
     Args:
         settings: how to watch.
@@ -87,6 +92,8 @@ class DriftWatch(Silent):
     Attributes:
         alarms_total: alarms raised so far, by model.
     """
+
+    wants_profiles = True
 
     def __init__(
         self,
@@ -99,31 +106,40 @@ class DriftWatch(Silent):
         self._on_event = on_event
         self._max = max_cameras
         self._cameras: OrderedDict[CameraKey, Detector] = OrderedDict()
+        self._learning = 0
         self._in_alarm: Counter[str] = Counter()
         self.alarms_total: Counter[str] = Counter()
 
     def frame_done(self, record: FrameRecord) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
-        packet = record.packet
-        if record.result.code or not record.stream.stream_id:
-            return  # what was not decoded may be anything; a single call is no camera
-        if packet.kind is not Kind.SYMBOLS or packet.codec not in _SIZES_TELL:
-            return
+        packet, numbers = record.packet, record.profile
+        if record.result.code or numbers is None or not record.stream.stream_id:
+            return  # what was not decoded may be anything, an image has no symbols, a single call is no camera
         key = CameraKey(record.stream.client, record.stream.model, packet.fingerprint, record.stream.stream_id)
-        verdict = self._detector(key).tell(len(packet.payload), packet.level)
+        detector = self._detector(key)
+        waiting = detector.waiting
+        verdict = detector.tell(np.concatenate(([log2(max(1, len(packet.payload)))], numbers)), packet.level)
+        self._learning += detector.waiting - waiting
         if verdict is not Verdict.NOTHING:
             self._changed(key, verdict, packet.frame_id, packet.level)
+        while self._learning > MAX_LEARNING:
+            self._forget()
 
     def _detector(self, key: CameraKey) -> Detector:
         detector = self._cameras.get(key)
         if detector is None:
             if len(self._cameras) >= self._max:
-                forgotten, old = self._cameras.popitem(last=False)
-                self._in_alarm[forgotten.model] -= old.alarm
+                self._forget()
             detector = self._cameras[key] = Detector(self._settings)
         else:
             self._cameras.move_to_end(key)
         return detector
+
+    def _forget(self) -> None:
+        """The camera that was silent for the longest time."""
+        forgotten, old = self._cameras.popitem(last=False)
+        self._in_alarm[forgotten.model] -= old.alarm
+        self._learning -= old.waiting
 
     def _changed(self, key: CameraKey, verdict: Verdict, frame_id: int, level: int) -> None:
         detector = self._cameras[key]
@@ -134,14 +150,15 @@ class DriftWatch(Silent):
         if verdict is Verdict.DRIFT:
             self._in_alarm[key.model] += 1
             self.alarms_total[key.model] += 1
-            way = "fewer" if detector.shift < 0 else "more"
-            log.warning("drift: %s: %s bytes than its baseline, at frame %d", name, way, frame_id)
+            what, way = NAMES[detector.statistic], "below" if detector.shift < 0 else "above"
+            log.warning("drift: %s: its %s is %s the baseline, at frame %d", name, what, way, frame_id)
         else:
             self._in_alarm[key.model] -= 1
             log.warning("drift: %s: %s at frame %d", name, verdict.value, frame_id)
         if self._on_event is not None:
-            shift, now_us = detector.shift, time.time_ns() // 1000
-            self._on_event(DriftEvent(verdict, key, frame_id, level, detector.frames, shift, now_us))
+            what, now_us = NAMES[detector.statistic], time.time_ns() // 1000
+            event = DriftEvent(verdict, key, frame_id, level, detector.frames, what, detector.shift, now_us)
+            self._on_event(event)
 
     def accept(self, client: str, stream_id: bytes) -> int:
         """What these cameras see now is normal (somebody moved or cleaned them): their baselines are learned anew.
@@ -152,6 +169,7 @@ class DriftWatch(Silent):
         found = [(key, one) for key, one in self._cameras.items() if (key.client, key.stream_id) == (client, stream_id)]
         for key, detector in found:
             self._in_alarm[key.model] -= detector.alarm
+            self._learning -= detector.waiting
             detector.accept()
         return len(found)
 
@@ -201,7 +219,10 @@ class DriftWatch(Silent):
             )
         for one in stored.cameras[-self._max :]:
             key = CameraKey(one.client, one.model, one.fingerprint, one.stream_id)
-            self._cameras[key] = Detector(self._settings, one.state)
+            try:
+                self._cameras[key] = Detector(self._settings, one.state)
+            except ValueError as error:
+                raise DriftStateError(f"{path} is no drift state: {error}; remove it to learn anew") from error
             self._in_alarm[key.model] += one.state.alarm
         return len(self._cameras)
 
@@ -213,14 +234,20 @@ def _status(key: CameraKey, detector: Detector) -> dict[str, Any]:
         "stream_id": key.stream_id.hex(),
         "state": "alarm" if detector.alarm else "learning" if detector.learning else "normal",
         "frames": detector.frames,
-        "bytes_ratio": round(2**detector.shift, 4) if detector.alarm else None,
+        "statistic": NAMES[detector.statistic] if detector.alarm else None,
+        "shift": round(detector.shift, 4) if detector.alarm else None,
         "levels": {
             str(level): {
-                "mean_bytes": round(2**learned.mean, 1),
-                "deviation_percent": round(100 * (2**learned.deviation - 1), 2),
+                "mean_bytes": round(2 ** float(learned.mean[0]), 1),
                 "learned_from_frames": learned.frames,
-                "since_start_percent": round(100 * (2 ** (learned.mean - learned.start) - 1), 2),
+                "mean": _by_name(learned.mean),
+                "deviation": _by_name(learned.deviation),
+                "since_start": _by_name(learned.mean - learned.start),
             }
             for level, learned in detector.learned.items()
         },
     }
+
+
+def _by_name(vector: npt.NDArray[np.float64]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in zip(NAMES, vector, strict=True)}

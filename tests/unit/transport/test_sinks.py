@@ -199,7 +199,9 @@ def test_the_signature_is_hmac_sha256():
     assert signature(key, b"body", 12) == f"t=12,v1={outer}"
 
 
-@pytest.mark.parametrize("header", ["", "t=,v1=0", "t=x,v1=0", "v1=00", "t=1" + "0" * 50 + ",v1=0", "t=12,v1=\u00e9", "=,="])
+@pytest.mark.parametrize(
+    "header", ["", "t=,v1=0", "t=x,v1=0", "v1=00", "t=1" + "0" * 50 + ",v1=0", "t=12,v1=\u00e9", "=,="]
+)
 def test_forged_signatures_are_refused(header):
     assert not verify(SECRET, b"body", header, 12)
 
@@ -306,7 +308,16 @@ def test_a_ca_file_that_is_none(tmp_path):
 def test_targets_of_mqtt():
     assert parse_target("broker:1883/site/cameras") == ("broker", 1883, "site/cameras")
     assert parse_target("[::1]:8883/x/") == ("::1", 8883, "x")
-    for wrong in ("broker", "broker:1883", "broker:0/x", "broker:70000/x", "broker:1/a/#", "b:1/+/x", "b:1/$SYS", "b:1//"):
+    for wrong in (
+        "broker",
+        "broker:1883",
+        "broker:0/x",
+        "broker:70000/x",
+        "broker:1/a/#",
+        "b:1/+/x",
+        "b:1/$SYS",
+        "b:1//",
+    ):
         with pytest.raises(ConfigError, match=r"MQTT target|topic"):
             parse_target(wrong)
 
