@@ -235,7 +235,9 @@ def record(profile, *, client="gate", stream=b"s" * 16, model="tiny", frame_id=0
     payload = bytes(round(2 ** profile[0])) if profile is not None else b"\xff"
     packet = Packet(CodecId.RANS, level, frame_id, 0, payload, stream or bytes(16), bytes(16), kind)
     numbers = None if profile is None else np.asarray(profile[1:])
-    return FrameRecord(StreamInfo(client, model, stream), 1, packet, len(payload), pb.Result(code=code), 9, 0.0, numbers)
+    return FrameRecord(
+        StreamInfo(client, model, stream), 1, packet, len(payload), pb.Result(code=code), 9, 0.0, numbers
+    )
 
 
 def tell(watch: DriftWatch, frames, **how) -> None:
