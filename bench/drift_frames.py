@@ -11,7 +11,6 @@ Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019), 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +103,7 @@ class Coder:
         """What the detector is told of a frame."""
         symbols = self._session.symbols(self._session.contract.prepare(frame).image, level)
         payload = self._session.codec.encode(symbols, level)
-        return [log2(len(payload)), *profiles(symbols[None])[0]]
+        return list(profiles(symbols[None], [len(payload)])[0])
 
 
 def photos(folder: Path) -> list[Path]:

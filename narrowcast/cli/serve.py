@@ -79,6 +79,7 @@ async def _serve(args: argparse.Namespace) -> int:
     for observer in frames.observers:
         observers.add(observer)
     watching = operations.Operations(args, observers, server)
+    frames.tell_figures(watching.tally)
     address = await server.start()
     http = await watching.start(address)
     frames.start()

@@ -20,7 +20,7 @@ Vector = npt.NDArray[np.float64]
 BLOCKS = (1, 5, 25, 50)  # frames; the last is twice the one before
 LONG_BLOCK = BLOCKS[-1]
 CLIP = 4.0  # standard deviations: one odd frame counts no more than this
-FLOOR = 0.004  # deviations are not smaller: log2 of bytes (their rounding), or symbol steps
+FLOOR = 0.004  # deviations are not smaller: log2 of bits (bytes are whole), or symbol steps
 
 
 @dataclass

@@ -34,7 +34,7 @@ class DriftSettings(Settings, frozen=True):
         allowances: shifts of less than this many long-run deviations do not add up, in the CUSUM for small and the one for
             large shifts.
         thresholds: of the two sums, in long-run deviations.
-        least_shift: shifts of less than this (log2 of bytes or of spread: 0.015 is 1 %; symbol steps) never add up.
+        least_shift: shifts of less than this (log2 of bits or of spread: 0.015 is 1 %; symbol steps) never add up.
         recover_frames: an alarm ends after so many frames on end that are again like the baseline.
         adopt_frames: an alarm that lasts for so many frames is the new normal: its baseline is learned anew; 0: never.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -10,22 +11,24 @@ import numpy.typing as npt
 
 MIXES = 6
 # In the order in which they lie in a profile.
-NAMES = ("bytes", "spread", *(f"mix {k + 1}" for k in range(MIXES)))
+NAMES = ("bits", "spread", *(f"mix {k + 1}" for k in range(MIXES)))
 
 
-def profiles(symbols: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """All but the first number of each frame's profile.
+def profiles(symbols: npt.NDArray[np.uint8], payload_bytes: Sequence[int]) -> npt.NDArray[np.float64]:
+    """The numbers of each frame.
 
-    ``spread`` is log2 of the mean, over channels, of the symbols' standard deviation within the channel: how much there is
-    to see. A ``mix`` is the channels' mean symbols, added up with fixed random signs and divided by the square root of their
-    number: a random projection keeps distances (Achlioptas, "Database-friendly random projections", PODS 2001), so scenes
-    that excite other channels differ in some of them, also where their packets have the same size.
+    ``bits`` is log2 of the payload's bits per symbol. ``spread`` is log2 of the mean, over channels, of the symbols'
+    standard deviation within the channel: how much there is to see. A ``mix`` is the channels' mean symbols, added up with
+    fixed random signs and divided by the square root of their number: a random projection keeps distances (Achlioptas,
+    "Database-friendly random projections", PODS 2001), so scenes that excite other channels differ in some of them, also
+    where their packets have the same size.
 
     Args:
         symbols: uint8 ``[N, C, H, W]``.
+        payload_bytes: that they came in, by frame.
 
     Returns:
-        float64 ``[N, 1 + MIXES]``.
+        float64 ``[N, len(NAMES)]``.
     """
     count, channels = symbols.shape[:2]
     flat = symbols.reshape(count, channels, -1)
@@ -37,7 +40,8 @@ def profiles(symbols: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     # In float32 the variance is good to a few thousandths of a symbol step, which is less than its smallest change.
     deviations = np.sqrt(np.maximum(squares / positions - means**2, 0.0))
     spread = np.log2(deviations.mean(1) + 1 / 64)
-    return np.concatenate([spread[:, None], means @ _signs(channels)], 1)
+    bits = np.log2(8 * np.maximum(np.array(payload_bytes, np.float64), 1.0) / (channels * positions))
+    return np.concatenate([bits[:, None], spread[:, None], means @ _signs(channels)], 1)
 
 
 @lru_cache(maxsize=64)

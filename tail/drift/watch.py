@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from math import log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +53,7 @@ class DriftEvent(NamedTuple):
         level: of that frame.
         frames: told of this camera so far.
         statistic: the number of the profile that raised the alarm.
-        shift: its recent distance from the baseline: log2 of bytes or of spread (-1 is half), or symbol steps.
+        shift: its recent distance from the baseline: log2 of bits or of spread (-1 is half), or symbol steps.
         time_us: microseconds since 1970 UTC.
     """
 
@@ -118,7 +117,7 @@ class DriftWatch(Silent):
         key = CameraKey(record.stream.client, record.stream.model, packet.fingerprint, record.stream.stream_id)
         detector = self._detector(key)
         waiting = detector.waiting
-        verdict = detector.tell(np.concatenate(([log2(max(1, len(packet.payload)))], numbers)), packet.level)
+        verdict = detector.tell(numbers, packet.level)
         self._learning += detector.waiting - waiting
         if verdict is not Verdict.NOTHING:
             self._changed(key, verdict, packet.frame_id, packet.level)
@@ -238,7 +237,7 @@ def _status(key: CameraKey, detector: Detector) -> dict[str, Any]:
         "shift": round(detector.shift, 4) if detector.alarm else None,
         "levels": {
             str(level): {
-                "mean_bytes": round(2 ** float(learned.mean[0]), 1),
+                "bits_per_symbol": round(2 ** float(learned.mean[0]), 4),
                 "learned_from_frames": learned.frames,
                 "mean": _by_name(learned.mean),
                 "deviation": _by_name(learned.deviation),

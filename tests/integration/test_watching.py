@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_a_camera_goes_dark(tiny, tiny_folder, tmp_path, options):
         serving(
             tiny_folder, tiny_folder / "test.pub", *options,
             "--webhook", f"http://127.0.0.1:{receiver.port}/in", "--mqtt", f"127.0.0.1:{broker.port}/site",
+            "--http", "127.0.0.1:0",
         ) as server,
     ):  # fmt: skip
         with Client(HeadSession(tiny), server.address, level=1) as client:
@@ -48,9 +50,13 @@ def test_a_camera_goes_dark(tiny, tiny_folder, tmp_path, options):
         assert all(answer.error is None for answer in answers)
         until(lambda: len({one["id"] for one in receiver.records}) == len(answers) + 1, "all are posted")
         until(lambda: len(published) >= len(answers) + 1, "all are published")
+        with urllib.request.urlopen(f"http://{server.started['http']}/metrics") as page:
+            metrics = page.read().decode()
         code, log = server.end()
     assert code == 0
     assert "drift: 127.0.0.1/" in log
+    assert 'narrowcast_rate_drift{model="tiny"} 1.0' in metrics
+    assert 'narrowcast_rate_drift_alarms{model="tiny"} 1.0' in metrics
     drifts = [one for one in receiver.records if one["type"] == "drift"]
     assert [one["event"] for one in drifts] == ["drift"]
     assert drifts[0]["frame_id"] >= len(bright)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from narrowcast.tail.audit import AuditRecorder
     from narrowcast.tail.drift import DriftEvent, DriftWatch
     from narrowcast.tail.observe import Observer
+    from narrowcast.tail.operations.tally import Tally
     from narrowcast.tail.sinks import ManifestOf, SinkObserver
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,18 @@ class Watching:
             self._audit.drifted(event)
         if self.sinks is not None:
             self.sinks.drifted(event)
+
+    def tell_figures(self, tally: Tally) -> None:
+        """Adds the gauges to the metrics."""
+        from narrowcast.tail.operations.tally import Gauge
+
+        if self.drift is not None:
+            watch, names = self.drift, tally.table.names
+            text = "Cameras that are away from their baseline now."
+            tally.add_gauge(Gauge("narrowcast_rate_drift", text, lambda: dict.fromkeys(names(), 0) | watch.in_alarm))
+            text = "Drift alarms since the start."
+            totals = lambda: dict.fromkeys(names(), 0) | watch.alarms_total  # noqa: E731
+            tally.add_gauge(Gauge("narrowcast_rate_drift_alarms", text, totals))
 
     def start(self) -> None:
         """Begins to save the baselines now and then."""
