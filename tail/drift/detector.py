@@ -92,9 +92,9 @@ class Detector:
         self._baselines: dict[int, Baseline] = {}
         self.frames, self.alarm = 0, False
         self.statistic = 0
+        self._sums = np.zeros((4, len(NAMES)))
         self._away: Vector = np.zeros(len(NAMES))
         self._calm = self._in_alarm = 0
-        self._end_alarm()
         if state is not None:
             self._restore(state)
 
@@ -161,8 +161,8 @@ class Detector:
 
     def _end_alarm(self) -> None:
         self.alarm = False
-        self._sums = np.zeros((4, len(NAMES)))
-        self._away = np.zeros(len(NAMES))
+        self._sums = np.zeros_like(self._sums)
+        self._away = np.zeros_like(self._away)
 
     @property
     def shift(self) -> float:

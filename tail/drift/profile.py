@@ -49,4 +49,5 @@ def _signs(channels: int) -> npt.NDArray[np.float64]:
     """``[channels, MIXES]``: plus and minus one over the square root of ``channels``; the same on every machine, always."""
     data = hashlib.shake_256(b"narrowcast drift mixes 1").digest(channels * MIXES)
     signs = np.where(np.frombuffer(data, np.uint8).reshape(channels, MIXES) & 1, 1.0, -1.0)
-    return signs / np.sqrt(channels)
+    scaled: npt.NDArray[np.float64] = signs / np.sqrt(channels)
+    return scaled

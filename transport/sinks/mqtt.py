@@ -118,8 +118,8 @@ class Mqtt:
         if self._client is not None and self._client.is_connected():
             return self._client
         self.close()
-        client = self._client = self._make()
-        client.connect_timeout = self._timeout_s  # type: ignore[no-untyped-call]
+        client = self._client = self._make()  # type: ignore[no-untyped-call]
+        client.connect_timeout = self._timeout_s
         if self._username is not None:
             client.username_pw_set(self._username, self._password)
         if self._tls is not None:

@@ -86,13 +86,14 @@ class Watching:
         """Adds the gauges to the metrics."""
         from narrowcast.tail.operations.tally import Gauge
 
-        if self.drift is not None:
-            watch, names = self.drift, tally.table.names
-            text = "Cameras that are away from their baseline now."
-            tally.add_gauge(Gauge("narrowcast_rate_drift", text, lambda: dict.fromkeys(names(), 0) | watch.in_alarm))
-            text = "Drift alarms since the start."
-            totals = lambda: dict.fromkeys(names(), 0) | watch.alarms_total  # noqa: E731
-            tally.add_gauge(Gauge("narrowcast_rate_drift_alarms", text, totals))
+        if (watch := self.drift) is None:
+            return
+        names = tally.table.names  # so that there is a 0 before there is a camera
+        for name, text, values in (
+            ("narrowcast_rate_drift", "Cameras that are away from their baseline now.", lambda: watch.in_alarm),
+            ("narrowcast_rate_drift_alarms", "Drift alarms since the start.", lambda: watch.alarms_total),
+        ):
+            tally.add_gauge(Gauge(name, text, lambda values=values: {**dict.fromkeys(names(), 0), **values()}))
 
     def start(self) -> None:
         """Begins to save the baselines now and then."""
