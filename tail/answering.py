@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
 from narrowcast.tail.backends import Array
+from narrowcast.tail.drift.profile import profiles
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.frame import Frame, refusal
 from narrowcast.tail.store import Model
@@ -31,15 +33,22 @@ Response = pb.StreamResponse
 _Answering = Callable[[Model, Sequence[Frame], float, int], list[Response]]
 
 
-def answer_batch(model: Model, batch: Sequence[Frame]) -> list[Response]:
-    """A response for each frame, in their order. Symbols and images may be mixed. Never raises."""
+def answer_batch(model: Model, batch: Sequence[Frame], *, profiled: bool = False) -> list[Response]:
+    """A response for each frame, in their order. Symbols and images may be mixed. Never raises.
+
+    Args:
+        model: answers.
+        batch: at least one frame.
+        profiled: give each frame of symbols its profile, too.
+    """
+    answer_symbols = partial(_answer_symbols, profiled=profiled)
     started = time.perf_counter()
     images = [row for row, frame in enumerate(batch) if frame.packet.kind is Kind.IMAGE]
     if not images:
-        return _guarded(_answer_symbols, model, batch, started, len(batch))
+        return _guarded(answer_symbols, model, batch, started, len(batch))
     symbols = [row for row, frame in enumerate(batch) if frame.packet.kind is not Kind.IMAGE]
     responses: dict[int, Response] = {}
-    for rows, answer in ((symbols, _answer_symbols), (images, _answer_images)):
+    for rows, answer in ((symbols, answer_symbols), (images, _answer_images)):
         if rows:
             found = _guarded(answer, model, [batch[row] for row in rows], started, len(batch))
             responses |= dict(zip(rows, found, strict=True))
@@ -58,18 +67,27 @@ def _guarded(answer: _Answering, model: Model, frames: Sequence[Frame], started:
         return [refusal(frame.packet, FrameRefusedError(_INTERNAL, told)) for frame in frames]
 
 
-def _answer_symbols(model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
+def _answer_symbols(
+    model: Model, frames: Sequence[Frame], started: float, size: int, *, profiled: bool
+) -> list[Response]:
     began = time.perf_counter()
     decoded, errors = _decode(model.codec, frames)
     done = time.perf_counter()
     outputs: dict[int, dict[str, Array]] = {}
     for rows, symbols in decoded:
+        if profiled:
+            _profile([frames[row] for row in rows], symbols)
         levels = np.array([frames[row].packet.level for row in rows], np.int64)
         answers = model.answer(symbols, levels, [frames[row].tails for row in rows])
         outputs |= dict(zip(rows, answers, strict=True))
     good = sorted(outputs)
     found = [outputs[row] for row in good]
     return _responses(frames, good, errors, found, _Times(started, done - began, done, size))
+
+
+def _profile(frames: Sequence[Frame], symbols: npt.NDArray[np.uint8]) -> None:
+    for frame, profile in zip(frames, profiles(symbols, [len(f.packet.payload) for f in frames]), strict=True):
+        frame.profile = profile
 
 
 def _decode(

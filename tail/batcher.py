@@ -286,7 +286,7 @@ class Batcher:
                 batch, expired = self._take()
                 self._running = batch
             began = time.perf_counter()
-            responses = answer_batch(self.model, batch) if batch else []
+            responses = answer_batch(self.model, batch, profiled=self.observer.wants_profiles) if batch else []
             if batch:
                 self._measure(time.perf_counter() - began, len(batch))
             self._running = ()

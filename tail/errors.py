@@ -12,6 +12,8 @@
         ├── AccessError          a caller that is not to be served; carries the status
         ├── ModelUnavailableError  no such model, or not with the client's codec
         ├── InferRequestError    a request of the Open Inference Protocol that cannot be answered
+        ├── DriftStateError      a file that is no drift state
+        ├── AuditError           samples that cannot be kept or read
         └── FrameRefusedError    one frame cannot be answered; carries the status that its result gets
 """
 
@@ -60,6 +62,14 @@ class ModelUnavailableError(TailError):
 
 class InferRequestError(TailError):
     """A request of the Open Inference Protocol that cannot be answered; INVALID_ARGUMENT."""
+
+
+class DriftStateError(TailError):
+    """A file that holds no drift state, or one of another release."""
+
+
+class AuditError(TailError):
+    """Samples for audit that cannot be kept, or not be read."""
 
 
 class FrameRefusedError(TailError):

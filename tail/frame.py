@@ -7,6 +7,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -55,13 +58,14 @@ class Frame:
         response: what goes back, once it is there.
         release: of the model that answered or refused it; 0 where none did.
         encode_ms: time to put the outputs into the response.
+        profile: see :func:`narrowcast.tail.drift.profile.profiles`; None where nobody wants it, or there are no symbols.
         queue: where it waits; None before and afterwards.
         dropped: nobody waits for it any more.
     """
 
     __slots__ = (
-        "arrived", "client", "deadline", "dropped", "encode_ms", "on_done", "packet", "packet_bytes", "priority", "queue",
-        "release", "response", "tails",
+        "arrived", "client", "deadline", "dropped", "encode_ms", "on_done", "packet", "packet_bytes", "priority", "profile",
+        "queue", "release", "response", "tails",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +93,7 @@ class Frame:
         self.response: pb.StreamResponse | None = None
         self.release = 0
         self.encode_ms = 0.0
+        self.profile: npt.NDArray[np.float64] | None = None
 
     def finish(self, response: pb.StreamResponse) -> None:
         """The response is there."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import ModelUnavailableError
+from narrowcast.transport.bundle import Manifest
 
 
 class Slot:
@@ -75,6 +76,11 @@ class ModelTable:
         slot.retired.set()
         self._changed()
         return slot.batcher
+
+    def manifest(self, name: str, release: int) -> Manifest | None:
+        """Of a release that is served now."""
+        manifests = (slot.batcher.model.manifest for slot in self if slot.name == name)
+        return next((one for one in manifests if one.release == release), None)
 
     def find(self, name: str, fingerprint: bytes) -> Slot:
         """The slot for a client's model.

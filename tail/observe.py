@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
@@ -38,6 +41,7 @@ class FrameRecord(NamedTuple):
         result: what goes back; ``result.code`` says what became of it.
         result_bytes: size of what goes back.
         encode_ms: time to put the result into bytes.
+        profile: numbers about the symbols, for :mod:`narrowcast.tail.drift`; None where nobody wants them.
     """
 
     stream: StreamInfo
@@ -47,10 +51,19 @@ class FrameRecord(NamedTuple):
     result: pb.Result
     result_bytes: int
     encode_ms: float
+    profile: npt.NDArray[np.float64] | None = None
 
 
 class Observer(Protocol):
-    """Is told what happens. See the module."""
+    """Is told what happens. See the module.
+
+    Attributes:
+        wants_profiles: whether frames are to have their profiles, which cost some microseconds each.
+    """
+
+    @property
+    def wants_profiles(self) -> bool:
+        """See the class."""
 
     def stream_opened(self, stream: StreamInfo) -> None:
         """A stream was accepted."""
@@ -70,6 +83,8 @@ class Observer(Protocol):
 
 class Silent:
     """An :class:`Observer` that listens to nothing; a base for those that listen to a part."""
+
+    wants_profiles = False
 
     def stream_opened(self, stream: StreamInfo) -> None:
         """See :class:`Observer`."""
@@ -96,6 +111,11 @@ class Observers:
     def add(self, observer: Observer) -> None:
         """Tells one more from now on."""
         self._observers.append(observer)
+
+    @property
+    def wants_profiles(self) -> bool:
+        """See :class:`Observer`."""
+        return any(observer.wants_profiles for observer in self._observers)
 
     def stream_opened(self, stream: StreamInfo) -> None:
         """See :class:`Observer`."""

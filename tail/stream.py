@@ -325,5 +325,5 @@ def record_of(stream: StreamInfo, frame: Frame) -> FrameRecord:
     assert frame.response is not None
     return FrameRecord(
         stream, frame.release, frame.packet, frame.packet_bytes, frame.response.result,
-        frame.response.ByteSize(), frame.encode_ms,
+        frame.response.ByteSize(), frame.encode_ms, frame.profile,
     )  # fmt: skip

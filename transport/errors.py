@@ -22,6 +22,7 @@
         ├── CertificateError           a certificate or CA that is missing, unreadable, or does not fit
         ├── TokenError                 a token, or a file of them, that cannot be used
         ├── RevocationError            a revocation list that is none
+        ├── SealError                  sealed bytes that do not open
         ├── AddressError       (2)     not HOST:PORT
         └── BundleError        (3)     a bundle that must not be used
             ├── NotABundleError
@@ -133,6 +134,10 @@ class TokenError(TransportError):
 
 class RevocationError(TransportError):
     """A revocation list that is none."""
+
+
+class SealError(TransportError):
+    """Sealed bytes that are damaged, or for another key."""
 
 
 class AddressError(TransportError):

@@ -28,6 +28,7 @@ VERBS = {
         "keys",
         "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",
     ),
+    "audit": ("audit", "sealed samples of what a server received: key, list, export"),
 }
 INTERRUPTED = 130
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from narrowcast.cli.options import add_trust, at_least, seconds
-from narrowcast.cli.serving import operations, queueing, security, store
+from narrowcast.cli.serving import drift, operations, queueing, security, sinks, store
 from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
@@ -22,6 +22,8 @@ examples:
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/      # made by narrowcast keys issue
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/ --tokens tokens.txt
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --insecure
+  narrowcast serve --bundles models/ --webhook https://example.org/results --webhook-secret secret.txt
+  narrowcast serve --bundles models/ --mqtt 127.0.0.1:1883/site/cameras --audit samples/ --audit-key audit.key.pub
   narrowcast serve --bundles models/ --http 127.0.0.1:7480 --log json   # http://127.0.0.1:7480/ shows what happens
 
 Serves the highest release of every model and codec in the folder, and follows its changes: rename a bundle into it to
@@ -47,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queueing.add_arguments(parser)
     security.add_arguments(parser)
     operations.add_arguments(parser)
+    drift.add_arguments(parser)
+    sinks.add_arguments(parser)
     add_trust(parser)
 
 
@@ -68,9 +72,14 @@ async def _serve(args: argparse.Namespace) -> int:
         store.store_settings(args), parse_address(args.listen), access=security.build_access(args), insecure=args.insecure,
         max_batch=args.max_batch, max_delay_ms=args.max_delay_ms, observer=observers, **queueing.server_options(args),
     )  # fmt: skip
+    frames = drift.Watching(args, server.table.manifest)
+    for observer in frames.observers:
+        observers.add(observer)
     watching = operations.Operations(args, observers, server)
+    frames.tell_figures(watching.tally)
     address = await server.start()
     http = await watching.start(address)
+    frames.start()
     assert server.store is not None
     names = store.served(server.store)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.store.reload)
@@ -88,6 +97,7 @@ async def _serve(args: argparse.Namespace) -> int:
     end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))
     await server.stop(args.drain_timeout * 0.9)  # the rest is for what comes after
     await watching.stop()
+    await frames.stop(max(0.5, began + args.drain_timeout * 0.98 - time.monotonic()))
     tell("ended", seconds=round(time.monotonic() - began, 3))
     return 0
 

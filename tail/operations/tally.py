@@ -133,6 +133,8 @@ class Tally:
         table: the server's models.
     """
 
+    wants_profiles = False
+
     def __init__(self, table: ModelTable) -> None:
         self.table = table
         self.models: dict[str, ModelTally] = {}

@@ -1,0 +1,188 @@
+"""A bounded queue in front of a sink, with a thread that delivers: whoever puts something in never waits."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from narrowcast.transport.sinks.errors import SinkRejectedError, SinkUnavailableError
+from narrowcast.transport.sinks.records import Record
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+
+class Sink(Protocol):
+    """Where records go.
+
+    Attributes:
+        name: for logs and counts, without secrets.
+    """
+
+    name: str
+
+    def deliver(self, records: Sequence[Record]) -> None:
+        """Hands records over. They count as delivered once this returns.
+
+        Raises:
+            SinkUnavailableError: none or only some were taken; all are tried again.
+            SinkRejectedError: they will never be taken.
+        """
+
+    def close(self) -> None:
+        """Lets go of connections."""
+
+
+class SinkCounts(msgspec.Struct, frozen=True):
+    """What became of what was put in. ``waiting`` are in the queue or being delivered."""
+
+    delivered: int
+    dropped: int
+    rejected: int
+    retries: int
+    waiting: int
+
+
+class Outbox(Generic[Item]):
+    """Delivers items to a sink, at least once, in order. Where the queue overflows, the oldest are dropped, and counted.
+
+    Args:
+        sink: where to. Used on this outbox's thread only.
+        to_record: makes a record of an item, on the same thread; None leaves the item out.
+        capacity: items that may wait.
+        batch: records per delivery, at most.
+        linger_s: how long a lone record waits for company.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        to_record: Callable[[Item], Record | None],
+        *,
+        capacity: int = 10_000,
+        batch: int = 100,
+        linger_s: float = 0.2,
+    ) -> None:
+        self.sink = sink
+        self._to_record = to_record
+        self._capacity, self._batch, self._linger_s = capacity, batch, linger_s
+        self._items: deque[Item] = deque()
+        self._under_way = 0
+        self._delivered = self._dropped = self._rejected = self._retries = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._give_up = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"sink-{sink.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Queues an item; returns at once."""
+        with self._changed:
+            if self._closing:
+                self._dropped += 1
+                return
+            if len(self._items) >= self._capacity:
+                self._items.popleft()
+                self._dropped += 1
+                if self._dropped & (self._dropped - 1) == 0:  # 1, 2, 4, ...: a line now and then, not one each
+                    log.warning("%s is too slow: %d records dropped so far", self.sink.name, self._dropped)
+            self._items.append(item)
+            self._changed.notify()
+
+    @property
+    def counts(self) -> SinkCounts:
+        """What became of what was put in, so far."""
+        with self._changed:
+            waiting = len(self._items) + self._under_way
+            return SinkCounts(self._delivered, self._dropped, self._rejected, self._retries, waiting)
+
+    def close(self, seconds: float = 5.0) -> SinkCounts:
+        """Delivers what waits, for at most so long; what is left then is dropped, and counted."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(seconds)
+        self._give_up.set()
+        self._thread.join(1.0)
+        with self._changed:
+            self._dropped += len(self._items)
+            self._items.clear()
+        if not self._thread.is_alive():
+            self.sink.close()
+        counts = self.counts
+        if counts.dropped:
+            log.warning("%s: %d records dropped, %d delivered", self.sink.name, counts.dropped, counts.delivered)
+        return counts
+
+    def _work(self) -> None:
+        while (items := self._take()) is not None:
+            records = [record for item in items if (record := self._converted(item)) is not None]
+            if records:
+                self._deliver(records)
+            with self._changed:
+                self._under_way = 0
+
+    def _take(self) -> list[Item] | None:
+        """The next batch; None at the end."""
+        with self._changed:
+            while not self._items:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            until = time.monotonic() + self._linger_s
+            while len(self._items) < self._batch and not self._closing:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            taken = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
+            self._under_way = len(taken)
+            return taken
+
+    def _converted(self, item: Item) -> Record | None:
+        try:
+            return self._to_record(item)
+        except Exception:
+            log.exception("%s: a result that cannot be told is left out", self.sink.name)
+            with self._changed:
+                self._rejected += 1
+            return None
+
+    def _deliver(self, records: list[Record]) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                self.sink.deliver(records)
+                with self._changed:
+                    self._delivered += len(records)
+            except SinkRejectedError as error:
+                log.error("%s: %d records rejected: %s", self.sink.name, len(records), error)
+                with self._changed:
+                    self._rejected += len(records)
+            except SinkUnavailableError as error:
+                with self._changed:
+                    self._retries += 1
+                if pause == FIRST_PAUSE_S:
+                    log.warning("%s: %s; trying again", self.sink.name, error)
+                wanted = pause if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_PAUSE_S)
+                # Spread, so that many servers do not come back as one.
+                if self._give_up.wait(wanted * random.uniform(0.5, 1.0)):  # noqa: S311  (no secret)
+                    with self._changed:
+                        self._dropped += len(records)
+                    return
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                continue
+            except Exception:
+                log.exception("%s: %d records could not be delivered", self.sink.name, len(records))
+                with self._changed:
+                    self._rejected += len(records)
+            return
