@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,12 +89,16 @@ class Watching:
 
         if (watch := self.drift) is None:
             return
-        names = tally.table.names  # so that there is a 0 before there is a camera
-        for name, text, values in (
-            ("narrowcast_rate_drift", "Cameras that are away from their baseline now.", lambda: watch.in_alarm),
-            ("narrowcast_rate_drift_alarms", "Drift alarms since the start.", lambda: watch.alarms_total),
-        ):
-            tally.add_gauge(Gauge(name, text, lambda values=values: {**dict.fromkeys(names(), 0), **values()}))
+        names = tally.table.names
+
+        def add(name: str, text: str, values: Callable[[], Mapping[str, int]]) -> None:
+            def by_model() -> dict[str, float]:  # with a 0 before there is a camera
+                return {**dict.fromkeys(names(), 0), **values()}
+
+            tally.add_gauge(Gauge(name, text, by_model))
+
+        add("narrowcast_rate_drift", "Cameras that are away from their baseline now.", lambda: watch.in_alarm)
+        add("narrowcast_rate_drift_alarms", "Drift alarms since the start.", lambda: watch.alarms_total)
 
     def start(self) -> None:
         """Begins to save the baselines now and then."""
