@@ -32,7 +32,7 @@ __all__ = ["Model", "ModelStatus", "ModelStore", "StoreObserver", "StoreSettings
 log = logging.getLogger(__name__)
 
 # A file that differs between two looks so far apart is being written.
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 0.05
 _T = TypeVar("_T")
 State = Literal["loading", "ready", "standby", "failed"]
 
