@@ -82,7 +82,8 @@ def open_tail(model: bytes, settings: BackendSettings) -> TailBackend:
         TailBackendError: the library is missing, or does not load it.
     """
     if settings.backend == "torch":
-        return _torch().TorchTail(model, settings)
+        tail: TailBackend = _torch().TorchTail(model, settings)
+        return tail
     from narrowcast.tail.backends.onnxruntime import OnnxRuntimeTail
 
     return OnnxRuntimeTail(model, settings)
@@ -95,7 +96,8 @@ def open_whole(model: bytes, settings: BackendSettings) -> ImageBackend:
         TailBackendError: the library is missing, or does not load it.
     """
     if settings.backend == "torch":
-        return _torch().TorchWhole(model, settings)
+        whole: ImageBackend = _torch().TorchWhole(model, settings)
+        return whole
     from narrowcast.tail.backends.onnxruntime import OnnxRuntimeWhole
 
     return OnnxRuntimeWhole(model, settings)

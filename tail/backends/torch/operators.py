@@ -63,13 +63,13 @@ def together(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 # Value by value. Named functions, since a graph's code names what it calls.
 
-for _name, _function in {
+_UNARY: dict[str, _F] = {
     "Abs": torch.abs, "Ceil": torch.ceil, "Cos": torch.cos, "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor,
     "Log": torch.log, "Mish": F.mish, "Neg": torch.neg, "Not": torch.logical_not, "Reciprocal": torch.reciprocal,
     "Relu": torch.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
     "Softplus": F.softplus, "Sqrt": torch.sqrt, "Tanh": torch.tanh,
-}.items():  # fmt: skip
-    OPERATORS[_name] = Operator(_function)
+}  # fmt: skip
+OPERATORS.update({name: Operator(function) for name, function in _UNARY.items()})
 
 
 def _binary(name: str, function: _F) -> None:
@@ -81,11 +81,12 @@ def _binary(name: str, function: _F) -> None:
     OPERATORS[name] = Operator(run)
 
 
-for _name, _function in {
+_BINARY: dict[str, _F] = {
     "Add": torch.add, "And": torch.logical_and, "Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
     "Less": torch.lt, "LessOrEqual": torch.le, "Mul": torch.mul, "Or": torch.logical_or, "Sub": torch.sub,
     "Xor": torch.logical_xor,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _BINARY.items():
     _binary(_name, _function)
 
 
@@ -124,7 +125,8 @@ def _sum(*values: Tensor) -> Tensor:
 
 @operator("Where")
 def _where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(*together(condition, a, b))
+    condition, a, b = together(condition, a, b)
+    return torch.where(condition, a, b)
 
 
 @operator("Identity", "Dropout")  # nothing is dropped outside training
@@ -203,8 +205,8 @@ def _explicit(auto_pad: str) -> None:
 
 _CONV = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _CONV_TRANSPOSE = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
-_MAX_POOL = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}
-_AVERAGE_POOL = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}
+_MAX_POOL: dict[int, _F] = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}
+_AVERAGE_POOL: dict[int, _F] = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}
 
 
 @operator("Conv")
@@ -264,7 +266,8 @@ def _average_pool(
         raise ValueError(f"pads {list(pads or ())} that differ at both ends and do not count")
     x, padding = _padded(x, pairs, 0.0)
     counted = bool(count_include_pad)
-    return _AVERAGE_POOL[x.ndim](x, kernel_shape, strides or [1] * rank, padding, bool(ceil_mode), counted)
+    pooled: Tensor = _AVERAGE_POOL[x.ndim](x, kernel_shape, strides or [1] * rank, padding, bool(ceil_mode), counted)
+    return pooled
 
 
 @operator("GlobalAveragePool")

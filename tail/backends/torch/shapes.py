@@ -55,7 +55,10 @@ def _unsqueeze(x: Tensor, axes: Ints) -> Tensor:
 
 @operator("Expand", host=(1,))
 def _expand(x: Tensor, shape: Ints) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, ints(shape)))
+    wanted = ints(shape)
+    rank = max(x.ndim, len(wanted))
+    own, wanted = [1] * (rank - x.ndim) + list(x.shape), [1] * (rank - len(wanted)) + wanted
+    return x.expand([mine if size == 1 else size for mine, size in zip(own, wanted, strict=True)])
 
 
 @operator("Tile", host=(1,))
@@ -85,7 +88,8 @@ def _slice(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps:
     for place, begin, stop, stride in zip(places, begins, stops, strides, strict=True):
         if stride > 0:
             at = [slice(None)] * x.ndim
-            at[place] = slice(begin, stop if stop < x.shape[place] else None, stride)
+            size = x.shape[place]
+            at[place] = slice(max(begin, -size), stop if stop < size else None, stride)
             x = x[tuple(at)]
         else:  # torch knows no steps backwards
             picked = list(range(*slice(begin, stop, stride).indices(x.shape[place])))
