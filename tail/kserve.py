@@ -20,8 +20,8 @@ from narrowcast.tail.backends import Array
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import InferRequestError
 from narrowcast.tail.frame import Frame
-from narrowcast.tail.kserve_request import Offered, choose_outputs, read_frames, read_parameters
-from narrowcast.tail.kserve_tensors import inputs_metadata, outputs_metadata, to_outputs
+from narrowcast.tail.kserve_request import choose_outputs, read_frames, read_parameters
+from narrowcast.tail.kserve_tensors import Offered, inputs_metadata, outputs_metadata, to_outputs
 from narrowcast.tail.models import ModelTable, Slot
 from narrowcast.tail.observe import Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, rate_refusal, refusal_of

@@ -46,8 +46,9 @@ class Asked(NamedTuple):
 
 
 def read_parameters(request: pb.ModelInferRequest, fingerprint: bytes) -> Asked:
-    """``timeout`` (microseconds) and ``priority`` (1 is the highest, 2 normal, 0 the server's choice), as Triton has them,
-    and ``codec_fingerprint``. Others may mean something to others, and are left alone.
+    """What a request says beside its tensors; parameters that mean something to others only are left alone.
+
+    ``timeout`` (microseconds) and ``priority`` (1 is the highest, 2 normal, 0 the server's choice) are as Triton has them.
 
     Args:
         request: whose.

@@ -1,7 +1,8 @@
 """A gRPC servicer behind something that hands over requests as iterators and takes responses from generators.
 
-Ray Serve does: it has the client's connection, and calls a replica's methods with a stream of requests and a context that
-knows the caller. The servicers here are written for ``grpc.aio``; these adapters stand between the two. Nothing here needs Ray.
+Ray Serve does: it has the client's connection, and calls a replica's methods with a stream of requests and a context
+that knows the caller. The servicers here are written for ``grpc.aio``; these adapters stand between the two. Nothing here
+needs Ray.
 """
 
 from __future__ import annotations
@@ -25,12 +26,23 @@ class AbortError(Exception):
 class CallerContext(Protocol):
     """What is known of a call: a part of ``ray.serve.grpc_util.RayServegRPCContext``."""
 
-    def peer(self) -> str: ...
-    def auth_context(self) -> Any: ...
-    def invocation_metadata(self) -> Any: ...
-    def set_code(self, code: grpc.StatusCode) -> None: ...
-    def set_details(self, details: str) -> None: ...
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None: ...
+    def peer(self) -> str:
+        """Where the call comes from."""
+
+    def auth_context(self) -> Any:
+        """Of the connection."""
+
+    def invocation_metadata(self) -> Any:
+        """What the client has sent along."""
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """The status to end with."""
+
+    def set_details(self, details: str) -> None:
+        """Its message."""
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """What goes out with it."""
 
 
 class BridgedContext:

@@ -4,8 +4,9 @@
 
     RAY_SERVE_ENABLE_HA_PROXY=1 serve run deploy/ray-serve.yaml
 
-Each replica has the servicers and batchers of a server that stands alone, so the same packets give the same bytes. A stream stays
-with one replica; it is asked to move once in a while, so that new replicas get their share and those that are to go become empty.
+Each replica has the servicers and batchers of a server that stands alone, so the same packets give the same bytes. A
+stream stays with one replica; it is asked to move once in a while, so that new replicas get their share and those that are
+to go become empty.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import grpc
 import msgspec
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
@@ -107,8 +107,8 @@ class FrameRate(Silent):
 class FrameRatePolicy:
     """How many replicas there are to be: so many that each has its rate of frames, and room for its streams.
 
-    Ray Serve keeps to the least and the most, and to the delays. The rate counts refused frames, so that an overloaded replica,
-    which answers no more than it can, does not look as if it had just enough.
+    Ray Serve keeps to the least and the most, and to the delays. The rate counts refused frames, so that an overloaded
+    replica, which answers no more than it can, does not look as if it had just enough.
     """
 
     def __init__(self, frames_per_second: float, max_streams: int) -> None:
@@ -134,7 +134,7 @@ class ConnectionGate(OpenGate):
 class Replica:
     """The servicers of a tail server, as Ray Serve calls them: by the last part of a method's name."""
 
-    async def __init__(self, settings: ReplicaSettings) -> None:
+    async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         keys = [PublicKey.read(Path(file)) for file in settings.trust] or trusted_keys()
         models = await asyncio.to_thread(
             load_models,
@@ -172,35 +172,35 @@ class Replica:
 
     async def Infer(self, request: Any, grpc_context: Any) -> Any:
         """See ``docs/protocol.md``."""
-        return await self._tail.Infer(request, BridgedContext(grpc_context))
+        return await self._tail.Infer(request, _bridged(grpc_context))
 
     async def ListModels(self, request: Any, grpc_context: Any) -> Any:
         """See ``docs/protocol.md``."""
-        return await self._tail.ListModels(request, BridgedContext(grpc_context))
+        return await self._tail.ListModels(request, _bridged(grpc_context))
 
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:
         """See the Open Inference Protocol."""
-        return await self._inference.ServerLive(request, BridgedContext(grpc_context))
+        return await self._inference.ServerLive(request, _bridged(grpc_context))
 
     async def ServerReady(self, request: Any, grpc_context: Any) -> Any:
         """See the Open Inference Protocol."""
-        return await self._inference.ServerReady(request, BridgedContext(grpc_context))
+        return await self._inference.ServerReady(request, _bridged(grpc_context))
 
     async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:
         """See the Open Inference Protocol."""
-        return await self._inference.ServerMetadata(request, BridgedContext(grpc_context))
+        return await self._inference.ServerMetadata(request, _bridged(grpc_context))
 
     async def ModelReady(self, request: Any, grpc_context: Any) -> Any:
         """See the Open Inference Protocol."""
-        return await self._inference.ModelReady(request, BridgedContext(grpc_context))
+        return await self._inference.ModelReady(request, _bridged(grpc_context))
 
     async def ModelMetadata(self, request: Any, grpc_context: Any) -> Any:
         """See the Open Inference Protocol."""
-        return await self._inference.ModelMetadata(request, BridgedContext(grpc_context))
+        return await self._inference.ModelMetadata(request, _bridged(grpc_context))
 
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
         """See the Open Inference Protocol."""
-        return await self._inference.ModelInfer(request, BridgedContext(grpc_context))
+        return await self._inference.ModelInfer(request, _bridged(grpc_context))
 
     async def Check(self, request: health_pb2.HealthCheckRequest, grpc_context: Any) -> Any:
         """See ``grpc.health.v1``: whether a replica can be reached and has the model."""
@@ -208,6 +208,10 @@ class Replica:
             context = BridgedContext(grpc_context)
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service or model {request.service[:80]!r}")
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+def _bridged(grpc_context: Any) -> Context:
+    return cast("Context", BridgedContext(grpc_context))
 
 
 def add_health_check(servicer: Any, server: Any) -> None:
@@ -248,20 +252,19 @@ def app(args: dict[str, Any]) -> serve.Application:
         upscale_delay_s=settings.upscale_delay_s,
         downscale_delay_s=settings.downscale_delay_s,
         look_back_period_s=settings.look_back_s,
-        policy=AutoscalingPolicy(
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
             policy_function=f"{__name__}:{FrameRatePolicy.__name__}",
             policy_kwargs={"frames_per_second": settings.frames_per_second, "max_streams": settings.max_streams},
         ),
     )
     deployment = serve.deployment(
-        Replica,
         name="tail",
         # Calls beside the streams (health, lists, single frames) need some places as well.
         max_ongoing_requests=settings.max_streams + 64,
         autoscaling_config=scaling,
         # A replica that is to go takes no new streams; its old ones have moved by then.
         graceful_shutdown_timeout_s=settings.stream_age_s * 1.1 + settings.grace_s + 10,
-    )
+    )(Replica)
     application: serve.Application = deployment.bind(settings)
     return application
 

@@ -1,4 +1,4 @@
-"""What lies in ``deploy/``: the manifests against Kubernetes' schemas, the unit by systemd's own tools, the image's commands."""
+"""``deploy/``: the manifests against Kubernetes' schemas, the unit by systemd's own tools, the image's commands."""
 
 from __future__ import annotations
 
