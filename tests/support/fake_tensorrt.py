@@ -118,8 +118,12 @@ class ILayer:
 
 class ITensor:
     def __init__(self, value: Any) -> None:
-        self.name = value.name
+        self._name = value.name
         self._shape = Dims(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+
+    @property
+    def name(self) -> str:
+        return self._name
 
     @property
     def shape(self) -> Dims:
@@ -306,6 +310,7 @@ def module(version: str) -> ModuleType:
         ParserError,
         ILayer,
         INetworkDefinition,
+        ITensor,
         IBuilderConfig,
         OnnxParser,
         IExecutionContext,
