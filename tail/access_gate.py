@@ -20,6 +20,7 @@ from narrowcast.tail.access_limits import PRIORITIES, ClientLimits, RateLimiter
 from narrowcast.tail.errors import AccessError
 from narrowcast.tail.frame import Priority
 from narrowcast.tail.observe import Observer, Silent
+from narrowcast.tail.requests import METHOD_KINDS
 
 log = logging.getLogger(__name__)
 
@@ -146,14 +147,6 @@ async def _end(context: Context, call: _Call, error: AccessError) -> None:
         call.task.cancel()
 
 
-_MAKERS: dict[tuple[bool, bool], tuple[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-
-
 class GateKeeper(grpc.aio.ServerInterceptor):
     """Asks the gate before any method of any service runs: none can forget to. Health checks go through.
 
@@ -182,7 +175,7 @@ class GateKeeper(grpc.aio.ServerInterceptor):
 
     def _guarded(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """The same method, behind the gate."""
-        kind, make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        kind, make = METHOD_KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
         method = getattr(handler, kind)
 
         async def call(request: Any, context: Context) -> Any:

@@ -19,6 +19,7 @@ from narrowcast.tail.health import NOT_SERVING, SERVING, Health
 from narrowcast.tail.kserve import InferenceService
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import Observer
+from narrowcast.tail.requests import SoundRequests
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import Model, ModelStore, StoreObserver, StoreSettings
 from narrowcast.tail.stream import Ageing
@@ -125,7 +126,7 @@ class TailServer:
             self.table.publish(self._batcher(model))
         self._service = TailService(self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
         self._server = grpc.aio.server(
-            options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors]
+            options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors, SoundRequests()]
         )
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

@@ -180,6 +180,8 @@ class TailService(TailServiceServicer):
         if streams is None:
             streams = self._streams[slot] = set()
             self._watching[slot] = asyncio.get_running_loop().create_task(self._drain_retired(slot, streams))
+        elif slot.retired.is_set():  # while this one was opened; the others have been told
+            stream.drain("model unloaded", True, self._ageing.grace_seconds)
         streams.add(stream)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._watch)

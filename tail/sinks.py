@@ -39,12 +39,15 @@ class SinkObserver(Silent):
         self, sinks: Sequence[Sink], manifest_of: ManifestOf, *, raw: bool = False, capacity: int = 10_000
     ) -> None:
         self._manifest_of, self._raw = manifest_of, raw
-        self._manifests: OrderedDict[tuple[str, int], Manifest | None] = OrderedDict()
-        self._outboxes: list[Outbox[_Item]] = [Outbox(sink, self._told, capacity=capacity) for sink in sinks]
+        self._manifests: OrderedDict[tuple[str, int], Manifest] = OrderedDict()
+        self._outboxes: list[Outbox[_Item]] = [
+            Outbox(sink, self._told, capacity=capacity, weigh=_held_bytes) for sink in sinks
+        ]
 
     def frame_done(self, record: FrameRecord) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
-        item = _Result(record, self._manifest(record.stream.model, record.release))
+        slim = record._replace(packet=record.packet._replace(payload=b""))  # which no sink is told
+        item = _Result(slim, self._manifest(record.stream.model, record.release))
         for outbox in self._outboxes:
             outbox.put(item)
 
@@ -65,14 +68,21 @@ class SinkObserver(Silent):
 
     def _manifest(self, model: str, release: int) -> Manifest | None:
         key = model, release
-        if key not in self._manifests:
-            if len(self._manifests) >= MAX_MANIFESTS:
+        found = self._manifest_of(model, release)
+        if found is None:  # the last frames of a release that is served no more
+            return self._manifests.get(key)
+        if self._manifests.get(key) is not found:  # new, or another bundle under the same release
+            self._manifests[key] = found
+            if len(self._manifests) > MAX_MANIFESTS:
                 self._manifests.popitem(last=False)
-            self._manifests[key] = self._manifest_of(model, release)
-        return self._manifests[key]
+        return found
 
     def _told(self, item: _Item) -> Record:
         return _drift(item) if isinstance(item, DriftEvent) else _result(item, self._raw)
+
+
+def _held_bytes(item: _Item) -> int:
+    return 0 if isinstance(item, DriftEvent) else item.record.result_bytes
 
 
 def _result(item: _Result, raw: bool) -> Record:

@@ -83,6 +83,7 @@ async def _serve(args: argparse.Namespace) -> int:
     assert server.store is not None
     names = store.served(server.store)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.store.reload)
+    stop = stop_on_signals(lambda number, again: _tell_signal(number, args.drain_timeout, again))
     if args.json:
         where = {"address": str(address), **({"http": str(http)} if http else {})}
         print(json.dumps({"event": "listening", **where, "models": names}), flush=True)
@@ -92,7 +93,7 @@ async def _serve(args: argparse.Namespace) -> int:
             "insecure", logging.WARNING,
             warning="anyone who can reach this port can use it, and the traffic is not encrypted",
         )  # fmt: skip
-    await stop_on_signals(lambda number, again: _tell_signal(number, args.drain_timeout, again)).wait()
+    await stop.wait()
     began = time.monotonic()
     end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))
     await server.stop(args.drain_timeout * 0.9)  # the rest is for what comes after

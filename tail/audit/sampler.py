@@ -9,8 +9,11 @@ from typing import NamedTuple
 from narrowcast.tail.audit.samples import Reason
 from narrowcast.tail.observe import FrameRecord
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.rpc import tail_pb2 as pb
 
 MAX_RECENT_BYTES = 64 * 1024 * 1024
+_RECORD_BYTES = 600  # of the objects around a packet, about
+_NO_RESULT = pb.Result()
 
 
 class _Camera(NamedTuple):
@@ -73,7 +76,7 @@ class Sampler:
         """A camera's latest frames: to be kept, for it has raised an alarm. Those that follow are kept as they come."""
         camera = _Camera(client, stream_id)
         recent = self._recent.pop(camera, deque())
-        self._recent_bytes -= sum(record.packet_bytes for record in recent)
+        self._recent_bytes -= sum(map(_held_bytes, recent))
         if self._after:
             self._left[camera] = self._after
             while len(self._left) > 1000:  # those of cameras that fell silent
@@ -83,13 +86,19 @@ class Sampler:
     def _remember(self, camera: _Camera, record: FrameRecord) -> None:
         recent = self._recent.setdefault(camera, deque())
         self._recent.move_to_end(camera)
-        recent.append(record)
-        self._recent_bytes += record.packet_bytes
+        recent.append(
+            record._replace(result=_NO_RESULT, profile=None)
+        )  # only the packet is kept; a mask may be megabytes
+        self._recent_bytes += _held_bytes(record)
         if len(recent) > self._before:
-            self._recent_bytes -= recent.popleft().packet_bytes
+            self._recent_bytes -= _held_bytes(recent.popleft())
         while self._recent_bytes > self._most and self._recent:
             _, forgotten = self._recent.popitem(last=False)
-            self._recent_bytes -= sum(one.packet_bytes for one in forgotten)
+            self._recent_bytes -= sum(map(_held_bytes, forgotten))
+
+
+def _held_bytes(record: FrameRecord) -> int:
+    return record.packet_bytes + _RECORD_BYTES
 
 
 def _one_in(every: int, record: FrameRecord) -> bool:

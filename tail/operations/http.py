@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.operations.history import STEP_SECONDS, History
@@ -113,7 +114,7 @@ class HttpServer:
             app.router.add_get(path, self._file)
         self._runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=IDLE_SECONDS, lingering_time=0, max_line_size=2048, max_headers=64,
-            max_field_size=4096, handle_signals=False, logger=logging.getLogger(__name__),
+            max_field_size=4096, handle_signals=False, logger=_logger(),
         )  # fmt: skip
         await self._runner.setup()
         self._ticking = asyncio.create_task(self._tick())
@@ -197,6 +198,19 @@ class HttpServer:
     async def _file(self, request: web.Request) -> web.Response:
         name, content_type = _PAGE[request.path]
         return web.Response(text=(_FILES / name).read_text("utf-8"), content_type=content_type, charset="utf-8")
+
+
+def _logger() -> logging.Logger:
+    """For the library, which writes a traceback for each request that is none and each client that leaves early."""
+    logger = logging.getLogger(f"{__name__}.requests")
+    if not logger.filters:
+        logger.addFilter(_is_ours)
+    return logger
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (HttpProcessingError, ConnectionError))
 
 
 class _Turned(asyncio.Protocol):

@@ -31,7 +31,10 @@ def exposition(figures: Figures, accept: str = "") -> tuple[bytes, str]:
     made = CollectorRegistry(auto_describe=False)
     made.register(FiguresCollector(figures))
     ProcessCollector(registry=made)
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version in ``Accept`` that is none, which the library falls over
+        encode, content_type = choose_encoder("")
     return encode(made), content_type
 
 

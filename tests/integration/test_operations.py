@@ -141,6 +141,36 @@ class TestEnding:
         assert names == ["listening", "stream_opened", "draining", "stream_closed", "ended"]
         assert events[3]["frames"] == 32
 
+    AT_ONCE = """
+import os, signal, sys
+from narrowcast.cli import main
+from narrowcast.tail.operations import logs
+
+def tell(event, *given, **fields):  # what starts it has read that it listens, and ends it
+    if event == "listening":
+        os.kill(os.getpid(), signal.SIGTERM)
+    told(event, *given, **fields)
+
+told, logs.tell = logs.tell, tell
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def test_sigterm_as_soon_as_it_listens(self, tiny_folder):
+        command = [
+            sys.executable,
+            "-c",
+            self.AT_ONCE,
+            "serve",
+            "--bundles",
+            str(tiny_folder),
+            "--listen",
+            "127.0.0.1:0",
+        ]
+        command += ["--trust", str(tiny_folder / "test.pub")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0
+        assert [line.split()[1] for line in done.stderr.splitlines()[-3:]] == ["listening", "draining", "ended"]
+
     HANGS = """
 import asyncio, sys, threading
 from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals

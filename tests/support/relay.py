@@ -18,6 +18,7 @@ class Relay:
         self._to = (host, port)
         self._rate = bytes_per_second
         self._running: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self.connections = 0
         self.up_bytes = 0
         self.address = ""
@@ -29,6 +30,7 @@ class Relay:
         except OSError:
             writer.close()
             return
+        self._writers |= {writer, there_writer}
         ways = (self._pass(reader, there_writer, up=True), self._pass(there_reader, writer, up=False))
         for task in map(asyncio.create_task, ways):
             self._running.add(task)
@@ -45,9 +47,12 @@ class Relay:
         writer.close()
 
     def cut(self) -> None:
-        """Ends what runs."""
+        """Ends what runs, with what is on its way; both sides see the connection break."""
         for task in list(self._running):
             task.cancel()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
 
 
 @contextlib.asynccontextmanager

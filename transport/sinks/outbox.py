@@ -18,6 +18,7 @@ from narrowcast.transport.sinks.records import Record
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+MAX_WAITING_BYTES = 256 * 1024 * 1024
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 
@@ -59,6 +60,7 @@ class Outbox(Generic[Item]):
         sink: where to. Used on this outbox's thread only.
         to_record: makes a record of an item, on the same thread; None leaves the item out.
         capacity: items that may wait.
+        weigh: bytes of memory that an item takes; of them at most ``max_bytes`` wait, one item excepted.
         batch: records per delivery, at most.
         linger_s: how long a lone record waits for company.
     """
@@ -69,12 +71,15 @@ class Outbox(Generic[Item]):
         to_record: Callable[[Item], Record | None],
         *,
         capacity: int = 10_000,
+        weigh: Callable[[Item], int] = lambda item: 0,
+        max_bytes: int = MAX_WAITING_BYTES,
         batch: int = 100,
         linger_s: float = 0.2,
     ) -> None:
         self.sink = sink
         self._to_record = to_record
         self._capacity, self._batch, self._linger_s = capacity, batch, linger_s
+        self._weigh, self._max_bytes, self._bytes = weigh, max_bytes, 0
         self._items: deque[Item] = deque()
         self._under_way = 0
         self._delivered = self._dropped = self._rejected = self._retries = 0
@@ -90,8 +95,9 @@ class Outbox(Generic[Item]):
             if self._closing:
                 self._dropped += 1
                 return
-            if len(self._items) >= self._capacity:
-                self._items.popleft()
+            self._bytes += self._weigh(item)
+            while self._items and (len(self._items) >= self._capacity or self._bytes > self._max_bytes):
+                self._bytes -= self._weigh(self._items.popleft())
                 self._dropped += 1
                 if self._dropped & (self._dropped - 1) == 0:  # 1, 2, 4, ...: a line now and then, not one each
                     log.warning("%s is too slow: %d records dropped so far", self.sink.name, self._dropped)
@@ -145,6 +151,7 @@ class Outbox(Generic[Item]):
                     break
                 self._changed.wait(left)
             taken = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
+            self._bytes -= sum(map(self._weigh, taken))
             self._under_way = len(taken)
             return taken
 

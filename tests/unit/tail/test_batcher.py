@@ -17,6 +17,8 @@ from narrowcast.tail import batcher as batching
 from narrowcast.tail.answering import answer_batch
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
+from narrowcast.tail.frame import Frame
+from narrowcast.tail.observe import Silent
 from narrowcast.tail.store import Model, load_model
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.images import encode_image
@@ -323,7 +325,7 @@ async def test_a_frame_that_takes_next_to_nothing_is_answered_without_the_thread
     threads = []
     monkeypatch.setattr(
         batching, "answer_batch",
-        lambda *given: (threads.append(threading.current_thread()), answer_batch(*given))[1],
+        lambda *given, **more: (threads.append(threading.current_thread()), answer_batch(*given, **more))[1],
     )  # fmt: skip
     for _ in range(3):
         answer = batcher.submit(packet(tiny, frame), deadline=time.perf_counter() + 60)
@@ -332,6 +334,21 @@ async def test_a_frame_that_takes_next_to_nothing_is_answered_without_the_thread
         await until(lambda: batcher._sleeping, "the thread sleeps")
     here = threading.main_thread()
     assert [thread is here for thread in threads] == [False, light_seconds > 0, light_seconds > 0]
+    await batcher.close()
+
+
+@pytest.mark.parametrize("light_seconds", [3600.0, 0.0])
+async def test_every_frame_has_its_profile_where_it_is_wanted(tiny, model, monkeypatch, light_seconds):
+    class Wanting(Silent):
+        wants_profiles = True
+
+    monkeypatch.setattr(batching, "LIGHT_SECONDS", light_seconds)
+    model.backend.go.set()
+    batcher, found = Batcher(model, observer=Wanting()), []
+    for _ in range(3):
+        batcher.put(Frame(packet(tiny, bundles.random_frames(1)[0]), on_done=found.append))
+        await until(lambda: found and batcher._sleeping, "it is answered")
+        assert found.pop().profile is not None
     await batcher.close()
 
 

@@ -105,10 +105,29 @@ async def test_readiness_is_not_health(address, monkeypatch):
         (get("/", "127.0.0.1", "X: " + "a" * 10_000), 400),
         (get("/", "127.0.0.1", *(f"X{k}: 1" for k in range(200))), 400),
         (b"\x16\x03\x01 this is not HTTP\r\n\r\n", 400),
+        (b"CONNECT a:b HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     ],
 )
-async def test_requests_that_are_refused(address, request_bytes, status):
+async def test_requests_that_are_refused(address, request_bytes, status, caplog):
     assert (await ask(address, request_bytes))[0] == status
+    assert caplog.text == ""  # whoever reaches the port could fill the disk
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=x.y", "text/plain;;;q=z; version=\u00ff"])
+async def test_metrics_for_those_who_accept_what_is_nothing(address, accept):
+    status, headers, body = await ask(address, get("/metrics", "127.0.0.1", f"Accept: {accept}"))
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    assert b"narrowcast_models 0" in body
+
+
+async def test_a_client_that_leaves_early_is_no_error(address, caplog):
+    _, writer = await asyncio.open_connection(*address)
+    writer.write(get("/metrics"))
+    writer.transport.abort()
+    assert (await ask(address, get("/healthz")))[0] == 200
+    assert (await ask(address, get("/metrics")))[0] == 200  # one at a time: the other one is over
+    assert caplog.text == ""
 
 
 async def test_a_client_that_drips_its_request_is_dropped(impatient):
@@ -120,7 +139,8 @@ async def test_a_client_that_drips_its_request_is_dropped(impatient):
         if done:
             break
     assert closed.done()
-    assert closed.result() == b""
+    if not isinstance(closed.exception(), ConnectionResetError):  # where a byte crossed the end
+        assert closed.result() == b""
     writer.close()
 
 
