@@ -257,6 +257,7 @@ class Stream:
                 self._take(response.result)
             elif kind == "credits":
                 self._window = min(int(response.credits.window), self._most)
+                self._busy.set()
             elif kind == "pong":
                 self._pongs = int(response.pong.number)
             elif kind == "drain":
@@ -294,9 +295,12 @@ class Stream:
         self.drained.set()
 
     async def _watch(self, give_up_seconds: float | None) -> None:
-        """Leaves a server that nothing is heard from, or that answers no packet. Sleeps while none is under way."""
+        """Leaves a server that nothing is heard from, that answers no packet, or lets none be sent.
+
+        Sleeps while none is under way.
+        """
         while True:
-            if not self._in_flight:
+            if not self._in_flight and self._window:
                 self._busy.clear()
                 await self._busy.wait()
                 self._answered_at = time.perf_counter()
@@ -304,6 +308,9 @@ class Stream:
             await asyncio.sleep(liveness.TICK_SECONDS)
             self._silence.tick(self._socket.read())
             if not self._in_flight:
+                waited = time.monotonic() - self._frames.progressed_at if len(self._frames) else 0.0
+                if not self._window and give_up_seconds is not None and waited > give_up_seconds:
+                    raise SilenceError(f"no packet may be sent (a window of 0) for {give_up_seconds:.0f} s")
                 continue
             owed_since = max(self._answered_at, next(iter(self._in_flight.values())).at)
             if give_up_seconds is not None and time.perf_counter() - owed_since > give_up_seconds:

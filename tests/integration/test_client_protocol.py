@@ -228,6 +228,21 @@ class TestCredits:
         async with scripted(closed, window=1) as server, AsyncClient(session, server.address) as client:
             check(await all_of(client, 10), 10)
 
+    async def test_a_server_that_lets_nothing_be_sent_any_more_is_given_up(self, session, monkeypatch):
+        monkeypatch.setattr(liveness, "TICK_SECONDS", 0.01)
+
+        async def shut(talk: Conversation) -> None:
+            first = await talk.frame()
+            talk.say(credits=pb.Credits(window=0))
+            talk.answer(first)
+            await talk.frame()
+
+        async with scripted(shut, window=1) as server:
+            async with AsyncClient(session, server.address, give_up_seconds=0.3) as client:
+                assert (await asyncio.wait_for(client.infer(FRAMES[0]), 20)).error is None
+                with pytest.raises(PeerUnreachableError, match="a window of 0"):
+                    await asyncio.wait_for(client.infer(FRAMES[1]), 20)
+
 
 class TestHints:
     async def test_what_is_put_off_is_sent_again_and_is_no_failure(self, session):
