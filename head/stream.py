@@ -142,12 +142,17 @@ class Stream:
         call = TailServiceStub(channel).Stream()
         stream = cls(endpoint, channel, call, socket, frames, at_end)
         health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None
+        begun = asyncio.ensure_future(stream._begin(opening, health))
         try:
-            await asyncio.wait_for(stream._begin(opening, health), seconds)
-        except BaseException as error:
+            # Not wait_for: until Python 3.12 it forgets that it was cancelled where that coincides with what it waits for,
+            # and the link would never end.
+            if not (await asyncio.wait([begun], timeout=seconds))[0]:
+                raise HungError(f"no answer to opening a stream within {seconds:.0f} s")
+            begun.result()
+        except BaseException:
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
             await stream._close()
-            if isinstance(error, asyncio.TimeoutError):  # TimeoutError itself from Python 3.11 on
-                raise HungError(f"no answer to opening a stream within {seconds:.0f} s") from error
             raise
         finally:
             if health is not None:

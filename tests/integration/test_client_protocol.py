@@ -20,6 +20,7 @@ from narrowcast.head.client import AsyncClient
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.link import MAX_FRUITLESS_STREAMS, Link
 from narrowcast.head.session import HeadSession
+from narrowcast.head.stream import Stream
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -402,6 +403,28 @@ class TestResume:
 
         async with scripted(breaking) as server, AsyncClient(session, server.address) as client:
             check(await all_of(client, 2 * MAX_FRUITLESS_STREAMS), 2 * MAX_FRUITLESS_STREAMS)
+
+
+class TestClosing:
+    async def test_the_link_ends_where_that_coincides_with_an_opening(self, session, monkeypatch):
+        begin = Stream._begin
+        ends: list[bool] = []
+
+        async def coinciding(stream: Stream, *args) -> None:
+            await begin(stream, *args)
+            # Runs when this has returned, and before the link is woken.
+            asyncio.get_running_loop().call_soon(lambda: ends.append(client._link._task.cancel()))
+
+        monkeypatch.setattr(Stream, "_begin", coinciding)
+        async with scripted(echo) as server:
+            client = AsyncClient(session, server.address)
+            task = await client.submit(FRAMES[0])
+            await eventually(lambda: ends, "the link is told to end")
+            done, _ = await asyncio.wait([client._link._task], timeout=3)
+            assert done
+            assert client._link._task.cancelled()
+            await client.close()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 class TestChoice:
