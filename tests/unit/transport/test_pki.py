@@ -7,6 +7,7 @@ import datetime as dt
 import stat
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -219,6 +220,15 @@ class TestTokens:
         assert read_tokens(file).find(digest_of(kept)) == "b"
         with pytest.raises(TokenError, match="no token of 'a'.*those of: b"):
             remove_tokens(file, "a")
+
+    def test_several_at_once_lose_none_and_bring_none_back(self, tmp_path):
+        file = tmp_path / "tokens.txt"
+        names = [f"board-{k}" for k in range(12)]
+        for name in names[:6]:
+            add_token(file, name)
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda job: job[0](file, job[1]), zip([remove_tokens] * 6 + [add_token] * 6, names, strict=True)))
+        assert sorted(entry.name for entry in read_tokens(file).entries) == sorted(names[6:])
 
     def test_a_pasted_token_is_refused_and_not_shown(self):
         secret = "nct_" + "s" * 43
