@@ -85,6 +85,13 @@ class TestIssuing:
             certificate_in(tmp_path / "board-7").not_valid_after_utc <= authority.root.certificate.not_valid_after_utc
         )
 
+    def test_the_first_ones_at_once_make_one_authority(self, tmp_path, keys_folder):
+        words = [["keys", "issue", f"board-{k}", "--out", str(tmp_path / f"board-{k}")] for k in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(main, words)) == [0] * 6
+        bundle = Authority.open(keys_folder / "ca").bundle
+        assert [(tmp_path / f"board-{k}" / "ca.crt").read_bytes() for k in range(6)] == [bundle] * 6
+
     def test_two_at_once_are_both_listed(self, fleet):
         names = [f"board-{k}" for k in range(6)]
         threads = [
