@@ -288,6 +288,23 @@ class TestCommands:
         assert "counts" in shown
         assert len(pki.read_certificates((tmp_path / "public" / "ca.crt").read_bytes(), "ca.crt")) == 1
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["rotate", "--force"], ["rotate", "--finish", "--days", "9"], ["ca", "--out", "public", "--days", "9"],
+            ["revoke", "board-7", "--tokens", "tokens.txt", "--out", "tail"],
+        ],
+    )  # fmt: skip
+    def test_options_that_would_do_nothing(self, tmp_path, monkeypatch, capsys, words):
+        monkeypatch.chdir(tmp_path)
+        for made in (["issue", "board-7"], ["token", "board-7", "--tokens", "tokens.txt"]):
+            assert main(["keys", *made]) == 0
+        before = (tmp_path / "keys" / "ca" / "authority.pem").read_bytes(), (tmp_path / "tokens.txt").read_bytes()
+        assert main(["keys", *words]) == 1
+        assert words[-2 if words[-1] in ("9", "tail") else -1] in capsys.readouterr().err
+        after = (tmp_path / "keys" / "ca" / "authority.pem").read_bytes(), (tmp_path / "tokens.txt").read_bytes()
+        assert before == after
+
     def test_tokens(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         assert main(["keys", "token", "board-7", "--tokens", "tokens.txt", "--out", "token"]) == 0
