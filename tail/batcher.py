@@ -230,7 +230,7 @@ class Batcher:
     def _compute_here(self, frame: Frame) -> None:
         batch = [frame]
         began = time.perf_counter()
-        responses = answer_batch(self.model, batch)
+        responses = answer_batch(self.model, batch, profiled=self.observer.wants_profiles)
         self._measure(time.perf_counter() - began, 1)
         self._deliver(batch, responses, (), 0)
 
