@@ -213,7 +213,12 @@ class Stream:
             elif not await self._promise_more(len(waiting.data)):
                 await self._send(waiting)
         await self._call.done_writing()
-        await asyncio.sleep(self._grace_seconds + LAST_ANSWERS_SECONDS)
+        ends = time.monotonic() + self._grace_seconds
+        while self._in_flight and time.monotonic() < ends:
+            await asyncio.sleep(min(self._grace_seconds, liveness.TICK_SECONDS))
+        # Nothing more is due but the server's word that it has ended the stream: a connection is not kept for its sake.
+        left = min(max(0.0, ends - time.monotonic()), LEAVING_MS / 1000)
+        await asyncio.sleep(left + LAST_ANSWERS_SECONDS)
 
     async def _send(self, waiting: Waiting) -> None:
         size, most = len(waiting.data), self._max_packet_bytes

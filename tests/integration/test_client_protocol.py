@@ -15,7 +15,7 @@ from support.relay import thin
 from support.scripted import NOT_SERVING, Conversation, EndedError, echo, scripted
 from support.waiting import eventually
 
-from narrowcast.head import endpoints, liveness, unanswered
+from narrowcast.head import endpoints, liveness, stream, unanswered
 from narrowcast.head.client import AsyncClient
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.link import MAX_FRUITLESS_STREAMS, Link
@@ -175,6 +175,23 @@ class TestDrain:
         async with scripted(unloading) as server, AsyncClient(session, server.address) as client:
             result = await asyncio.wait_for(client.infer(FRAMES[0]), 30)
             assert (result.status, result.error) == ("UNAVAILABLE", "unloaded")
+
+
+    async def test_a_drained_stream_that_is_never_ended_is_not_kept(self, session, monkeypatch):
+        monkeypatch.setattr(stream, "LEAVING_MS", 50)
+        monkeypatch.setattr(stream, "LAST_ANSWERS_SECONDS", 0.05)
+
+        async def lingering(talk: Conversation) -> None:
+            talk.answer(await talk.frame())
+            talk.say(drain=pb.Drain(grace_ms=2**32 - 1, come_back=True))
+            await echo(talk)
+            await asyncio.Event().wait()
+
+        async with scripted(lingering) as server, AsyncClient(session, server.address) as client:
+            for frame in FRAMES[:6]:
+                assert (await asyncio.wait_for(client.infer(frame), 20)).error is None
+            assert client.counters.drains > 1
+            await eventually(lambda: not client._link._drained, "the streams that were drained are gone")
 
 
 class TestCredits:
