@@ -142,12 +142,17 @@ class Stream:
         call = TailServiceStub(channel).Stream()
         stream = cls(endpoint, channel, call, socket, frames, at_end)
         health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None
+        begun = asyncio.ensure_future(stream._begin(opening, health))
         try:
-            await asyncio.wait_for(stream._begin(opening, health), seconds)
-        except BaseException as error:
+            # Not wait_for: until Python 3.12 it forgets that it was cancelled where that coincides with what it waits for,
+            # and the link would never end.
+            if not (await asyncio.wait([begun], timeout=seconds))[0]:
+                raise HungError(f"no answer to opening a stream within {seconds:.0f} s")
+            begun.result()
+        except BaseException:
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
             await stream._close()
-            if isinstance(error, asyncio.TimeoutError):  # TimeoutError itself from Python 3.11 on
-                raise HungError(f"no answer to opening a stream within {seconds:.0f} s") from error
             raise
         finally:
             if health is not None:
@@ -208,7 +213,12 @@ class Stream:
             elif not await self._promise_more(len(waiting.data)):
                 await self._send(waiting)
         await self._call.done_writing()
-        await asyncio.sleep(self._grace_seconds + LAST_ANSWERS_SECONDS)
+        ends = time.monotonic() + self._grace_seconds
+        while self._in_flight and time.monotonic() < ends:
+            await asyncio.sleep(min(self._grace_seconds, liveness.TICK_SECONDS))
+        # Nothing more is due but the server's word that it has ended the stream: a connection is not kept for its sake.
+        left = min(max(0.0, ends - time.monotonic()), LEAVING_MS / 1000)
+        await asyncio.sleep(left + LAST_ANSWERS_SECONDS)
 
     async def _send(self, waiting: Waiting) -> None:
         size, most = len(waiting.data), self._max_packet_bytes
@@ -257,6 +267,7 @@ class Stream:
                 self._take(response.result)
             elif kind == "credits":
                 self._window = min(int(response.credits.window), self._most)
+                self._busy.set()
             elif kind == "pong":
                 self._pongs = int(response.pong.number)
             elif kind == "drain":
@@ -294,9 +305,12 @@ class Stream:
         self.drained.set()
 
     async def _watch(self, give_up_seconds: float | None) -> None:
-        """Leaves a server that nothing is heard from, or that answers no packet. Sleeps while none is under way."""
+        """Leaves a server that nothing is heard from, that answers no packet, or lets none be sent.
+
+        Sleeps while none is under way.
+        """
         while True:
-            if not self._in_flight:
+            if not self._in_flight and self._window:
                 self._busy.clear()
                 await self._busy.wait()
                 self._answered_at = time.perf_counter()
@@ -304,6 +318,9 @@ class Stream:
             await asyncio.sleep(liveness.TICK_SECONDS)
             self._silence.tick(self._socket.read())
             if not self._in_flight:
+                waited = time.monotonic() - self._frames.progressed_at if len(self._frames) else 0.0
+                if not self._window and give_up_seconds is not None and waited > give_up_seconds:
+                    raise SilenceError(f"no packet may be sent (a window of 0) for {give_up_seconds:.0f} s")
                 continue
             owed_since = max(self._answered_at, next(iter(self._in_flight.values())).at)
             if give_up_seconds is not None and time.perf_counter() - owed_since > give_up_seconds:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from narrowcast.tail.drift.watch import DriftEvent
 from narrowcast.tail.observe import FrameRecord, Silent
 from narrowcast.transport.bundle import Manifest
+from narrowcast.transport.codec import SIZE_BYTES
+from narrowcast.transport.images import image_size
+from narrowcast.transport.packet import Kind, Packet
 from narrowcast.transport.rpc.tensors import from_tensor
 from narrowcast.transport.sinks import Outbox, Record, Sink, SinkCounts, summarize
 from narrowcast.transport.sinks.records import SCHEMA, record_id
@@ -103,8 +106,19 @@ def _result(item: _Result, raw: bool) -> Record:
         body["message"] = result.message
     elif manifest is not None:
         outputs = {tensor.name: from_tensor(tensor) for tensor in result.outputs}
-        body["answers"] = summarize(manifest.all_tails(), outputs, manifest.input.size, raw=raw)
+        body["answers"] = summarize(manifest.all_tails(), outputs, _input_size(manifest, packet), raw=raw)
     return Record(SCHEMA, "result", record_id(packet.stream_id, packet.frame_id), record.stream.model, body)
+
+
+def _input_size(manifest: Manifest, packet: Packet) -> tuple[int, int]:
+    """Height and width of the network's input for a packet that was answered: where sizes are free, the packet says them."""
+    contract = manifest.input
+    if contract.free is None:
+        return contract.size
+    if packet.kind is Kind.IMAGE:
+        return contract.placement(*image_size(packet.payload, packet.codec)).input
+    rows, columns = packet.payload[:SIZE_BYTES]
+    return rows * contract.free.multiple, columns * contract.free.multiple
 
 
 def _drift(event: DriftEvent) -> Record:

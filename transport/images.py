@@ -83,6 +83,22 @@ def decode_image(payload: bytes, codec: CodecId, *, max_pixels: int = MAX_IMAGE_
         raise PayloadError(f"the payload of {len(payload)} bytes is no whole {codec.name} file: {error}") from error
 
 
+def image_size(payload: bytes, codec: CodecId) -> tuple[int, int]:
+    """Height and width of an image that :func:`decode_image` takes, by its header; no pixel is decoded.
+
+    Raises:
+        PayloadError: not a file of that format.
+        MissingDependencyError: Pillow is not installed.
+    """
+    try:
+        with _pillow().open(io.BytesIO(payload), formats=[_FORMATS[codec]]) as picture:
+            return picture.height, picture.width
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # as above
+        raise PayloadError(f"the payload of {len(payload)} bytes is no {codec.name} file: {error}") from error
+
+
 def _pillow() -> Any:
     try:
         from PIL import Image as Pillow

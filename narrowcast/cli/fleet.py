@@ -76,11 +76,10 @@ def _add_days(parser: argparse.ArgumentParser, default: str) -> None:
 def _ca(args: argparse.Namespace) -> None:
     from narrowcast.transport.pki.authority import AUTHORITY_DAYS, Authority
 
-    if args.out is None or not (folder() / "authority.pem").exists():
-        authority = Authority.create(folder(), args.days or AUTHORITY_DAYS)
+    days = args.days or AUTHORITY_DAYS
+    authority, made = (Authority.create(folder(), days), True) if args.out is None else Authority.ensure(folder(), days)
+    if made:
         _tell_made(authority)
-    else:
-        authority = Authority.open(folder())
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         authority.export(args.out)
@@ -90,10 +89,8 @@ def _ca(args: argparse.Namespace) -> None:
 def _issue(args: argparse.Namespace) -> None:
     from narrowcast.transport.pki.authority import Authority
 
-    if (folder() / "authority.pem").exists():
-        authority = Authority.open(folder())
-    else:
-        authority = Authority.create(folder())
+    authority, made = Authority.ensure(folder())
+    if made:
         _tell_made(authority)
     out = args.out or Path(args.name)
     entry = authority.issue(args.name, out, hosts=args.host, days=args.days)

@@ -15,11 +15,12 @@ from support.relay import thin
 from support.scripted import NOT_SERVING, Conversation, EndedError, echo, scripted
 from support.waiting import eventually
 
-from narrowcast.head import endpoints, liveness, unanswered
+from narrowcast.head import endpoints, liveness, stream, unanswered
 from narrowcast.head.client import AsyncClient
 from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.link import MAX_FRUITLESS_STREAMS, Link
 from narrowcast.head.session import HeadSession
+from narrowcast.head.stream import Stream
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -176,6 +177,23 @@ class TestDrain:
             assert (result.status, result.error) == ("UNAVAILABLE", "unloaded")
 
 
+    async def test_a_drained_stream_that_is_never_ended_is_not_kept(self, session, monkeypatch):
+        monkeypatch.setattr(stream, "LEAVING_MS", 50)
+        monkeypatch.setattr(stream, "LAST_ANSWERS_SECONDS", 0.05)
+
+        async def lingering(talk: Conversation) -> None:
+            talk.answer(await talk.frame())
+            talk.say(drain=pb.Drain(grace_ms=2**32 - 1, come_back=True))
+            await echo(talk)
+            await asyncio.Event().wait()
+
+        async with scripted(lingering) as server, AsyncClient(session, server.address) as client:
+            for frame in FRAMES[:6]:
+                assert (await asyncio.wait_for(client.infer(frame), 20)).error is None
+            assert client.counters.drains > 1
+            await eventually(lambda: not client._link._drained, "the streams that were drained are gone")
+
+
 class TestCredits:
     async def test_a_smaller_window_holds_at_once_and_a_larger_one_is_used(self, session):
         late: list[int] = []
@@ -227,6 +245,21 @@ class TestCredits:
 
         async with scripted(closed, window=1) as server, AsyncClient(session, server.address) as client:
             check(await all_of(client, 10), 10)
+
+    async def test_a_server_that_lets_nothing_be_sent_any_more_is_given_up(self, session, monkeypatch):
+        monkeypatch.setattr(liveness, "TICK_SECONDS", 0.01)
+
+        async def shut(talk: Conversation) -> None:
+            first = await talk.frame()
+            talk.say(credits=pb.Credits(window=0))
+            talk.answer(first)
+            await talk.frame()
+
+        async with scripted(shut, window=1) as server:
+            async with AsyncClient(session, server.address, give_up_seconds=0.3) as client:
+                assert (await asyncio.wait_for(client.infer(FRAMES[0]), 20)).error is None
+                with pytest.raises(PeerUnreachableError, match="a window of 0"):
+                    await asyncio.wait_for(client.infer(FRAMES[1]), 20)
 
 
 class TestHints:
@@ -387,6 +420,28 @@ class TestResume:
 
         async with scripted(breaking) as server, AsyncClient(session, server.address) as client:
             check(await all_of(client, 2 * MAX_FRUITLESS_STREAMS), 2 * MAX_FRUITLESS_STREAMS)
+
+
+class TestClosing:
+    async def test_the_link_ends_where_that_coincides_with_an_opening(self, session, monkeypatch):
+        begin = Stream._begin
+        ends: list[bool] = []
+
+        async def coinciding(stream: Stream, *args) -> None:
+            await begin(stream, *args)
+            # Runs when this has returned, and before the link is woken.
+            asyncio.get_running_loop().call_soon(lambda: ends.append(client._link._task.cancel()))
+
+        monkeypatch.setattr(Stream, "_begin", coinciding)
+        async with scripted(echo) as server:
+            client = AsyncClient(session, server.address)
+            task = await client.submit(FRAMES[0])
+            await eventually(lambda: ends, "the link is told to end")
+            done, _ = await asyncio.wait([client._link._task], timeout=3)
+            assert done
+            assert client._link._task.cancelled()
+            await client.close()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 class TestChoice:

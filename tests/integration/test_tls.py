@@ -83,13 +83,13 @@ class Refusals(Silent):
 
 
 @contextlib.asynccontextmanager
-async def serving(tiny_folder, *options, observer=None):
+async def serving(tiny_folder, *options, observer=None, listen=Address("127.0.0.1", 0)):
     """A server on this loop, set up by the command line's own options."""
     parser = argparse.ArgumentParser()
     security.add_arguments(parser)
     args = parser.parse_args([str(option) for option in options])
     models = load_models(tiny_folder, trusted=[bundles.trusted_key()])
-    server = TailServer(models, Address("127.0.0.1", 0), access=security.build_access(args), observer=observer)
+    server = TailServer(models, listen, access=security.build_access(args), observer=observer)
     address = await server.start()
     try:
         yield address
@@ -267,6 +267,44 @@ class TestServersThatAreNotTrusted:
     async def test_a_server_without_tls(self, tiny_folder, tiny, board):
         async with serving(tiny_folder) as address:
             assert "does not speak TLS" in await trouble(tiny, address, board)
+
+
+class TestSeveralServersBehindOneName:
+    async def test_the_certificate_is_for_the_name_whichever_address_is_taken(
+        self, tiny_folder, tiny, fleet, board, tmp_path, monkeypatch
+    ):
+        sound = fleet.server(hosts=["tails.test"])
+        elsewhere = fleet.server("elsewhere", ["other.test", "127.0.0.2"])
+        stranger = Fleet(tmp_path / "strangers").server(hosts=["tails.test"])
+        hosts = [f"127.0.0.{k}" for k in (2, 3, 4, 5)]
+
+        def known(host, port, *rest, **options):
+            assert host == "tails.test"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (where, port)) for where in hosts]
+
+        monkeypatch.setattr(socket, "getaddrinfo", known)
+        troubles = []
+        async with contextlib.AsyncExitStack() as bad:
+            first = Address(hosts[0], 0)
+            port = (await bad.enter_async_context(serving(tiny_folder, "--tls", elsewhere, listen=first))).port
+            await bad.enter_async_context(serving(tiny_folder, "--tls", stranger, listen=Address(hosts[1], port)))
+            good = {host: serving(tiny_folder, "--tls", sound, listen=Address(host, port)) for host in hosts[2:]}
+            for server in good.values():
+                await server.__aenter__()
+            to = Address("tails.test", port)
+            async with AsyncClient(tiny, to, tls=board, on_trouble=troubles.append) as client:
+                assert (await client.infer(FRAME)).error is None
+                used = client._link.endpoints._current.address.host
+                assert used in good
+                await good.pop(used).__aexit__(None, None, None)
+                assert (await asyncio.wait_for(client.infer(FRAME), 20)).error is None
+                (other,) = good
+                assert client._link.endpoints._current.address.host == other
+            await good.pop(other).__aexit__(None, None, None)
+            # Those that are left are in reach, and never used.
+            line = await trouble(tiny, to, board)
+            assert "is not for tails.test" in line
+            assert "shows a certificate of another CA" in line
 
 
 class TestWhileTheServerRuns:

@@ -90,6 +90,15 @@ class Authority:
         return cls(folder)
 
     @classmethod
+    def ensure(cls, folder: Path, days: int = AUTHORITY_DAYS) -> tuple[Authority, bool]:
+        """The CA in a folder, made where there is none; and whether it was made now."""
+        with _locked(folder):
+            made = not (folder / "authority.pem").exists()
+            if made:
+                _write_authority(folder, pki.make_root(_title(), days), [])
+        return cls(folder), made
+
+    @classmethod
     def open(cls, folder: Path) -> Authority:
         """The CA in a folder.
 

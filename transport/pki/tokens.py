@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,9 +99,10 @@ def add_token(file: Path, name: str) -> str:
     """
     if not is_name(name):
         raise TokenError(f"{name[:80]!r} is no name: {NAME_RULE}")
-    table = read_tokens(file) if file.exists() else TokenTable()
     token = new_token()
-    _write(file, [*table.entries, TokenEntry(name, digest_of(token))])
+    with _locked(file):
+        table = read_tokens(file) if file.exists() else TokenTable()
+        _write(file, [*table.entries, TokenEntry(name, digest_of(token))])
     return token
 
 
@@ -112,12 +115,14 @@ def remove_tokens(file: Path, name: str) -> int:
     Raises:
         TokenError: it has none.
     """
-    entries = read_tokens(file).entries
-    left = [entry for entry in entries if entry.name != name]
-    if len(left) == len(entries):
-        names = ", ".join(sorted({entry.name for entry in entries})[:20]) or "none"
-        raise TokenError(f"no token of {name[:80]!r} in {file}; it has those of: {names}")
-    _write(file, left)
+    read_tokens(file)  # where there is none, nothing is made
+    with _locked(file):
+        entries = read_tokens(file).entries
+        left = [entry for entry in entries if entry.name != name]
+        if len(left) == len(entries):
+            names = ", ".join(sorted({entry.name for entry in entries})[:20]) or "none"
+            raise TokenError(f"no token of {name[:80]!r} in {file}; it has those of: {names}")
+        _write(file, left)
     return len(entries) - len(left)
 
 
@@ -145,6 +150,20 @@ def check_token(token: str, name: str) -> str:
     if _TOKEN.fullmatch(token) is None:
         raise TokenError(f"{name} holds no token: they begin with {PREFIX} (narrowcast keys token NAME makes one)")
     return token
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Two commands at once write one after the other: a token that one takes out must not come back by the other."""
+    import fcntl  # not on every system; clients, which read tokens, do without
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file.with_name(f".{file.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write(file: Path, entries: Iterable[TokenEntry]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc
 
-from narrowcast.transport.errors import CertificateError, ConfigError, KeyFileError, TokenError
+from narrowcast.transport.errors import CertificateError, ConfigError, KeyFileError, TokenError, TransportError
 from narrowcast.transport.pki.names import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE
 from narrowcast.transport.pki.private import MAX_BYTES, read_private
 from narrowcast.transport.pki.tokens import check_token, read_token
@@ -168,10 +168,13 @@ class ClientTls:
         """What a server that trusts our CA finds wrong with our certificate: a handshake with ourselves, in memory."""
         assert self.certificate is not None
         assert self.key is not None
-        server = self._context(self.certificate, self.key, ssl.PROTOCOL_TLS_SERVER)
-        server.load_verify_locations(cadata=_read(self.authority, "CA").decode("ascii"))
-        server.verify_mode = ssl.CERT_REQUIRED
-        reason = _handshake(server, self._context(self.certificate, self.key))
+        try:
+            server = self._context(self.certificate, self.key, ssl.PROTOCOL_TLS_SERVER)
+            server.load_verify_locations(cadata=_read(self.authority, "CA").decode("ascii"))
+            server.verify_mode = ssl.CERT_REQUIRED
+            reason = _handshake(server, self._context(self.certificate, self.key))
+        except (TransportError, OSError, ValueError) as error:  # the files are being replaced just now
+            return str(error)
         if reason is None:
             return None
         if "expired" in reason or "not yet valid" in reason:
@@ -199,6 +202,8 @@ class ClientTls:
             raise KeyFileError(
                 f"{key} holds no private key in PEM, or one with a passphrase ({error.reason})"
             ) from error
+        except OSError as error:  # gone since it was read
+            raise CertificateError(f"{certificate} or {key} cannot be read: {error.strerror or error}") from error
         return context
 
     def _token(self) -> str | None:

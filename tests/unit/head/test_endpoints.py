@@ -145,3 +145,10 @@ async def test_a_name_that_nobody_knows_is_left_to_grpc(monkeypatch):
     assert order(them) == [Address("nowhere.test", 1)]
     assert str(them) == "nowhere.test:1"
     them.close()
+
+
+async def test_a_name_that_cannot_be_one_keeps_no_other_from_being_used():
+    them = Endpoints(parse_endpoints(f"localhost:1,a..b:2,{'x' * 64}.example:3"))
+    await them.refresh()
+    assert {endpoint.address.port for endpoint in them.in_order()} == {1, 2, 3}
+    them.close()

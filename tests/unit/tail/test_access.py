@@ -15,8 +15,10 @@ from narrowcast.tail.access_gate import AccessGate, RefusalLog
 from narrowcast.tail.access_limits import Bucket, ClientLimits, Limits, RateLimiter, read_limits
 from narrowcast.tail.access_tls import ServerFiles, ServerTls
 from narrowcast.tail.errors import AccessError, ListenError
-from narrowcast.tail.frame import Priority
+from narrowcast.tail.frame import Priority, refusal
+from narrowcast.tail.opening import rate_refusal
 from narrowcast.transport.errors import CertificateError, ConfigError, KeyFileError
+from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.pki.authority import Authority
 from narrowcast.transport.rpc.channels import parse_address
 
@@ -76,6 +78,13 @@ class TestRates:
         assert gate.allow_frame("a", 1) == 1
         clock.now += 1
         assert gate.allow_frame("a", 1) == 0
+
+    @pytest.mark.parametrize("rate", [1e-9, 5e-324])
+    def test_a_wait_for_ever_fits_a_result(self, clock, rate):
+        gate = gate_with(clock, default=Limits(rate=rate))
+        assert rate_refusal(gate, "a", 1) is None
+        refused = rate_refusal(gate, "a", 1)
+        assert refusal(Packet(CodecId.RANS, 0, 0, 0, b"", bytes(16), bytes(16)), refused).result.retry_after_ms > 1e9
 
     def test_a_clock_that_goes_back_gives_nothing_away(self, clock):
         bucket = Bucket(1.0, clock)

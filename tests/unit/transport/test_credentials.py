@@ -117,6 +117,16 @@ def test_failed_handshakes_are_explained(board, details, told):
     assert told in explain(SERVER, "tail.example", client_tls(board), details)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\n"])
+@pytest.mark.parametrize("name", ["tls.crt", "ca.crt"])
+def test_files_that_are_being_replaced_are_told_of(board, name, content):
+    tls = client_tls(board)
+    (board / name).unlink()
+    if content is not None:
+        (board / name).write_bytes(content)
+    assert "as it does with a certificate" in explain(SERVER, "", tls, "Socket closed")
+
+
 def test_a_clock_in_1970_is_told_of_first(board, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 60.0)
     line = explain(SERVER, "", client_tls(board), "CERTIFICATE_VERIFY_FAILED: certificate is not yet valid: OK")

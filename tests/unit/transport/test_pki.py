@@ -7,6 +7,7 @@ import datetime as dt
 import stat
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -83,6 +84,13 @@ class TestIssuing:
         assert (
             certificate_in(tmp_path / "board-7").not_valid_after_utc <= authority.root.certificate.not_valid_after_utc
         )
+
+    def test_the_first_ones_at_once_make_one_authority(self, tmp_path, keys_folder):
+        words = [["keys", "issue", f"board-{k}", "--out", str(tmp_path / f"board-{k}")] for k in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(main, words)) == [0] * 6
+        bundle = Authority.open(keys_folder / "ca").bundle
+        assert [(tmp_path / f"board-{k}" / "ca.crt").read_bytes() for k in range(6)] == [bundle] * 6
 
     def test_two_at_once_are_both_listed(self, fleet):
         names = [f"board-{k}" for k in range(6)]
@@ -220,6 +228,15 @@ class TestTokens:
         with pytest.raises(TokenError, match="no token of 'a'.*those of: b"):
             remove_tokens(file, "a")
 
+    def test_several_at_once_lose_none_and_bring_none_back(self, tmp_path):
+        file = tmp_path / "tokens.txt"
+        names = [f"board-{k}" for k in range(12)]
+        for name in names[:6]:
+            add_token(file, name)
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda job: job[0](file, job[1]), zip([remove_tokens] * 6 + [add_token] * 6, names, strict=True)))
+        assert sorted(entry.name for entry in read_tokens(file).entries) == sorted(names[6:])
+
     def test_a_pasted_token_is_refused_and_not_shown(self):
         secret = "nct_" + "s" * 43
         with pytest.raises(TokenError, match="line 2") as caught:
@@ -270,6 +287,23 @@ class TestCommands:
         assert "of a CA that is dropped" in shown
         assert "counts" in shown
         assert len(pki.read_certificates((tmp_path / "public" / "ca.crt").read_bytes(), "ca.crt")) == 1
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["rotate", "--force"], ["rotate", "--finish", "--days", "9"], ["ca", "--out", "public", "--days", "9"],
+            ["revoke", "board-7", "--tokens", "tokens.txt", "--out", "tail"],
+        ],
+    )  # fmt: skip
+    def test_options_that_would_do_nothing(self, tmp_path, monkeypatch, capsys, words):
+        monkeypatch.chdir(tmp_path)
+        for made in (["issue", "board-7"], ["token", "board-7", "--tokens", "tokens.txt"]):
+            assert main(["keys", *made]) == 0
+        before = (tmp_path / "keys" / "ca" / "authority.pem").read_bytes(), (tmp_path / "tokens.txt").read_bytes()
+        assert main(["keys", *words]) == 1
+        assert words[-2 if words[-1] in ("9", "tail") else -1] in capsys.readouterr().err
+        after = (tmp_path / "keys" / "ca" / "authority.pem").read_bytes(), (tmp_path / "tokens.txt").read_bytes()
+        assert before == after
 
     def test_tokens(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

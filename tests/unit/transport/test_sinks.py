@@ -136,6 +136,16 @@ def test_what_fails_for_now_is_tried_again_and_what_is_refused_is_not(quick):
     assert (counts.delivered, counts.rejected, counts.retries, counts.dropped) == (2, 1, 2, 0)
 
 
+@pytest.mark.parametrize("asked", [0.0, -1.0])
+def test_a_sink_that_wants_to_be_asked_again_at_once_is_not(asked):
+    sink = Memory(*[SinkUnavailableError("busy", asked)] * 1000)
+    box = Outbox(sink, record, linger_s=0.0)
+    box.put(0)
+    until(lambda: box.counts.retries > 0, "a try")
+    assert box.close(0.0).retries <= 2
+    assert len(sink.script) >= 998
+
+
 def test_the_oldest_are_dropped_and_counted_when_the_sink_hangs():
     sink = Memory()
     sink.open.clear()
@@ -282,6 +292,8 @@ def test_a_webhook_checks_the_receivers_certificate(certificate):
         ("http://example.org/", "not be encrypted"),
         ("http://[::1/", "no URL"),
         ("https://example.org:99999/", "no URL"),
+        ("https://example.org/a b", "has a space"),
+        ("https://example.org/?caf\u00e9", "beyond ASCII"),
     ],
 )
 def test_urls_that_are_no_webhooks(url, told):
