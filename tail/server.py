@@ -18,7 +18,7 @@ from narrowcast.tail.errors import ListenError
 from narrowcast.tail.health import NOT_SERVING, SERVING, Health
 from narrowcast.tail.kserve import InferenceService
 from narrowcast.tail.models import ModelTable
-from narrowcast.tail.observe import Observer
+from narrowcast.tail.observe import Auditor, Observer
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import Model, ModelStore, StoreObserver, StoreSettings
 from narrowcast.tail.stream import Ageing
@@ -84,6 +84,7 @@ class TailServer:
         self._server: grpc.aio.Server | None = None
         self._interceptors: list[grpc.aio.ServerInterceptor] = []
         self._services: list[Service] = []
+        self._auditor: Auditor | None = None
         self.health = Health()
         self.table = ModelTable()
         self.state = "starting"
@@ -105,6 +106,10 @@ class TailServer:
         """Adds an interceptor, before :meth:`start`."""
         self._interceptors.append(interceptor)
 
+    def audit_by(self, auditor: Auditor) -> None:
+        """Lets clients that consent be asked for sources of frames, before :meth:`start`."""
+        self._auditor = auditor
+
     def add_service(self, service: Service) -> None:
         """Adds a further service on the same port, before :meth:`start`; reflection tells of it too."""
         self._services.append(service)
@@ -123,7 +128,9 @@ class TailServer:
             await self.store.open()
         for model in self._models.values():
             self.table.publish(self._batcher(model))
-        self._service = TailService(self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
+        self._service = TailService(
+            self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing, auditor=self._auditor
+        )
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors]
         )

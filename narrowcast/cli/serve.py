@@ -75,6 +75,8 @@ async def _serve(args: argparse.Namespace) -> int:
     frames = drift.Watching(args, server.table.manifest)
     for observer in frames.observers:
         observers.add(observer)
+    if frames.audit is not None:
+        server.audit_by(frames.audit)
     watching = operations.Operations(args, observers, server)
     frames.tell_figures(watching.tally)
     address = await server.start()

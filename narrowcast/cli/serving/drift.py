@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames that a camera's baseline is learned from; a multiple of 50 (default: 1500)",
     )  # fmt: skip
     group.add_argument("--drift-state", type=Path, metavar="FILE", help="keep the baselines there, over restarts")
-    group.add_argument("--audit", type=Path, metavar="DIR", help="keep samples of what arrives there, sealed")
+    group.add_argument(
+        "--audit", type=Path, metavar="DIR",
+        help="keep samples of what arrives there, sealed; clients that consent are asked for the images of these frames",
+    )  # fmt: skip
     group.add_argument("--audit-key", type=Path, metavar="FILE.pub", help="of `narrowcast audit key`: seals them")
     group.add_argument(
         "--audit-every", type=at_least(0), default=0, metavar="N",
@@ -56,6 +59,7 @@ class Watching:
 
     Attributes:
         observers: for the server.
+        audit: keeps samples; None without ``--audit``.
         drift: watches packet sizes; None with ``--no-drift``.
         sinks: tell results elsewhere; None where none are asked for.
 
@@ -67,7 +71,7 @@ class Watching:
 
     def __init__(self, args: argparse.Namespace, manifest_of: ManifestOf) -> None:
         self.drift = _drift(args, self._drifted)
-        self._audit = _audit(args)
+        self.audit = _audit(args)
         self.sinks = _sinks(args, manifest_of)
         self._state: Path | None = args.drift_state
         self._saving: asyncio.Task[None] | None = None
@@ -75,11 +79,11 @@ class Watching:
     @property
     def observers(self) -> list[Observer]:
         """In the order in which they must be told: a frame is known to the audit before drift speaks of it."""
-        return [one for one in (self._audit, self.sinks, self.drift) if one is not None]
+        return [one for one in (self.audit, self.sinks, self.drift) if one is not None]
 
     def _drifted(self, event: DriftEvent) -> None:
-        if self._audit is not None:
-            self._audit.drifted(event)
+        if self.audit is not None:
+            self.audit.drifted(event)
         if self.sinks is not None:
             self.sinks.drifted(event)
 
@@ -115,8 +119,8 @@ class Watching:
             await _save(self.drift, self._state)
         if self.sinks is not None:
             await asyncio.to_thread(self.sinks.close, seconds)
-        if self._audit is not None:
-            await asyncio.to_thread(self._audit.close)
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
 
     @staticmethod
     async def _save_often(drift: DriftWatch, path: Path) -> None:
