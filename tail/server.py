@@ -20,7 +20,7 @@ from narrowcast.tail.kserve import InferenceService
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import Auditor, Observer
 from narrowcast.tail.service import TailService
-from narrowcast.tail.store import Model, ModelStore, StoreObserver, StoreSettings
+from narrowcast.tail.store import Model, ModelStatus, ModelStore, StoreObserver, StoreSettings
 from narrowcast.tail.stream import Ageing
 from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
 from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
@@ -93,7 +93,7 @@ class TailServer:
         self._models: Mapping[str, Model] = {}
         if isinstance(models, StoreSettings):
             settings = replace(models, backend=replace(models.backend, max_batch=max_batch))
-            self.store = ModelStore(settings, self.table, self._batcher, store_observers)
+            self.store = ModelStore(settings, self.table, self._batcher, [*store_observers, self])
         else:
             self._models = models
 
@@ -183,10 +183,20 @@ class TailServer:
         if self._server is not None:
             await self._server.wait_for_termination()
 
+    def models_changed(self, models: Sequence[ModelStatus]) -> None:
+        """See :class:`~narrowcast.tail.store.StoreObserver`."""
+        if self.state == "serving":
+            self._tell_health()
+
     def _tell_health(self) -> None:
-        """A model is healthy while it is in the table, and unknown once it is not; the server is while there is any."""
-        names = self.table.names()
+        """A model is healthy while it is in the table; the server is while there is any.
+
+        A model that is not in the table, but in the folder, loading or refused, is not serving; any other is unknown.
+        """
+        served = set(self.table.names())
+        rows = [] if self.store is None else self.store.status()
+        waiting = {row.name for row in rows if row.name is not None and row.state in ("loading", "failed")}
         for name in ("", SERVICE):
-            self.health.set(name, SERVING if names else NOT_SERVING)
-        for name in {*self.health.names(), *names} - {"", SERVICE}:
-            self.health.set(name, SERVING if name in names else None)
+            self.health.set(name, SERVING if served else NOT_SERVING)
+        for name in {*self.health.names(), *served, *waiting} - {"", SERVICE}:
+            self.health.set(name, SERVING if name in served else NOT_SERVING if name in waiting else None)
