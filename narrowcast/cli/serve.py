@@ -77,7 +77,7 @@ async def _serve(args: argparse.Namespace) -> int:
         observers.add(observer)
     if frames.audit is not None:
         server.audit_by(frames.audit)
-    watching = operations.Operations(args, observers, server)
+    watching = operations.Operations(args, observers, server, frames.drift)
     frames.tell_figures(watching.tally)
     address = await server.start()
     http = await watching.start(address)
@@ -89,11 +89,7 @@ async def _serve(args: argparse.Namespace) -> int:
         where = {"address": str(address), **({"http": str(http)} if http else {})}
         print(json.dumps({"event": "listening", **where, "models": names}), flush=True)
     tell("listening", address=str(address), http=str(http) if http else None, models=names)
-    if args.insecure and args.tls is None:
-        tell(
-            "insecure", logging.WARNING,
-            warning="anyone who can reach this port can use it, and the traffic is not encrypted",
-        )  # fmt: skip
+    watching.warn()
     await stop_on_signals(lambda number, again: _tell_signal(number, args.drain_timeout, again)).wait()
     began = time.monotonic()
     end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))

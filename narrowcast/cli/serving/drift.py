@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 300.0
+# Of a sink: the metric's name, what it means, and where it is in its counts.
+_SINK_COUNTERS = (
+    ("sent", "Records that were delivered.", "delivered"),
+    ("dropped", "Records that were dropped, since too many waited.", "dropped"),
+    ("rejected", "Records that the receiver will never take.", "rejected"),
+    ("retried", "Deliveries that were tried again.", "retries"),
+    ("waiting", "Records that wait now.", "waiting"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,21 +96,29 @@ class Watching:
             self.sinks.drifted(event)
 
     def tell_figures(self, tally: Tally) -> None:
-        """Adds the gauges to the metrics."""
+        """Adds the figures to the metrics and the status."""
         from narrowcast.tail.operations.tally import Gauge
 
+        if (sinks := self.sinks) is not None:
+            for name, text, attribute in _SINK_COUNTERS:
+
+                def counts(attribute: str = attribute) -> dict[str, float]:
+                    return {sink.split()[0]: getattr(one, attribute) for sink, one in sinks.counts.items()}
+
+                tally.add_gauge(Gauge(f"narrowcast_sink_{name}", text, counts, "sink", counter=name != "waiting"))
         if (watch := self.drift) is None:
             return
         names = tally.table.names
 
-        def add(name: str, text: str, values: Callable[[], Mapping[str, int]]) -> None:
+        def add(name: str, text: str, values: Callable[[], Mapping[str, int]], *, counter: bool = False) -> None:
             def by_model() -> dict[str, float]:  # with a 0 before there is a camera
                 return {**dict.fromkeys(names(), 0), **values()}
 
-            tally.add_gauge(Gauge(name, text, by_model))
+            tally.add_gauge(Gauge(name, text, by_model, counter=counter))
 
         add("narrowcast_rate_drift", "Cameras that are away from their baseline now.", lambda: watch.in_alarm)
-        add("narrowcast_rate_drift_alarms", "Drift alarms since the start.", lambda: watch.alarms_total)
+        add("narrowcast_rate_drift_alarms", "Drift alarms.", lambda: watch.alarms_total, counter=True)
+        tally.drift = watch
 
     def start(self) -> None:
         """Begins to save the baselines now and then."""
