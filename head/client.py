@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from narrowcast.head import background
 from narrowcast.head.answers import AnswerReader
+from narrowcast.head.audit import AuditConsent
 from narrowcast.head.endpoints import To
 from narrowcast.head.link import Link, Priority
 from narrowcast.head.results import PUT_OFF, STATUS, Result, finish
@@ -73,6 +74,9 @@ class AsyncClient:
             network answers on servers whose bundle has it (``[export] whole``).
         image_codec: ``jpeg`` or ``webp``.
         image_quality: 1..100, as Pillow understands it.
+        audit: whether the server's operator may have images: the last frames, scaled to the network's input, are held, and
+            those that a server asks for are sent (``docs/drift.md``). An :class:`AuditConsent` says how. Images that are
+            sent anyhow (``way``) are not sent twice.
 
     Raises:
         AddressError: ``address`` is none.
@@ -99,6 +103,7 @@ class AsyncClient:
         way: Way = "symbols",
         image_codec: Literal["jpeg", "webp"] = "jpeg",
         image_quality: int = 75,
+        audit: bool | AuditConsent = False,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None else level
@@ -124,7 +129,7 @@ class AsyncClient:
         self._link = Link(
             address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
-            tls=client_tls(tls), priority=priority,
+            tls=client_tls(tls), priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
         )  # fmt: skip
         self._next_id = 0
 
@@ -163,7 +168,8 @@ class AsyncClient:
         """What is to be sent of a frame; safe to call on any thread."""
         if self._way == "image":
             return self.session.encode_image(frame, *self._image)
-        return self.session.encode(frame, self.level if level is None else level)
+        level = self.level if level is None else level
+        return self.session.encode(frame, level, keep_source=self._link.audit is not None)
 
     async def submit_encoded(
         self, encoded: Encoded, started: float, *, deadline_ms: float | None = None
@@ -176,6 +182,8 @@ class AsyncClient:
             encoded.codec, encoded.level, frame_id, self._link.now_us(), encoded.payload, context.stream_id,
             context.fingerprint, encoded.kind,
         )  # fmt: skip
+        if encoded.source is not None and self._link.audit is not None:
+            self._link.audit.remember(frame_id, packet.capture_us, encoded.source)
         if self.local_exit:
             await self._room.acquire()
             task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))

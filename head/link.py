@@ -15,6 +15,7 @@ from typing import Literal
 
 import grpc
 
+from narrowcast.head.audit import AuditConsent, AuditFrames
 from narrowcast.head.endpoints import Endpoint, Endpoints, To, parse_endpoints
 from narrowcast.head.errors import LinkClosedError, LinkError, PeerUnreachableError, RefusedError
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
@@ -65,6 +66,10 @@ class Link:
         on_trouble: told, in a line, whenever the link breaks and is tried again.
         tls: what the server is known by, and this client; None for plain TCP.
         priority: which frames go first where they have to wait.
+        audit: whether and how sources of frames are sent where the server asks for them; None: never.
+
+    Attributes:
+        audit: is to be told of each frame's source; None where none is sent.
 
     Raises:
         AddressError: no address to connect to.
@@ -83,6 +88,7 @@ class Link:
         on_trouble: Callable[[str], None] | None = None,
         tls: ClientTls | None = None,
         priority: Priority = "normal",
+        audit: AuditConsent | None = None,
     ) -> None:
         self.counters = LinkCounters()
         self.endpoints = Endpoints(parse_endpoints(to))
@@ -97,6 +103,9 @@ class Link:
         self._tls = tls
         self._priority = PRIORITIES[priority]
         self._frames = Unanswered(self.counters, self._window)
+        self.audit = (
+            None if audit is None else AuditFrames(audit, self._context, self.counters, self._frames.changed.set)
+        )
         self._wanted = asyncio.Event()
         self._failure: LinkError | None = None
         self._fruitless = 0
@@ -167,6 +176,8 @@ class Link:
     async def close(self) -> None:
         """Ends the link; unanswered frames fail with :class:`LinkClosedError`."""
         self._meter.read()
+        if self.audit is not None:
+            await self.audit.close()
         running = [task for task in (self._task, *self._drained) if task is not None]
         for task in running:
             task.cancel()
@@ -235,11 +246,12 @@ class Link:
             tails=self._tails,
             resume_from=self._frames.first_id,
             priority=self._priority,
+            audit=self.audit is not None,
         )
         seconds = min(OPEN_SECONDS, HURRIED_OPEN_SECONDS * endpoint.patience) if hurried else OPEN_SECONDS
         stream = await Stream.open(
             endpoint, opening, self._frames, tls=self._tls, seconds=seconds, ask_health=ask_health,
-            at_end=self._meter.read,
+            at_end=self._meter.read, audit=self.audit,
         )  # fmt: skip
         self.endpoints.use(endpoint)
         return stream

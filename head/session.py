@@ -36,6 +36,7 @@ class Encoded(NamedTuple):
         symbols: what is in the payload, uint8 ``[C, h, w]``: for the local exit; None with an image.
         codec: of the payload.
         image: with an image, the network's input; None with symbols.
+        source: what would have been sent as an image, for audit; None where it was not asked for, or an image is sent.
     """
 
     payload: bytes
@@ -45,6 +46,7 @@ class Encoded(NamedTuple):
     symbols: npt.NDArray[np.uint8] | None
     codec: CodecId
     image: Image | None = None
+    source: Image | None = None
 
     @property
     def kind(self) -> Kind:
@@ -172,8 +174,13 @@ class HeadSession:
         """
         return self.exit.run(symbols, level)
 
-    def encode(self, frame: Image, level: int) -> Encoded:
+    def encode(self, frame: Image, level: int, *, keep_source: bool = False) -> Encoded:
         """A frame uint8 ``[H, W, 3]`` RGB, any size, as a payload.
+
+        Args:
+            frame: as above.
+            level: its rate point.
+            keep_source: also give the scaled frame, which then is not the caller's memory.
 
         Raises:
             FrameError: not such a frame.
@@ -187,7 +194,10 @@ class HeadSession:
         payload = self.codec.encode(symbols, level)
         done = perf_counter_ns()
         times = FrameTimes((resized - start) / 1e6, (inferred - resized) / 1e6, (done - inferred) / 1e6)
-        return Encoded(payload, level, prepared.placement, times, symbols, self.codec.codec_id)
+        source = self._scaled(frame, prepared.image) if keep_source else None
+        if source is not None and np.may_share_memory(source, frame):
+            source = source.copy()
+        return Encoded(payload, level, prepared.placement, times, symbols, self.codec.codec_id, source=source)
 
     def encode_image(self, frame: Image, codec: CodecId = CodecId.JPEG, quality: int = 75) -> Encoded:
         """A frame uint8 ``[H, W, 3]`` RGB, any size, as an image file for the uncut network on the server.
@@ -206,12 +216,16 @@ class HeadSession:
         """
         start = perf_counter_ns()
         prepared = self.contract.prepare(frame)
-        sent = prepared.image
-        if self.contract.fit == "center-crop" and self.contract.crop < 1:
-            height, width = (floor(side / self.contract.crop) for side in self.contract.size)
-            sent = msgspec.structs.replace(self.contract, size=(height, width), crop=1.0).prepare(frame).image
+        sent = self._scaled(frame, prepared.image)
         resized = perf_counter_ns()
         payload = encode_image(sent, codec, quality)
         done = perf_counter_ns()
         times = FrameTimes(resize_ms=(resized - start) / 1e6, encode_ms=(done - resized) / 1e6)
         return Encoded(payload, 0, prepared.placement, times, None, codec, prepared.image)
+
+    def _scaled(self, frame: Image, prepared: Image) -> Image:
+        """A frame as images of it are sent: of the network's size, with the border that the contract cuts off."""
+        if self.contract.fit != "center-crop" or self.contract.crop >= 1:
+            return prepared
+        height, width = (floor(side / self.contract.crop) for side in self.contract.size)
+        return msgspec.structs.replace(self.contract, size=(height, width), crop=1.0).prepare(frame).image

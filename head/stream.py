@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from narrowcast.head import liveness
+from narrowcast.head.audit import AuditFrames
 from narrowcast.head.endpoints import Endpoint
 from narrowcast.head.errors import RefusedError
 from narrowcast.head.health import Health, check
@@ -83,6 +84,7 @@ class Stream:
         socket: SocketWatch,
         frames: Unanswered,
         at_end: Callable[[], object],
+        audit: AuditFrames | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.drained = asyncio.Event()
@@ -95,6 +97,7 @@ class Stream:
         self._socket = socket
         self._frames = frames
         self._at_end = at_end
+        self._audit = audit
         self._window = self._most = 1
         self._max_packet_bytes = 0
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
@@ -119,6 +122,7 @@ class Stream:
         seconds: float,
         ask_health: bool = False,
         at_end: Callable[[], object] = lambda: None,
+        audit: AuditFrames | None = None,
     ) -> Stream:
         """Connects and opens a stream.
 
@@ -130,6 +134,7 @@ class Stream:
             seconds: for all of it.
             ask_health: pass over a server whose health service does not call the model serving.
             at_end: called before the connection is closed.
+            audit: sources of frames that the server may ask for; None: it may not, and is not obeyed if it does.
 
         Raises:
             RefusedError: this is no tail server.
@@ -140,7 +145,7 @@ class Stream:
         socket = SocketWatch(endpoint.address.host, endpoint.address.port)
         channel = _channel(endpoint, tls)
         call = TailServiceStub(channel).Stream()
-        stream = cls(endpoint, channel, call, socket, frames, at_end)
+        stream = cls(endpoint, channel, call, socket, frames, at_end, audit)
         health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None
         begun = asyncio.ensure_future(stream._begin(opening, health))
         try:
@@ -209,7 +214,8 @@ class Stream:
             may = len(self._in_flight) < self._window and time.monotonic() >= self._held_until
             waiting = self._frames.fresh() if may else None
             if waiting is None:
-                await self._frames.changed.wait()
+                if not await self._send_source():
+                    await self._frames.changed.wait()
             elif not await self._promise_more(len(waiting.data)):
                 await self._send(waiting)
         await self._call.done_writing()
@@ -236,6 +242,17 @@ class Stream:
         waiting.times_sent += 1
         waiting.carrier = self
         await self._write(pb.StreamRequest(packet=waiting.data, deadline_ms=waiting.left_ms()))
+
+    async def _send_source(self) -> bool:
+        """Sends the source of a frame, where the server wants one and nothing else is to be sent."""
+        idle = self._frames.fresh() is None and time.monotonic() >= self._held_until
+        data = self._audit.ready() if self._audit is not None and idle else None
+        if data is None:
+            return False
+        if not 0 < self._max_packet_bytes < len(data):
+            await self._promise_more(len(data))
+            await self._write(pb.StreamRequest(audit=data))
+        return True
 
     async def _promise_more(self, size: int) -> bool:
         """Tells the server, where it is necessary, that a large packet takes its time, in which nothing else arrives."""
@@ -278,6 +295,8 @@ class Stream:
 
     def _take(self, result: pb.Result) -> None:
         sent, now = self._in_flight.pop(result.frame_id, None), time.perf_counter()
+        if result.audit and self._audit is not None:
+            self._audit.ask(result.audit)
         if sent is None:
             self._frames.counters.results_unasked += 1
             return

@@ -36,6 +36,8 @@ class LinkCounters:
         results_unasked: for frames that were not sent on their stream.
         drains: streams that a server wanted to be rid of.
         hangs: streams that were ended because nothing was heard any more.
+        audit_sent: sources of frames, as images, that the server asked for and the client's user consented to.
+        audit_missed: those that it asked for and that were no longer held.
     """
 
     streams_opened: int = 0
@@ -48,6 +50,8 @@ class LinkCounters:
     results_unasked: int = 0
     drains: int = 0
     hangs: int = 0
+    audit_sent: int = 0
+    audit_missed: int = 0
 
 
 @dataclass

@@ -98,7 +98,13 @@ class Access:
 
 
 def check_listen(
-    address: Address, *, encrypted: bool, authenticates: bool, insecure: bool, what: str = "--listen"
+    address: Address,
+    *,
+    encrypted: bool,
+    authenticates: bool,
+    insecure: bool,
+    what: str = "--listen",
+    tls: str = "--tls",
 ) -> None:
     """Returns if a server may listen there: on this machine always, beyond it encrypted and with known callers, or if told.
 
@@ -108,6 +114,7 @@ def check_listen(
         authenticates: callers must show who they are.
         insecure: the operator has said that it does not matter.
         what: the option that names the address.
+        tls: the option that would protect it.
 
     Raises:
         ListenError: it may not.
@@ -116,7 +123,7 @@ def check_listen(
         return
     lacking = "anyone could use it" if encrypted else "the traffic would be neither encrypted nor authenticated"
     raise ListenError(
-        f"{address} can be reached from other machines, and {lacking}; serve with --tls DIR (narrowcast keys issue makes "
+        f"{address} can be reached from other machines, and {lacking}; serve with {tls} DIR (narrowcast keys issue makes "
         f"one), listen on this machine only ({what} 127.0.0.1), or pass --insecure on a network that you trust"
     )
 

@@ -23,11 +23,13 @@ class StreamInfo(NamedTuple):
         client: its name, from :class:`narrowcast.tail.access.Gate`.
         model: what it asked for.
         stream_id: 16 bytes, chosen by the client; one camera keeps it over reconnects. Empty for a unary call.
+        audit: whether the client consents to send sources of its frames where it is asked for them.
     """
 
     client: str
     model: str
     stream_id: bytes
+    audit: bool = False
 
 
 class FrameRecord(NamedTuple):
@@ -79,6 +81,16 @@ class Observer(Protocol):
 
     def batch_done(self, model: str, size: int, queued: int) -> None:
         """A batch was computed; ``queued`` frames wait behind it."""
+
+
+class Auditor(Protocol):
+    """Wants sources of frames (images), of clients that consent to send them. Called on the event loop; returns at once."""
+
+    def wanted(self, stream: StreamInfo) -> Sequence[int]:
+        """Frames whose sources to ask for now, with a result that goes out on a stream with consent; asked once each."""
+
+    def source(self, stream: StreamInfo, packet: Packet) -> None:
+        """A packet of kind IMAGE that came as a frame's source: asked for or not."""
 
 
 class Silent:

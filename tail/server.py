@@ -18,10 +18,10 @@ from narrowcast.tail.errors import ListenError
 from narrowcast.tail.health import NOT_SERVING, SERVING, Health
 from narrowcast.tail.kserve import InferenceService
 from narrowcast.tail.models import ModelTable
-from narrowcast.tail.observe import Observer
+from narrowcast.tail.observe import Auditor, Observer
 from narrowcast.tail.requests import SoundRequests
 from narrowcast.tail.service import TailService
-from narrowcast.tail.store import Model, ModelStore, StoreObserver, StoreSettings
+from narrowcast.tail.store import Model, ModelStatus, ModelStore, StoreObserver, StoreSettings
 from narrowcast.tail.stream import Ageing
 from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
 from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
@@ -85,6 +85,7 @@ class TailServer:
         self._server: grpc.aio.Server | None = None
         self._interceptors: list[grpc.aio.ServerInterceptor] = []
         self._services: list[Service] = []
+        self._auditor: Auditor | None = None
         self.health = Health()
         self.table = ModelTable()
         self.state = "starting"
@@ -93,7 +94,7 @@ class TailServer:
         self._models: Mapping[str, Model] = {}
         if isinstance(models, StoreSettings):
             settings = replace(models, backend=replace(models.backend, max_batch=max_batch))
-            self.store = ModelStore(settings, self.table, self._batcher, store_observers)
+            self.store = ModelStore(settings, self.table, self._batcher, [*store_observers, self])
         else:
             self._models = models
 
@@ -105,6 +106,10 @@ class TailServer:
     def intercept(self, interceptor: grpc.aio.ServerInterceptor) -> None:
         """Adds an interceptor, before :meth:`start`."""
         self._interceptors.append(interceptor)
+
+    def audit_by(self, auditor: Auditor) -> None:
+        """Lets clients that consent be asked for sources of frames, before :meth:`start`."""
+        self._auditor = auditor
 
     def add_service(self, service: Service) -> None:
         """Adds a further service on the same port, before :meth:`start`; reflection tells of it too."""
@@ -124,7 +129,9 @@ class TailServer:
             await self.store.open()
         for model in self._models.values():
             self.table.publish(self._batcher(model))
-        self._service = TailService(self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing)
+        self._service = TailService(
+            self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing, auditor=self._auditor
+        )
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors, SoundRequests()]
         )
@@ -177,10 +184,20 @@ class TailServer:
         if self._server is not None:
             await self._server.wait_for_termination()
 
+    def models_changed(self, models: Sequence[ModelStatus]) -> None:
+        """See :class:`~narrowcast.tail.store.StoreObserver`."""
+        if self.state == "serving":
+            self._tell_health()
+
     def _tell_health(self) -> None:
-        """A model is healthy while it is in the table, and unknown once it is not; the server is while there is any."""
-        names = self.table.names()
+        """A model is healthy while it is in the table; the server is while there is any.
+
+        A model that is not in the table, but in the folder, loading or refused, is not serving; any other is unknown.
+        """
+        served = set(self.table.names())
+        rows = [] if self.store is None else self.store.status()
+        waiting = {row.name for row in rows if row.name is not None and row.state in ("loading", "failed")}
         for name in ("", SERVICE):
-            self.health.set(name, SERVING if names else NOT_SERVING)
-        for name in {*self.health.names(), *names} - {"", SERVICE}:
-            self.health.set(name, SERVING if name in names else None)
+            self.health.set(name, SERVING if served else NOT_SERVING)
+        for name in {*self.health.names(), *served, *waiting} - {"", SERVICE}:
+            self.health.set(name, SERVING if name in served else NOT_SERVING if name in waiting else None)

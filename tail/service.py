@@ -12,7 +12,7 @@ from narrowcast.tail.access import Context, Gate, OpenGate
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import Frame, priority_of
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import Observer, Silent, StreamInfo
+from narrowcast.tail.observe import Auditor, Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
 from narrowcast.tail.stream import Ageing, OpenStream, record_of
 from narrowcast.transport.errors import PacketError
@@ -32,6 +32,7 @@ class TailService(TailServiceServicer):
         gate: who may use it.
         observer: is told what happens.
         ageing: when streams are asked to move.
+        auditor: wants sources of frames; None: no client is ever asked for one.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class TailService(TailServiceServicer):
         gate: Gate | None = None,
         observer: Observer | None = None,
         ageing: Ageing | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         self._models = models
         self._gate = gate or OpenGate()
         self._observer = observer or Silent()
         self._ageing = ageing or Ageing()
+        self._auditor = auditor
         self._draining = False
         self._opening: set[asyncio.Task[Any]] = set()
         self._streams: dict[Slot, set[OpenStream]] = {}
@@ -63,7 +66,7 @@ class TailService(TailServiceServicer):
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:
         """See the .proto."""
-        stream = OpenStream(self._models, self._gate, self._observer, self._ageing, context)
+        stream = OpenStream(self._models, self._gate, self._observer, self._ageing, context, self._auditor)
         try:
             await self._open(stream)
         except EndedError as ended:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from narrowcast.tail.backends import BackendSettings
 from narrowcast.tail.errors import DowngradeError, StoreError, TailBackendError
+from narrowcast.tail.events import event_fields
 from narrowcast.tail.folder import SUFFIX, Candidate, Choice, Key, Stamp, choose, look
 from narrowcast.tail.loading import Model, load_model, load_models
 from narrowcast.tail.watch import Watch
@@ -161,6 +162,10 @@ class ModelStore:
             raise StoreError(f"no bundle in {self._folder} can be served: {errors[0]}")
         self._following = asyncio.create_task(self._follow(growing))
 
+    def observe(self, observer: StoreObserver) -> None:
+        """Tells one more from now on."""
+        self._observers.append(observer)
+
     def reload(self) -> None:
         """Looks into the folder now, and tries again what was refused."""
         self._retry_failed = True
@@ -266,7 +271,9 @@ class ModelStore:
         stamps = await _off_loop(lambda: look(self._folder))
         if stamps.get(path) != stamp:  # replaced while it was read: not its fault, and it is read again
             return _Entry(None, before, held=True)
-        log.error("not served: %s%s", error, f" ({before} stays)" if before is not None else "")
+        stays = "" if before is None else f" ({before} stays)"
+        event = event_fields("model_refused", file=path.name, reason=str(error), stays=str(before) if before else None)
+        log.error("not served: %s%s", error, stays, extra=event)
         return _Entry(stamp, before, error, refused, held=before is not None)
 
     def _is_loaded(self, one: Candidate | None) -> bool:
@@ -298,7 +305,8 @@ class ModelStore:
         self._choice = choose(candidates, list(self._loaded.values()), self._settings.keep)
         for path, error in self._choice.clashes.items():
             if str(error) != str(clashes_before.get(path)):
-                log.error("not served: %s", error)
+                event = event_fields("model_refused", file=path.name, reason=str(error), stays=None)
+                log.error("not served: %s", error, extra=event)
 
     async def _load(self, one: Candidate) -> None:
         """Verifies, loads and warms up off the event loop; publishes on it."""
@@ -325,10 +333,14 @@ class ModelStore:
         before = self._loaded.get(one.key)
         self._loaded[one.key] = one
         replaced = self._table.publish(self._make_batcher(model))
+        event = event_fields(
+            "model_serving", model=one.key.name, release=one.release, file=one.path.name,
+            codec=one.key.fingerprint.hex(), backend=model.backend.name, replaces=before.release if before else None,
+        )  # fmt: skip
         if before is None:
-            log.info("serving %s, codec %s, on %s", one, one.key.fingerprint.hex(), model.backend.name)
+            log.info("serving %s, codec %s, on %s", one, one.key.fingerprint.hex(), model.backend.name, extra=event)
         else:
-            log.info("serving %s in place of release %d", one, before.release)
+            log.info("serving %s in place of release %d", one, before.release, extra=event)
         if before is not None and before.release == one.release:
             log.warning("%s is another bundle than before under the same release; number each one anew", one)
         if replaced is not None:
@@ -336,7 +348,8 @@ class ModelStore:
 
     def _unload(self, key: Key) -> None:
         one = self._loaded.pop(key)
-        log.info("no longer serving %s: its streams are drained", one)
+        event = event_fields("model_unloaded", model=key.name, release=one.release, codec=key.fingerprint.hex())
+        log.info("no longer serving %s: its streams are drained", one, extra=event)
         retired = self._table.retire(*key)
         if retired is not None:
             self._finish(retired)

@@ -16,10 +16,10 @@ from narrowcast.tail.credits import MAX_WINDOW, Credits
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority, priority_of
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import FrameRecord, Observer, Silent, StreamInfo
+from narrowcast.tail.observe import Auditor, FrameRecord, Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
 from narrowcast.transport.errors import PacketError
-from narrowcast.transport.packet import Packet, StreamContext
+from narrowcast.transport.packet import Kind, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import MAX_PACKET_BYTES
 
@@ -51,13 +51,22 @@ class OpenStream:
     batcher has finished one, the writer is woken.
     """
 
-    def __init__(self, models: ModelTable, gate: Gate, observer: Observer, ageing: Ageing, context: Context) -> None:
+    def __init__(
+        self,
+        models: ModelTable,
+        gate: Gate,
+        observer: Observer,
+        ageing: Ageing,
+        context: Context,
+        auditor: Auditor | None = None,
+    ) -> None:
         self._models = models
         self._gate = gate
         self._observer = observer
         self._observed = type(observer) is not Silent
         self._ageing = ageing
         self._context = context
+        self._auditor = auditor
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Frame] = deque()
         self._awake: asyncio.Future[None] | None = None
@@ -93,7 +102,7 @@ class OpenStream:
         if request is grpc.aio.EOF or not request.HasField("open"):
             raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
         wanted = request.open
-        self.info = StreamInfo(client, wanted.model, wanted.stream_id)
+        self.info = StreamInfo(client, wanted.model, wanted.stream_id, wanted.audit)
         if len(wanted.stream_id) != 16:
             raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, f"a stream id has 16 bytes, not {len(wanted.stream_id)}")
         admit(self._gate, self._context, wanted.model)
@@ -233,6 +242,8 @@ class OpenStream:
             result.times.total_us = round((time.perf_counter() - frame.arrived) * 1e6)
         if self._observed:
             self._observer.frame_done(record_of(self.info, frame))
+        if self._auditor is not None and self.info.audit:
+            result.audit.extend(self._auditor.wanted(self.info))
         await self._context.write(response)
         assert self.slot is not None
         if self._credits.answered(self.slot.batcher.overloaded):
@@ -253,9 +264,12 @@ class OpenStream:
                     self._limit_silence(request.ping.silence_limit_ms)
                     self._pong = request.ping.number
                     self._wake()
+                elif message == "audit" and self.info.audit:
+                    self._take_source(request.audit)
                 else:
                     raise EndedError(
-                        grpc.StatusCode.INVALID_ARGUMENT, "after `open`, a stream carries packets and pings"
+                        grpc.StatusCode.INVALID_ARGUMENT,
+                        "after `open`, a stream carries packets and pings, and with `audit` in it, sources of frames",
                     )
         except PacketError as error:
             self._ending = EndedError(grpc.StatusCode.DATA_LOSS, str(error))
@@ -311,6 +325,16 @@ class OpenStream:
         else:
             frame.release = batcher.model.manifest.release
             frame.refuse(refused)
+
+    def _take_source(self, data: bytes) -> None:
+        """The source of a frame: for the audit, and for nobody else."""
+        packet = Packet.from_stream_bytes(data, self._agreed)
+        if packet.kind is not Kind.IMAGE:
+            raise EndedError(
+                grpc.StatusCode.INVALID_ARGUMENT, f"a frame's source is of kind IMAGE, not {packet.kind.name}"
+            )
+        if self._auditor is not None:
+            self._auditor.source(self.info, packet)
 
     def _holds_too_much(self) -> bool:
         return len(self._pending) > 1 and sum(len(one.packet.payload) for one in self._pending) > MAX_PENDING_BYTES

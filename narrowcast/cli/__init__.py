@@ -81,6 +81,8 @@ def _run(words: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    if (from_file := getattr(module, "defaults_from_file", None)) is not None:
+        from_file(parser, rest)
     _add_common(parser)
     _defaults_from_environment(parser)
     code: int = module.run(parser.parse_args(rest))

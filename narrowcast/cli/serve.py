@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 from narrowcast.cli.options import add_trust, at_least, seconds
-from narrowcast.cli.serving import drift, operations, queueing, security, sinks, store
+from narrowcast.cli.serving import config, drift, operations, queueing, security, sinks, store
 from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals
 from narrowcast.transport.rpc.channels import DEFAULT_PORT, parse_address
 
 EXAMPLES = f"""\
 examples:
   narrowcast serve --bundles models/
+  narrowcast serve --config server.toml --log json                    # options as keys; flags win over them
   narrowcast serve --bundles models/ --listen 127.0.0.1:0 --json      # a free port, told as JSON on stdout
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/      # made by narrowcast keys issue
   narrowcast serve --bundles models/ --listen 0.0.0.0:{DEFAULT_PORT} --tls tail-tls/ --tokens tokens.txt
@@ -31,10 +32,13 @@ publish, remove one to unload it (docs/server.md). SIGHUP looks at once, and tri
 Ctrl-C answer what was taken in, then end; a second one ends at once.
 """
 
+defaults_from_file = config.defaults_from_file  # the verb's options may come from a file
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--bundles", type=Path, required=True, metavar="DIR", help="a folder of bundles (*.ncb)")
+    config.add_arguments(parser)
     parser.add_argument(
         "--listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT", help="default: %(default)s"
     )
@@ -75,7 +79,9 @@ async def _serve(args: argparse.Namespace) -> int:
     frames = drift.Watching(args, server.table.manifest)
     for observer in frames.observers:
         observers.add(observer)
-    watching = operations.Operations(args, observers, server)
+    if frames.audit is not None:
+        server.audit_by(frames.audit)
+    watching = operations.Operations(args, observers, server, frames.drift)
     frames.tell_figures(watching.tally)
     address = await server.start()
     http = await watching.start(address)
@@ -88,11 +94,7 @@ async def _serve(args: argparse.Namespace) -> int:
         where = {"address": str(address), **({"http": str(http)} if http else {})}
         print(json.dumps({"event": "listening", **where, "models": names}), flush=True)
     tell("listening", address=str(address), http=str(http) if http else None, models=names)
-    if args.insecure and args.tls is None:
-        tell(
-            "insecure", logging.WARNING,
-            warning="anyone who can reach this port can use it, and the traffic is not encrypted",
-        )  # fmt: skip
+    watching.warn()
     await stop.wait()
     began = time.monotonic()
     end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from narrowcast.cli.answers import answers, write_masks
+from narrowcast.cli.consent import add_audit, audit_consent
 from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
@@ -33,6 +34,7 @@ examples:
   narrowcast stream model.ncb photos/ --to one:7433,two:7433 --deadline-ms 500
   narrowcast stream detector.ncb photos/ --to server:7433 | jq .detections
   narrowcast stream both.ncb photos/ --to server:7433 --tail segment --masks masks/
+  narrowcast stream model.ncb photos/ --to server:7433 --audit          # its operator may have some of the images
 
 SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames. Where
 the bundle has a local exit, it answers while there is no server ("from": "exit"), and the server is tried for ever. Of
@@ -111,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", type=Path, metavar="DIR", help="write maps of classes there as PNG, of the source's size"
     )
+    add_audit(parser)
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     add_tls(parser)
     add_trust(parser)
@@ -142,8 +145,7 @@ def run(args: argparse.Namespace) -> int:
         session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
-        image_quality=args.image_quality,
-        tls=tls,
+        image_quality=args.image_quality, audit=audit_consent(args), tls=tls,
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
@@ -256,6 +258,8 @@ def _summary(client: Client, frames: int, seconds: float, progress: TerminalProg
         line += f"; {counters.packets_resent} packets sent again over {counters.streams_opened} streams"
     if counters.results_put_off:
         line += f"; put off by a full server {counters.results_put_off} times"
+    if counters.audit_sent:
+        line += f"; {counters.audit_sent} images for the server's operator, who asked for them"
     if counters.results_late:
         line += f"; {counters.results_late} answers came too late"
     progress.note(line)

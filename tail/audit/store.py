@@ -19,6 +19,7 @@ from narrowcast.transport.sealing import SealingKey
 log = logging.getLogger(__name__)
 
 PRUNE_SECONDS = 60.0
+MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
 class Retention(NamedTuple):
@@ -40,7 +41,7 @@ class AuditStore:
         folder: made where it is not there; readable by its owner only.
         key: seals; whoever has its secret half can open the samples, the server cannot.
         retention: how long they stay. Also applied to what was in the folder before.
-        capacity: samples that may wait to be written; more are dropped, and counted.
+        capacity: samples that may wait to be written, of at most :data:`MAX_WAITING_BYTES`; more are dropped, and counted.
 
     Attributes:
         kept, dropped: samples so far.
@@ -63,6 +64,8 @@ class AuditStore:
         self._files = deque(samples_in(folder))
         self._bytes = sum(one.size_bytes for one in self._files)
         self.kept = self.dropped = 0
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
         self._queue: queue.Queue[tuple[Sample, Packet] | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self._thread.start()
@@ -74,12 +77,20 @@ class AuditStore:
             sample: what to keep.
             packet: the one that is in it: names the file.
         """
+        size = len(sample.packet)
         try:
+            if self._waiting_bytes + size > MAX_WAITING_BYTES:
+                raise queue.Full
             self._queue.put_nowait((sample, packet))
+            self._wait_for(size)
         except queue.Full:
             self.dropped += 1
             if self.dropped & (self.dropped - 1) == 0:
                 log.warning("audit: the disk is too slow: %d samples dropped so far", self.dropped)
+
+    def _wait_for(self, size: int) -> None:
+        with self._lock:
+            self._waiting_bytes += size
 
     def close(self, seconds: float = 5.0) -> None:
         """Writes what waits, for at most so long."""
@@ -100,6 +111,7 @@ class AuditStore:
                 continue
             if item is None:
                 return
+            self._wait_for(-len(item[0].packet))
             try:
                 self._write(*item)
             except OSError as error:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +68,21 @@ class DriftEvent(NamedTuple):
     time_us: int
 
 
+class Alarm(NamedTuple):
+    """A camera in alarm.
+
+    Attributes:
+        camera: which.
+        since_us: microseconds since 1970 UTC; None: since before the state was loaded.
+        statistic, shift: see :class:`DriftEvent`; the shift is that of its last frames. None where ``since_us`` is.
+    """
+
+    camera: CameraKey
+    since_us: int | None
+    statistic: str | None
+    shift: float | None
+
+
 class _Stored(msgspec.Struct):
     client: str
     model: str
@@ -106,7 +122,7 @@ class DriftWatch(Silent):
         self._max = max_cameras
         self._cameras: OrderedDict[CameraKey, Detector] = OrderedDict()
         self._learning = 0
-        self._in_alarm: Counter[str] = Counter()
+        self._alarms: dict[CameraKey, int | None] = {}  # since when, the latest last
         self.alarms_total: Counter[str] = Counter()
 
     def frame_done(self, record: FrameRecord) -> None:
@@ -137,7 +153,7 @@ class DriftWatch(Silent):
     def _forget(self) -> None:
         """The camera that was silent for the longest time."""
         forgotten, old = self._cameras.popitem(last=False)
-        self._in_alarm[forgotten.model] -= old.alarm
+        self._alarms.pop(forgotten, None)
         self._learning -= old.waiting
 
     def _changed(self, key: CameraKey, verdict: Verdict, frame_id: int, level: int) -> None:
@@ -147,12 +163,12 @@ class DriftWatch(Silent):
             log.info("drift: %s: level %d has a baseline after %d frames", name, level, detector.frames)
             return
         if verdict is Verdict.DRIFT:
-            self._in_alarm[key.model] += 1
+            self._alarms[key] = time.time_ns() // 1000
             self.alarms_total[key.model] += 1
             what, way = NAMES[detector.statistic], "below" if detector.shift < 0 else "above"
             log.warning("drift: %s: its %s is %s the baseline, at frame %d", name, what, way, frame_id)
         else:
-            self._in_alarm[key.model] -= 1
+            self._alarms.pop(key, None)
             log.warning("drift: %s: %s at frame %d", name, verdict.value, frame_id)
         if self._on_event is not None:
             what, now_us = NAMES[detector.statistic], time.time_ns() // 1000
@@ -167,7 +183,7 @@ class DriftWatch(Silent):
         """
         found = [(key, one) for key, one in self._cameras.items() if (key.client, key.stream_id) == (client, stream_id)]
         for key, detector in found:
-            self._in_alarm[key.model] -= detector.alarm
+            self._alarms.pop(key, None)
             self._learning -= detector.waiting
             detector.accept()
         return len(found)
@@ -175,7 +191,22 @@ class DriftWatch(Silent):
     @property
     def in_alarm(self) -> Mapping[str, int]:
         """Cameras in alarm now, by model: for the gauge ``narrowcast_rate_drift``."""
-        return dict(self._in_alarm)
+        return Counter(key.model for key in self._alarms)
+
+    @property
+    def watched(self) -> int:
+        """How many cameras are known."""
+        return len(self._cameras)
+
+    def alarms(self, most: int) -> list[Alarm]:
+        """At most so many cameras in alarm, those with the latest alarms first."""
+        found = []
+        for key in islice(reversed(self._alarms), most):
+            detector, since_us = self._cameras[key], self._alarms[key]
+            known = since_us is not None
+            what, shift = (NAMES[detector.statistic], detector.shift) if known else (None, None)
+            found.append(Alarm(key, since_us, what, shift))
+        return found
 
     def status(self, most: int = 1000) -> list[dict[str, Any]]:
         """Cameras for an API: those in alarm first, then those heard last; at most ``most``."""
@@ -222,7 +253,8 @@ class DriftWatch(Silent):
                 self._cameras[key] = Detector(self._settings, one.state)
             except ValueError as error:
                 raise DriftStateError(f"{path} is no drift state: {error}; remove it to learn anew") from error
-            self._in_alarm[key.model] += one.state.alarm
+            if one.state.alarm:
+                self._alarms[key] = None
         return len(self._cameras)
 
 

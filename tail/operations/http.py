@@ -1,7 +1,7 @@
 """The operators' HTTP side: ``/metrics``, ``/healthz``, ``/readyz``, ``/api/status`` and a page.
 
-It takes GET without a body, small headers and few connections, each for a short time; nothing that it serves can be changed
-through it.
+It takes requests without a body, with small headers, over few connections, each for a short time. Nothing can be changed
+through it, but for what operators change with a token (:mod:`narrowcast.tail.operations.control`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from narrowcast.tail.access import check_listen
 from narrowcast.tail.errors import ListenError
+from narrowcast.tail.operations.control import ACCEPT_PATH, Control
 from narrowcast.tail.operations.history import STEP_SECONDS, History
 from narrowcast.tail.operations.https import ServerTls
 from narrowcast.tail.operations.prometheus import exposition
@@ -60,6 +62,7 @@ class HttpServer:
         ready: whether it would answer a frame now.
         insecure: listen beyond this machine although anyone who reaches the port can read the figures.
         tls: speaks HTTPS with it, to clients that show certificates.
+        control: what operators may change; None: nothing.
 
     Raises:
         ListenError: beyond this machine, neither ``insecure`` nor with TLS.
@@ -74,14 +77,19 @@ class HttpServer:
         ready: Callable[[], bool],
         insecure: bool = False,
         tls: ServerTls | None = None,
+        control: Control | None = None,
     ) -> None:
-        if not listen.is_loopback and not insecure and tls is None:
+        check_listen(
+            listen, encrypted=tls is not None, authenticates=tls is not None, insecure=insecure, what="--http",
+            tls="--http-tls",
+        )  # fmt: skip
+        if control is not None and tls is None and not listen.is_loopback:
             raise ListenError(
-                f"HTTP on {listen} can be reached from other machines, and whoever reaches it reads names of models and "
-                "clients; listen on 127.0.0.1, use --http-tls, or pass --insecure on a network that you "
-                "trust"
+                f"operators' tokens would go to {listen} unencrypted; --http-tokens needs --http-tls, or --http on this "
+                "machine only"
             )
         self._listen = listen
+        self._control = control
         self._tls = tls
         self._tally = tally
         self._history = History(tally)
@@ -110,6 +118,8 @@ class HttpServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/api/status", self._status)
+        if self._control is not None:
+            app.router.add_post(ACCEPT_PATH, self._control.accept)
         for path in _PAGE:
             app.router.add_get(path, self._file)
         self._runner = web.AppRunner(
@@ -152,6 +162,8 @@ class HttpServer:
             self._history.tick()
             if self._tls is not None:
                 self._tls.follow()
+            if self._control is not None:
+                self._control.follow()
             await asyncio.sleep(STEP_SECONDS)
 
     @web.middleware
@@ -227,6 +239,8 @@ async def _send(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _allow(error: web.HTTPException) -> dict[str, str]:
+    if error.status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Mapping
 from typing import Literal
 
+from narrowcast.tail.events import Field, event_fields
 from narrowcast.tail.observe import FrameRecord, Silent, StreamInfo
 
 MAX_FIELD_CHARACTERS = 120
+MAX_REASON_CHARACTERS = 600  # of the fields `reason` and `warning`, which tell an operator what to do
 MAX_MESSAGE_CHARACTERS = 2000
 LINES_PER_SECOND = 20
-Field = str | int | float | bool | None | list[str] | dict[str, int]
 
 log = logging.getLogger("narrowcast.events")
 _PLAIN = re.compile(r"[\w.:/@%+\[\]-]+", re.ASCII)
@@ -26,7 +27,7 @@ _PLAIN = re.compile(r"[\w.:/@%+\[\]-]+", re.ASCII)
 
 def tell(event: str, level: int = logging.INFO, **fields: Field) -> None:
     """Writes one event."""
-    log.log(level, event, extra={"event": event, "fields": fields})
+    log.log(level, event, extra=event_fields(event, **fields))
 
 
 def set_up(form: Literal["text", "json"]) -> None:
@@ -46,7 +47,9 @@ class TextLines(logging.Formatter):
             line = f"{record.levelname} {record.name}: {_escaped(record.getMessage())}"
         else:
             fields: Mapping[str, Field] = getattr(record, "fields", {})
-            line = " ".join([record.levelname, event, *(f"{key}={_as_text(value)}" for key, value in fields.items())])
+            line = " ".join(
+                [record.levelname, event, *(f"{key}={_as_text(_cut(value, key))}" for key, value in fields.items())]
+            )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -62,7 +65,7 @@ class JsonLines(logging.Formatter):
         }
         if line["event"] == "log":
             line |= {"logger": record.name, "message": record.getMessage()[:MAX_MESSAGE_CHARACTERS]}
-        line |= {key: _cut(value) for key, value in getattr(record, "fields", {}).items()}
+        line |= {key: _cut(value, key) for key, value in getattr(record, "fields", {}).items()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)  # ASCII alone: everything else is escaped
@@ -133,14 +136,14 @@ class _Budget:
         return True
 
 
-def _cut(value: Field) -> Field:
-    if isinstance(value, str) and len(value) > MAX_FIELD_CHARACTERS:
-        return value[:MAX_FIELD_CHARACTERS] + "..."
+def _cut(value: Field, key: str) -> Field:
+    most = MAX_REASON_CHARACTERS if key in ("reason", "warning") else MAX_FIELD_CHARACTERS
+    if isinstance(value, str) and len(value) > most:
+        return value[:most] + "..."
     return value
 
 
 def _as_text(value: Field) -> str:
-    value = _cut(value)
     if isinstance(value, str):
         return value if _PLAIN.fullmatch(value) else json.dumps(value)
     return json.dumps(value, separators=(",", ":"))

@@ -55,14 +55,16 @@ class FiguresCollector(Collector):
         clients = GaugeMetricFamily("narrowcast_clients", "Clients with at least one open stream.")
         clients.add_metric([], self._figures.clients)
         yield clients
-        loaded = GaugeMetricFamily("narrowcast_models", "Models that are served now, each name counted once.")
-        loaded.add_metric([], self._figures.served)
+        loaded = GaugeMetricFamily("narrowcast_models", "Bundles by state.", labels=["state"])
+        for state, number in self._figures.states.items():
+            loaded.add_metric([state], number)
         yield loaded
-        for name, text, values in self._figures.further:
-            gauge = GaugeMetricFamily(name, text, labels=["model"])
-            for model, value in values.items():
-                gauge.add_metric([model], value)
-            yield gauge
+        for one, values in self._figures.further:
+            family = CounterMetricFamily if one.counter else GaugeMetricFamily
+            metric = family(one.name, one.text, labels=[one.label])
+            for label, value in values.items():
+                metric.add_metric([label], value)
+            yield metric
 
 
 def _build() -> Metric:

@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from narrowcast.tail.drift import DriftWatch
 from narrowcast.tail.operations.history import LATENCY_SECONDS, RATE_SECONDS, STEP_SECONDS, TOTAL, History
 from narrowcast.tail.operations.process import ProcessUse, process_use
 from narrowcast.tail.operations.tally import OTHER, RESULTS, STAGES, ModelTally, Tally, level_name
@@ -13,6 +14,8 @@ from narrowcast.tail.operations.version import VERSION
 
 SCHEMA = 1
 MAX_CLIENTS = 200
+MAX_BUNDLES = 200
+MAX_CAMERAS = 100
 
 
 class Bytes(msgspec.Struct, frozen=True):
@@ -103,6 +106,51 @@ class ClientStatus(msgspec.Struct, frozen=True):
     since_seconds: float
 
 
+class BundleStatus(msgspec.Struct, frozen=True):
+    """One file of the folder of bundles.
+
+    Attributes:
+        file: its name.
+        state: ``loading``, ``ready`` (it answers frames), ``standby`` (sound, and another one answers) or ``failed``.
+        reason: why it is ``standby`` or ``failed``; else empty.
+        name, release, codec_fingerprint: what is in it; None where that could not be read.
+    """
+
+    file: str
+    state: str
+    reason: str
+    name: str | None
+    release: int | None
+    codec_fingerprint: str | None
+
+
+class DriftingCamera(msgspec.Struct, frozen=True):
+    """One camera that is away from its baseline.
+
+    Attributes:
+        client, model: whose, and what for.
+        stream_id: 32 hexadecimal digits.
+        since_unix: when the alarm was raised; None: before this server began.
+        statistic, shift: what left the baseline, and by how much now (``docs/drift.md``); None where ``since_unix`` is.
+    """
+
+    client: str
+    model: str
+    stream_id: str
+    since_unix: float | None
+    statistic: str | None
+    shift: float | None
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """Cameras and their baselines; ``cameras_in_alarm`` are the latest of ``in_alarm``, ``alarms`` are since the start."""
+
+    watched: int
+    in_alarm: int
+    alarms: int
+    cameras_in_alarm: list[DriftingCamera]
+
+
 class Series(msgspec.Struct, frozen=True):
     """The last two minutes, the oldest first: answered frames per second, and p95 from arrival to result."""
 
@@ -121,6 +169,8 @@ class Status(msgspec.Struct, frozen=True):
         frames: by result, of all models.
         clients: the busiest ones; ``clients_total`` says how many there are.
         refusals: streams and calls turned away, by status.
+        bundles: those that do not answer frames first; ``bundles_total`` says by state how many there are.
+        drift: None where it is not watched.
     """
 
     schema: int
@@ -138,6 +188,9 @@ class Status(msgspec.Struct, frozen=True):
     refusals: dict[str, int]
     bytes: Bytes
     models: list[ModelStatus]
+    bundles: list[BundleStatus]
+    bundles_total: dict[str, int]
+    drift: Drift | None
     clients: list[ClientStatus]
     clients_total: int
     series: Series
@@ -166,6 +219,9 @@ def status(tally: Tally, history: History, state: str, address: str, uptime_seco
         refusals=_added([dict(model.refused) for model in everything]),
         bytes=_bytes(everything),
         models=_models(tally, models, history),
+        bundles=_bundles(tally),
+        bundles_total=tally.states(),
+        drift=None if tally.drift is None else _drift(tally.drift),
         clients=_clients(tally),
         clients_total=len(tally.clients),
         series=Series(STEP_SECONDS, frames, latencies),
@@ -216,6 +272,27 @@ def _model(name: str, model: ModelTally, releases: list[Release], history: Histo
     )
 
 
+def _bundles(tally: Tally) -> list[BundleStatus]:
+    rows = [] if tally.bundles is None else sorted(tally.bundles(), key=lambda row: row.state == "ready")
+    return [
+        BundleStatus(
+            row.file, row.state, row.reason, row.name, row.release, row.fingerprint.hex() if row.fingerprint else None
+        )
+        for row in rows[:MAX_BUNDLES]
+    ]
+
+
+def _drift(watch: DriftWatch) -> Drift:
+    found = [
+        DriftingCamera(
+            one.camera.client, one.camera.model, one.camera.stream_id.hex(),
+            None if one.since_us is None else one.since_us / 1e6, one.statistic, _rounded(one.shift, 4),
+        )
+        for one in watch.alarms(MAX_CAMERAS)
+    ]  # fmt: skip
+    return Drift(watch.watched, sum(watch.in_alarm.values()), sum(watch.alarms_total.values()), found)
+
+
 def _clients(tally: Tally) -> list[ClientStatus]:
     now = time.monotonic()
     busiest = sorted(tally.clients.items(), key=lambda item: -item[1].frames)[:MAX_CLIENTS]
@@ -243,5 +320,5 @@ def _bytes(models: list[ModelTally]) -> Bytes:
     return Bytes(received, sent, compared, raw, raw - compared)
 
 
-def _rounded(rate: float | None) -> float | None:
-    return None if rate is None else round(rate, 2)
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)

@@ -6,14 +6,18 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import grpc
 
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import FrameRecord, StreamInfo
 from narrowcast.tail.operations.histogram import Histogram
+from narrowcast.tail.store import ModelStatus, State
 from narrowcast.transport.packet import Kind, Packet
+
+if TYPE_CHECKING:
+    from narrowcast.tail.drift import DriftWatch
 
 STAGES = ("queue", "decode", "infer", "encode")
 RESULTS: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -101,11 +105,28 @@ class ClientTally:
 
 
 class Gauge(NamedTuple):
-    """A figure of another part, by model; ``values`` is asked on the event loop."""
+    """A figure of another part; ``values`` is asked on the event loop.
+
+    Attributes:
+        name: of the metric; a counter's is told with ``_total`` behind it.
+        text: what it means.
+        values: by what ``label`` names; labels other than ``model`` must be few, whatever clients do.
+        label: its label.
+        counter: whether it only ever grows.
+    """
 
     name: str
     text: str
     values: Callable[[], Mapping[str, float]]
+    label: str = "model"
+    counter: bool = False
+
+
+class Further(NamedTuple):
+    """A :class:`Gauge` at one moment."""
+
+    gauge: Gauge
+    values: Mapping[str, float]
 
 
 class Figures(NamedTuple):
@@ -115,15 +136,15 @@ class Figures(NamedTuple):
         models: sums by name.
         queued: frames that wait now, by name.
         clients: how many have streams open.
-        served: how many names are served now.
-        further: gauges of other parts: name, text, values by model.
+        states: bundles by state.
+        further: figures of other parts.
     """
 
     models: Mapping[str, ModelTally]
     queued: Mapping[str, int]
     clients: int
-    served: int
-    further: Sequence[tuple[str, str, Mapping[str, float]]] = ()
+    states: Mapping[str, int]
+    further: Sequence[Further] = ()
 
 
 class Tally:
@@ -131,12 +152,18 @@ class Tally:
 
     Args:
         table: the server's models.
+        bundles: how the bundles of the server's folder fare; None where it has none.
+
+    Attributes:
+        drift: which cameras are away from their baseline; None where nobody watches them.
     """
 
     wants_profiles = False
 
-    def __init__(self, table: ModelTable) -> None:
+    def __init__(self, table: ModelTable, bundles: Callable[[], Sequence[ModelStatus]] | None = None) -> None:
         self.table = table
+        self.bundles = bundles
+        self.drift: DriftWatch | None = None
         self.models: dict[str, ModelTally] = {}
         self.clients: dict[str, ClientTally] = {}
         self._gauges: list[Gauge] = []
@@ -215,8 +242,21 @@ class Tally:
         """As they are now."""
         models = {name: model.copy() for name, model in self.all_models().items()}
         queued = {name: self.queued(name) for name in models}
-        further = [(gauge.name, gauge.text, self._known(gauge.values())) for gauge in self._gauges]
-        return Figures(models, queued, len(self.clients), len(self.table.names()), further)
+        further = [
+            Further(gauge, self._known(gauge.values()) if gauge.label == "model" else dict(gauge.values()))
+            for gauge in self._gauges
+        ]
+        return Figures(models, queued, len(self.clients), self.states(), further)
+
+    def states(self) -> dict[str, int]:
+        """Bundles by state; where models were given without a folder, each is one that is ready."""
+        states = dict.fromkeys(get_args(State), 0)
+        if self.bundles is None:
+            states["ready"] = len(self.table)
+        else:
+            for row in self.bundles():
+                states[row.state] += 1
+        return states
 
     def _known(self, values: Mapping[str, float]) -> dict[str, float]:
         """Values of models that the server has or had; those of others are added up under :data:`OTHER`."""

@@ -100,7 +100,7 @@ def test_reflection_tells_the_protocol(server):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--http", "0.0.0.0:0"), 1, "names of models and clients"),
+        (("--http", "0.0.0.0:0"), 1, "serve with --http-tls DIR"),
         (("--http-tls", "."), 2, "goes with --http"),
         (("--otlp", "localhost:4317"), 2, "http://127.0.0.1:4317"),
     ],
@@ -138,8 +138,9 @@ class TestEnding:
         assert answered == [(k, 0) for k in range(32)]
         events = [json.loads(line) for line in errors.splitlines()]
         names = [event["event"] for event in events]
-        assert names == ["listening", "stream_opened", "draining", "stream_closed", "ended"]
-        assert events[3]["frames"] == 32
+        assert names == ["model_serving", "listening", "stream_opened", "draining", "stream_closed", "ended"]
+        assert (events[0]["model"], events[0]["file"], events[0]["replaces"]) == ("tiny", "tiny.ncb", None)
+        assert events[4]["frames"] == 32
 
     AT_ONCE = """
 import os, signal, sys
@@ -253,6 +254,14 @@ class TestPage:
             await page.js(f"show({json.dumps(a_status(evil))})")
             assert await page.js("document.querySelectorAll('img').length") == 0
             assert evil in await page.js("document.body.innerText")
+            for part, names in (("bundles", 3), ("drift", 4)):
+                shown = await page.js(f"document.getElementById('{part}').innerText")
+                assert shown.count(evil) == names
+                assert not await page.js(f"document.getElementById('{part}-part').hidden")
+            nothing = a_status("x") | {"bundles": [], "drift": None}
+            await page.js(f"show({json.dumps(nothing)})")
+            assert await page.js("document.getElementById('bundles-part').hidden")
+            assert await page.js("document.getElementById('drift-part').hidden")
 
 
 def stream(tiny, address, count: int) -> None:
@@ -294,6 +303,10 @@ def a_status(name: str) -> dict:
             "name": name, "state": name, "releases": [release], "frames": {name: 1}, "frames_per_second": None, "streams": 1,
             "queue_depth": 0, "mean_batch": None, "levels": {name: 1}, "latency": stages, "bytes": size,
         }],
+        "bundles": [{"file": name, "state": "failed", "reason": name, "name": name, "release": 1, "codec_fingerprint": ""}],
+        "now_unix": 9.0, "drift": {"watched": 1, "in_alarm": 1, "alarms": 1, "cameras_in_alarm": [{
+            "client": name, "model": name, "stream_id": name, "since_unix": 3.0, "statistic": name, "shift": -1.0,
+        }]},
         "clients": [{"name": name, "streams": {name: 1}, "frames": 1, "received_bytes": 1, "since_seconds": 1}],
         "clients_total": 1, "series": {"step_seconds": 1, "frames_per_second": [], "p95_ms": []},
         "process": {"resident_bytes": None, "cpu_seconds": 1.0, "open_fds": None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +19,7 @@ from narrowcast.cli import main
 from narrowcast.head.client import Client
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.packet import Packet
+from narrowcast.transport.pki.tokens import add_token
 from narrowcast.transport.sinks.webhook import SIGNATURE, verify
 
 
@@ -33,6 +35,7 @@ def options(tmp_path) -> list[str]:
 
 
 def test_a_camera_goes_dark(tiny, tiny_folder, tmp_path, options):
+    token = add_token(tmp_path / "operators", "alice")
     bright = bundles.random_frames(260)
     dark = bundles.random_frames(60, seed=1) // 16
     with (
@@ -42,7 +45,7 @@ def test_a_camera_goes_dark(tiny, tiny_folder, tmp_path, options):
         serving(
             tiny_folder, tiny_folder / "test.pub", *options,
             "--webhook", f"http://127.0.0.1:{receiver.port}/in", "--mqtt", f"127.0.0.1:{broker.port}/site",
-            "--http", "127.0.0.1:0",
+            "--http", "127.0.0.1:0", "--http-tokens", str(tmp_path / "operators"),
         ) as server,
     ):  # fmt: skip
         with Client(HeadSession(tiny), server.address, level=1) as client:
@@ -50,13 +53,22 @@ def test_a_camera_goes_dark(tiny, tiny_folder, tmp_path, options):
         assert all(answer.error is None for answer in answers)
         until(lambda: len({one["id"] for one in receiver.records}) == len(answers) + 1, "all are posted")
         until(lambda: len(published) >= len(answers) + 1, "all are published")
-        with urllib.request.urlopen(f"http://{server.started['http']}/metrics") as page:
+        http = f"http://{server.started['http']}"
+        with urllib.request.urlopen(f"{http}/metrics") as page:
             metrics = page.read().decode()
+        watched = accept(http, token)
         code, log = server.end()
     assert code == 0
     assert "drift: 127.0.0.1/" in log
     assert 'narrowcast_rate_drift{model="tiny"} 1.0' in metrics
-    assert 'narrowcast_rate_drift_alarms{model="tiny"} 1.0' in metrics
+    assert 'narrowcast_rate_drift_alarms_total{model="tiny"} 1.0' in metrics
+    assert (watched["watched"], watched["in_alarm"], watched["alarms"]) == (1, 1, 1)
+    assert f"drift_accepted client=127.0.0.1 stream={watched['cameras_in_alarm'][0]['stream_id']} by=alice" in log
+    assert f'narrowcast_sink_sent_total{{sink="webhook"}} {len(answers) + 1}.0' in metrics
+    assert (
+        float(re.search(r'narrowcast_sink_retried_total{sink="webhook"} (\S+)', metrics)[1]) >= 1
+    )  # it said 503 first
+    assert 'narrowcast_sink_dropped_total{sink="mqtt"} 0.0' in metrics
     drifts = [one for one in receiver.records if one["type"] == "drift"]
     assert [one["event"] for one in drifts] == ["drift"]
     assert drifts[0]["frame_id"] >= len(bright)
@@ -72,6 +84,23 @@ def test_a_camera_goes_dark(tiny, tiny_folder, tmp_path, options):
     check_samples(tiny, tmp_path, dark, drifts[0]["frame_id"], len(bright))
     with serving(tiny_folder, tiny_folder / "test.pub", *options[:4]) as again:
         assert "baselines of 1 cameras" in again.end()[1]
+
+
+def accept(http: str, token: str) -> dict:
+    """Accepts the one camera that is in alarm; what the status said of it before."""
+
+    def drift() -> dict:
+        with urllib.request.urlopen(f"{http}/api/status") as answer:
+            return json.load(answer)["drift"]
+
+    watched = drift()
+    (camera,) = watched["cameras_in_alarm"]
+    url = f"{http}/api/drift/accept?client={camera['client']}&stream_id={camera['stream_id']}"
+    request = urllib.request.Request(url, method="POST", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 200
+    assert drift()["cameras_in_alarm"] == []
+    return watched
 
 
 def check_samples(tiny, tmp_path, dark, alarm: int, first_dark: int) -> None:

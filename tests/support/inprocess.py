@@ -14,7 +14,7 @@ import numpy as np
 
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.models import ModelTable
-from narrowcast.tail.observe import Silent
+from narrowcast.tail.observe import Observers, Silent
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import Model
 from narrowcast.transport.packet import VERSION, CodecId, Packet, StreamContext
@@ -106,11 +106,12 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(model: Model, *, gate=None, ageing=None, **limits) -> AsyncIterator[Running]:
+async def running(model: Model, *, gate=None, ageing=None, auditor=None, **limits) -> AsyncIterator[Running]:
     """A service with one model, for the length of the block."""
     table, recorder = ModelTable(), Recorder()
-    table.publish(Batcher(model, observer=recorder, **limits))
-    service = TailService(table, gate=gate, observer=recorder, ageing=ageing)
+    observer = recorder if auditor is None else Observers([recorder, auditor])
+    table.publish(Batcher(model, observer=observer, **limits))
+    service = TailService(table, gate=gate, observer=observer, ageing=ageing, auditor=auditor)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     add_TailServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -49,16 +49,18 @@ PACKING_RAW: Packing
 PACKING_ZSTD: Packing
 
 class StreamRequest(_message.Message):
-    __slots__ = ("open", "packet", "ping", "deadline_ms")
+    __slots__ = ("open", "packet", "ping", "audit", "deadline_ms")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     PACKET_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     open: Open
     packet: bytes
     ping: Ping
+    audit: bytes
     deadline_ms: int
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., packet: _Optional[bytes] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., audit: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("opened", "result", "drain", "credits", "pong")
@@ -105,7 +107,7 @@ class Credits(_message.Message):
     def __init__(self, window: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority", "silence_limit_ms")
+    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority", "silence_limit_ms", "audit")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +119,7 @@ class Open(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SILENCE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     model: str
     codec_fingerprint: bytes
     packet_version: int
@@ -128,7 +131,8 @@ class Open(_message.Message):
     deadline_ms: int
     priority: Priority
     silence_limit_ms: int
-    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., silence_limit_ms: _Optional[int] = ...) -> None: ...
+    audit: bool
+    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., silence_limit_ms: _Optional[int] = ..., audit: _Optional[bool] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("model", "release", "window", "max_packet_bytes", "client")
@@ -163,20 +167,22 @@ class InferResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("frame_id", "code", "message", "outputs", "times", "retry_after_ms")
+    __slots__ = ("frame_id", "code", "message", "outputs", "times", "retry_after_ms", "audit")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     code: int
     message: str
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     times: ServerTimes
     retry_after_ms: int
-    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    audit: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., audit: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ServerTimes(_message.Message):
     __slots__ = ("queue_us", "decode_us", "tail_us", "total_us", "batch")

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 300.0
+# Of a sink: the metric's name, what it means, and where it is in its counts.
+_SINK_COUNTERS = (
+    ("sent", "Records that were delivered.", "delivered"),
+    ("dropped", "Records that were dropped, since too many waited.", "dropped"),
+    ("rejected", "Records that the receiver will never take.", "rejected"),
+    ("retried", "Deliveries that were tried again.", "retries"),
+    ("waiting", "Records that wait now.", "waiting"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames that a camera's baseline is learned from; a multiple of 50 (default: 1500)",
     )  # fmt: skip
     group.add_argument("--drift-state", type=Path, metavar="FILE", help="keep the baselines there, over restarts")
-    group.add_argument("--audit", type=Path, metavar="DIR", help="keep samples of what arrives there, sealed")
+    group.add_argument(
+        "--audit", type=Path, metavar="DIR",
+        help="keep samples of what arrives there, sealed; clients that consent are asked for the images of these frames",
+    )  # fmt: skip
     group.add_argument("--audit-key", type=Path, metavar="FILE.pub", help="of `narrowcast audit key`: seals them")
     group.add_argument(
         "--audit-every", type=at_least(0), default=0, metavar="N",
@@ -56,6 +67,7 @@ class Watching:
 
     Attributes:
         observers: for the server.
+        audit: keeps samples; None without ``--audit``.
         drift: watches packet sizes; None with ``--no-drift``.
         sinks: tell results elsewhere; None where none are asked for.
 
@@ -67,7 +79,7 @@ class Watching:
 
     def __init__(self, args: argparse.Namespace, manifest_of: ManifestOf) -> None:
         self.drift = _drift(args, self._drifted)
-        self._audit = _audit(args)
+        self.audit = _audit(args)
         self.sinks = _sinks(args, manifest_of)
         self._state: Path | None = args.drift_state
         self._saving: asyncio.Task[None] | None = None
@@ -75,30 +87,38 @@ class Watching:
     @property
     def observers(self) -> list[Observer]:
         """In the order in which they must be told: a frame is known to the audit before drift speaks of it."""
-        return [one for one in (self._audit, self.sinks, self.drift) if one is not None]
+        return [one for one in (self.audit, self.sinks, self.drift) if one is not None]
 
     def _drifted(self, event: DriftEvent) -> None:
-        if self._audit is not None:
-            self._audit.drifted(event)
+        if self.audit is not None:
+            self.audit.drifted(event)
         if self.sinks is not None:
             self.sinks.drifted(event)
 
     def tell_figures(self, tally: Tally) -> None:
-        """Adds the gauges to the metrics."""
+        """Adds the figures to the metrics and the status."""
         from narrowcast.tail.operations.tally import Gauge
 
+        if (sinks := self.sinks) is not None:
+            for name, text, attribute in _SINK_COUNTERS:
+
+                def counts(attribute: str = attribute) -> dict[str, float]:
+                    return {sink.split()[0]: getattr(one, attribute) for sink, one in sinks.counts.items()}
+
+                tally.add_gauge(Gauge(f"narrowcast_sink_{name}", text, counts, "sink", counter=name != "waiting"))
         if (watch := self.drift) is None:
             return
         names = tally.table.names
 
-        def add(name: str, text: str, values: Callable[[], Mapping[str, int]]) -> None:
+        def add(name: str, text: str, values: Callable[[], Mapping[str, int]], *, counter: bool = False) -> None:
             def by_model() -> dict[str, float]:  # with a 0 before there is a camera
                 return {**dict.fromkeys(names(), 0), **values()}
 
-            tally.add_gauge(Gauge(name, text, by_model))
+            tally.add_gauge(Gauge(name, text, by_model, counter=counter))
 
         add("narrowcast_rate_drift", "Cameras that are away from their baseline now.", lambda: watch.in_alarm)
-        add("narrowcast_rate_drift_alarms", "Drift alarms since the start.", lambda: watch.alarms_total)
+        add("narrowcast_rate_drift_alarms", "Drift alarms.", lambda: watch.alarms_total, counter=True)
+        tally.drift = watch
 
     def start(self) -> None:
         """Begins to save the baselines now and then."""
@@ -115,8 +135,8 @@ class Watching:
             await _save(self.drift, self._state)
         if self.sinks is not None:
             await asyncio.to_thread(self.sinks.close, seconds)
-        if self._audit is not None:
-            await asyncio.to_thread(self._audit.close)
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
 
     @staticmethod
     async def _save_often(drift: DriftWatch, path: Path) -> None:

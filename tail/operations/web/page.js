@@ -140,6 +140,40 @@ function row(client) {
   return made;
 }
 
+function bundleRow(bundle) {
+  const made = element("tr");
+  const state = element("td");
+  state.append(element("span", bundle.state, `state ${bundle.state}`));
+  const model = bundle.name === null ? "–" : `${bundle.name}, release ${bundle.release}`;
+  made.append(element("td", bundle.file), state, element("td", model), element("td", bundle.reason, "reason"));
+  return made;
+}
+
+function cameraRow(camera, now) {
+  const made = element("tr");
+  const since = camera.since_unix === null ? "before the start" : duration(now.now_unix - camera.since_unix);
+  made.append(
+    element("td", camera.client),
+    element("td", camera.model),
+    element("td", camera.stream_id, "id"),
+    element("td", camera.statistic === null ? "–" : camera.statistic),
+    element("td", camera.shift === null ? "–" : camera.shift.toFixed(2), "number"),
+    element("td", since, "number"),
+  );
+  return made;
+}
+
+function showTroubles(now) {
+  const bundles = now.bundles.filter((one) => one.state !== "ready");
+  $("bundles-part").hidden = bundles.length === 0;
+  $("bundles").tBodies[0].replaceChildren(...bundles.map(bundleRow));
+  const cameras = now.drift === null ? [] : now.drift.cameras_in_alarm;
+  $("drift-part").hidden = cameras.length === 0;
+  $("drift").tBodies[0].replaceChildren(...cameras.map((one) => cameraRow(one, now)));
+  const more = now.drift === null ? 0 : now.drift.in_alarm - cameras.length;
+  say("drift-note", more > 0 ? `and ${count(more)} more` : "");
+}
+
 function show(now) {
   const state = $("state");
   say("state", now.state);
@@ -164,6 +198,7 @@ function show(now) {
   say("rate-top", `up to ${rate(draw("rate-chart", now.series.frames_per_second, 120))}`);
   say("p95-top", `up to ${milliseconds(draw("p95-chart", now.series.p95_ms, 120))}`);
   $("models").replaceChildren(...now.models.map(card));
+  showTroubles(now);
   $("clients").tBodies[0].replaceChildren(...now.clients.map(row));
   const more = now.clients_total - now.clients.length;
   say("clients-note", now.clients_total ? (more > 0 ? `and ${count(more)} more` : "") : "No client has a stream open.");

@@ -251,6 +251,11 @@ def test_alarms_are_counted_by_model_and_told_with_all_that_is_known(caplog):
     assert watch.in_alarm == {"tiny": 1}
     assert watch.alarms_total == {"tiny": 1}
     (event,) = events
+    (alarm,) = watch.alarms(5)
+    assert (alarm.camera, alarm.statistic) == (event.camera, event.statistic)
+    assert alarm.shift < 0
+    assert abs(alarm.since_us - event.time_us) < 1e6
+    assert watch.alarms(0) == []
     assert event.verdict is Verdict.DRIFT
     assert event.camera == ("gate", "tiny", bytes(16), b"s" * 16)
     assert event.frames == 1000 + event.frame_id + 1
@@ -291,7 +296,8 @@ def test_a_forgotten_camera_is_not_in_alarm_any_more():
     tell(watch, independent(200, 3, -2.0))
     assert watch.in_alarm == {"tiny": 1}
     tell(watch, independent(1, 1), stream=b"t" * 16)
-    assert watch.in_alarm == {"tiny": 0}
+    assert watch.in_alarm == {}
+    assert watch.alarms(10) == []
 
 
 def test_somebody_accepts_what_a_camera_sees_now():
@@ -300,7 +306,8 @@ def test_somebody_accepts_what_a_camera_sees_now():
     tell(watch, independent(200, 3, -2.0))
     assert watch.accept("gate", b"s" * 16) == 1
     assert watch.accept("gate", b"x" * 16) == 0
-    assert watch.in_alarm == {"tiny": 0}
+    assert watch.in_alarm == {}
+    assert watch.alarms(10) == []
     tell(watch, independent(1000, 4, -2.0))
     assert watch.alarms_total == {"tiny": 1}
     assert watch.status()[0]["state"] == "normal"

@@ -12,7 +12,8 @@ from support import bundles
 from narrowcast.tail import health
 from narrowcast.tail.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, Health
 from narrowcast.tail.server import SERVICE, TailServer
-from narrowcast.tail.store import load_models
+from narrowcast.tail.store import StoreSettings, load_models
+from narrowcast.transport.bundle import describe_part
 from narrowcast.transport.rpc.channels import Address
 
 
@@ -117,3 +118,29 @@ async def test_the_server_follows_its_models(tiny_folder):
     finally:
         await server.stop(1)
     assert server.state == "ended"
+
+
+async def test_a_model_in_the_folder_that_is_refused_is_not_serving(tmp_path):
+    def publish(file: str, made: bundles.Made) -> None:
+        made.write(tmp_path / "partial")
+        (tmp_path / "partial").rename(tmp_path / file)
+
+    head = bundles.head_model()
+    no_tail = describe_part("tail.onnx", head, "tail", ["server"], precision="fp32")
+    publish("tiny.ncb", bundles.make())
+    publish("other.ncb", bundles.make("other").with_part(no_tail, head))
+    settings = StoreSettings(tmp_path, trusted=[bundles.trusted_key()], interval_seconds=0.0)
+    server = TailServer(settings, Address("127.0.0.1", 0))
+    address = await server.start()
+    try:
+        async with grpc.aio.insecure_channel(str(address)) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            watched = stub.Watch(about("other"))
+            assert await said(watched) == NOT_SERVING
+            assert (await stub.Check(about(""))).status == SERVING
+            publish("other.ncb", bundles.make("other", release=2))
+            assert await said(watched) == SERVING
+            (tmp_path / "other.ncb").unlink()
+            assert await said(watched) == SERVICE_UNKNOWN
+    finally:
+        await server.stop(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import shutil
@@ -12,13 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from narrowcast.cli import serve
+from narrowcast.cli.serving.operations import insecure_warnings as warnings_of
+from narrowcast.tail.access_files import Watched
+from narrowcast.tail.drift import DriftWatch
+from narrowcast.tail.drift.watch import CameraKey
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.operations import http
+from narrowcast.tail.operations.control import Control
 from narrowcast.tail.operations.http import HttpServer
 from narrowcast.tail.operations.https import ServerTls
 from narrowcast.tail.operations.tally import Tally
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.pki.tokens import add_token, read_tokens, remove_tokens
 from narrowcast.transport.rpc.channels import Address
 
 
@@ -292,3 +300,81 @@ def certificates(folder: Path, name: str, authority: Path | None = None) -> Path
 async def test_a_port_that_is_taken_is_an_error(address):
     with pytest.raises(ListenError, match="--http"):
         await made(address).start("127.0.0.1:7433")
+
+
+class TestAccepting:
+    """The one thing that can be changed, by operators with a token."""
+
+    STREAM = b"s" * 16
+    CAMERA = f"client=gate&stream_id={STREAM.hex()}"
+
+    @pytest.fixture
+    def tokens(self, tmp_path):
+        """The file, and a token that is in it."""
+        return tmp_path / "operators", add_token(tmp_path / "operators", "alice")
+
+    @pytest.fixture
+    async def control(self, tokens):
+        watch = DriftWatch()
+        watch._detector(CameraKey("gate", "tiny", bytes(16), self.STREAM))
+        server = made(control=Control(Watched([tokens[0]], lambda: read_tokens(tokens[0]), "tokens"), watch))
+        yield await server.start("127.0.0.1:7433")
+        await server.stop()
+
+    @staticmethod
+    def post(query: str, *headers: str) -> bytes:
+        return get(f"/api/drift/accept?{query}", "127.0.0.1:80", *headers).replace(b"GET", b"POST", 1)
+
+    async def test_with_a_token(self, control, tokens):
+        shown = f"Authorization: Bearer {tokens[1]}"
+        assert (await ask(control, self.post(self.CAMERA, shown)))[0] == 200
+        for query in ("", "client=gate", f"client=gate&stream_id={'g' * 32}", f"client=&stream_id={'0' * 32}"):
+            status, _, body = await ask(control, self.post(query, shown))
+            assert (status, b"32 hexadecimal digits" in body) == (400, True)
+        assert (await ask(control, self.post(f"client=other&stream_id={'0' * 32}", shown)))[0] == 404
+        assert (await ask(control, get(f"/api/drift/accept?{self.CAMERA}", "127.0.0.1:80", shown)))[0] == 405
+
+    async def test_without_one_that_counts(self, control, tokens):
+        wrong = [(), ("Authorization: Bearer nct_" + "x" * 43,), ("Authorization: Bearer ",), ("Cookie: token=x",)]
+        wrong.append((f"Authorization: Basic {tokens[1]}",))
+        for headers in wrong:
+            status, answered, _ = await ask(control, self.post(f"{self.CAMERA}&token={tokens[1]}", *headers))
+            assert (status, answered["www-authenticate"]) == (401, "Bearer")
+
+    async def test_a_token_that_was_revoked_while_it_runs(self, control, tokens):
+        remove_tokens(tokens[0], "alice")
+        shown = f"Authorization: Bearer {tokens[1]}"
+        for _ in range(500):
+            if (await ask(control, self.post(self.CAMERA, shown)))[0] == 401:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the token still counts")
+
+    async def test_nothing_can_be_changed_where_no_operator_is_known(self, address):
+        assert (await ask(address, self.post(self.CAMERA)))[0] == 404
+
+    def test_tokens_do_not_go_over_a_network_unencrypted(self, tokens):
+        control = Control(Watched([tokens[0]], lambda: read_tokens(tokens[0]), "tokens"), None)
+        with pytest.raises(ListenError, match="--http-tokens needs --http-tls"):
+            made(Address("0.0.0.0", 0), insecure=True, control=control)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], []),
+        (["--tls", "x"], []),
+        (["--insecure"], ["anyone who can reach this port"]),
+        (["--insecure", "--tls", "x"], ["changes nothing here"]),
+        (["--insecure", "--tls", "x", "--http", "127.0.0.1:0"], ["changes nothing here"]),
+        (["--insecure", "--tls", "x", "--http", "0.0.0.0:0", "--http-tls", "y"], ["changes nothing here"]),
+        (["--insecure", "--tls", "x", "--http", "0.0.0.0:0"], ["can reach 0.0.0.0:0 over HTTP"]),
+        (["--insecure", "--http", "0.0.0.0:0"], ["anyone who can reach this port", "over HTTP"]),
+    ],
+)
+def test_what_insecure_leaves_open_is_said(options, said):
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    told = warnings_of(parser.parse_args(["--bundles", "x", *options]))
+    assert len(told) == len(said)
+    assert all(part in line for part, line in zip(said, told, strict=True))

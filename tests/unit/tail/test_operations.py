@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -17,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import bundles
 
 from narrowcast.tail.batcher import Batcher
+from narrowcast.tail.drift import Detector, DriftSettings, DriftWatch
+from narrowcast.tail.drift.watch import CameraKey
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import FrameRecord, Observers, StreamInfo
 from narrowcast.tail.operations import logs
@@ -25,9 +28,14 @@ from narrowcast.tail.operations.history import History
 from narrowcast.tail.operations.process import ProcessUse
 from narrowcast.tail.operations.prometheus import exposition
 from narrowcast.tail.operations.status import (
+    MAX_BUNDLES,
+    MAX_CAMERAS,
     MAX_CLIENTS,
+    BundleStatus,
     Bytes,
     ClientStatus,
+    Drift,
+    DriftingCamera,
     Latency,
     ModelStatus,
     Release,
@@ -36,7 +44,8 @@ from narrowcast.tail.operations.status import (
     status,
 )
 from narrowcast.tail.operations.tally import OTHER, Gauge, Tally
-from narrowcast.tail.store import load_models
+from narrowcast.tail.store import ModelStatus as StoreRow
+from narrowcast.tail.store import State, load_models
 from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
@@ -245,6 +254,19 @@ class TestMetrics:
         assert found["narrowcast_some_figure", "tiny"] == 2
         assert found["narrowcast_some_figure", OTHER] == 5
 
+    async def test_a_counter_of_another_part_with_a_label_of_its_own(self, tally):
+        tally.add_gauge(Gauge("narrowcast_some_count", "For instance.", lambda: {"webhook": 3}, "sink", counter=True))
+        assert samples(tally)["narrowcast_some_count_total", "webhook"] == 3
+
+    async def test_models_by_state(self, table):
+        given = samples(Tally(table))
+        assert {state: given["narrowcast_models", state] for state in get_args(State)} == {
+            "loading": 0, "ready": 1, "standby": 0, "failed": 0,
+        }  # fmt: skip
+        rows = [StoreRow("a.ncb", "ready"), StoreRow("b.ncb", "failed", "why"), StoreRow("c.ncb", "failed", "why")]
+        found = samples(Tally(table, lambda: rows))
+        assert [found["narrowcast_models", state] for state in ("ready", "failed", "loading")] == [1, 2, 0]
+
     async def test_observers_tell_those_that_came_later(self, tally):
         observers = Observers()
         observers.add(tally)
@@ -310,6 +332,30 @@ class TestStatus:
             tally.stream_opened(StreamInfo(f"client-{k}", "tiny", k.to_bytes(16, "big")))
         now = status(tally, History(tally), "serving", "", 5.0)
         assert (len(now.clients), now.clients_total) == (MAX_CLIENTS, MAX_CLIENTS + 5)
+
+    async def test_bundles_that_do_not_answer_come_first_and_are_bounded(self, table):
+        rows = [StoreRow(f"{k}.ncb", "ready", "", "tiny", k, bytes(16)) for k in range(MAX_BUNDLES)]
+        rows += [StoreRow("z.ncb", "failed", "it is broken")]
+        tally = Tally(table, lambda: rows)
+        now = status(tally, History(tally), "serving", "", 5.0)
+        assert len(now.bundles) == MAX_BUNDLES
+        assert now.bundles[0] == BundleStatus("z.ncb", "failed", "it is broken", None, None, None)
+        assert now.bundles[1] == BundleStatus("0.ncb", "ready", "", "tiny", 0, "00" * 16)
+        assert (now.bundles_total["ready"], now.bundles_total["failed"]) == (MAX_BUNDLES, 1)
+
+    async def test_cameras_in_alarm_the_latest_first_and_bounded(self, tally):
+        assert status(tally, History(tally), "serving", "", 5.0).drift is None
+        tally.drift = watch = DriftWatch()
+        for k in range(MAX_CAMERAS + 5):
+            key = CameraKey("gate", "tiny", bytes(16), k.to_bytes(16, "big"))
+            watch._cameras[key], watch._alarms[key] = Detector(DriftSettings()), None if k == 104 else k * 1_000_000
+        watch.alarms_total["tiny"] = 200
+        now = status(tally, History(tally), "serving", "", 5.0).drift
+        assert (now.watched, now.in_alarm, now.alarms) == (MAX_CAMERAS + 5, MAX_CAMERAS + 5, 200)
+        assert len(now.cameras_in_alarm) == MAX_CAMERAS
+        latest, before = now.cameras_in_alarm[:2]
+        assert latest == DriftingCamera("gate", "tiny", f"{104:032x}", None, None, None)  # since before the start
+        assert (before.stream_id, before.since_unix, before.statistic) == (f"{103:032x}", 103.0, "bits")
 
 
 class TestLogs:
@@ -421,9 +467,22 @@ class TestDocumented:
         assert found == said
 
     def test_every_event(self):
-        sources = [*ROOT.glob("tail/operations/*.py"), *ROOT.glob("narrowcast/cli/**/serve*.py")]
-        told = {event for source in sources for event in re.findall(r'tell\(\s*"(\w+)"', source.read_text())}
-        assert {"listening", "stream_opened", "draining", "ended"} <= told
+        sources = [
+            *ROOT.glob("tail/**/*.py"),
+            *ROOT.glob("narrowcast/cli/serving/*.py"),
+            ROOT / "narrowcast/cli/serve.py",
+        ]
+        calls = r'(?:tell|event_fields)\(\s*"(\w+)"'
+        told = {event for source in sources for event in re.findall(calls, source.read_text())}
+        assert {
+            "model_refused",
+            "drift_accepted",
+            "insecure",
+            "listening",
+            "stream_opened",
+            "draining",
+            "ended",
+        } <= told
         for event in told:
             assert f"| `{event}` |" in self.PAGE
 
@@ -435,7 +494,19 @@ class TestDocumented:
             assert f"| `{name}` |" in self.PAGE
 
     def test_every_field_of_the_status(self):
-        for struct in (Status, Bytes, Release, Latency, ModelStatus, ClientStatus, Series, ProcessUse):
+        for struct in (
+            Status,
+            Bytes,
+            Release,
+            Latency,
+            ModelStatus,
+            BundleStatus,
+            Drift,
+            DriftingCamera,
+            ClientStatus,
+            Series,
+            ProcessUse,
+        ):
             for field in msgspec.structs.fields(struct):
                 assert re.search(rf"`{field.name}(\[\])?`", self.PAGE), field.name
 
