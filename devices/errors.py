@@ -5,6 +5,8 @@
     NarrowcastError
     └── DevicesError
         ├── TargetError      no such target, or a target file that is none
+        ├── RecordingError   a recorded board's file that is none, or cannot be written
+        ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
 """
 
@@ -21,5 +23,21 @@ class TargetError(DevicesError):
     """No such target, or a target file that is none."""
 
 
+class RecordingError(DevicesError):
+    """A recorded board's file that is none, or cannot be written."""
+
+
+class MeterError(DevicesError):
+    """No such meter, or one whose settings or class are wrong."""
+
+
 class SensorError(DevicesError):
-    """A sensor that is there and cannot be read."""
+    """A sensor that is there and cannot be read.
+
+    Attributes:
+        reason: the name of the ``errno`` that the system gave, such as ``EACCES``; empty where the text itself is wrong.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,27 +1,41 @@
-"""The INA3221 of NVIDIA's Jetson Orin boards, through the kernel's hwmon files (JetPack 5 and later).
+"""The INA3221 of NVIDIA's Jetson boards, in the three layouts of its files.
 
-``Documentation/hwmon/ina3221.rst``: ``inN_label``, ``inN_input`` (mV) and ``currN_input`` (mA) for channels 1 to 3;
-``in7`` is the sum of the shunt voltages. There is no ``powerN_input``: power is voltage times current. The hwmon number
-changes from boot to boot, so the sensor is found by its name and its rails by their labels.
+* JetPack 4 (``ina3221x``, industrial I/O): ``rail_name_N``, ``in_voltageN_input`` (mV), ``in_currentN_input`` (mA) and
+  ``in_powerN_input`` (mW) for channels 0 to 2. Power is taken from its own file: voltage and current are read at other
+  times.
+* JetPack 5 (``ina3221``, hwmon below the driver) and JetPack 6 (hwmon in its class, and below the bus): ``inN_label``,
+  ``inN_input`` (mV) and ``currN_input`` (mA) for channels 1 to 3; ``in7`` is the sum of the shunt voltages. There is no
+  ``powerN_input``: power is voltage times current (``Documentation/hwmon/ina3221.rst``).
+
+The hwmon number changes from boot to boot, so the sensor is found by its name and its rails by their labels.
 """
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import NamedTuple
 
 from narrowcast.devices.errors import SensorError
-from narrowcast.devices.power import Reading
+from narrowcast.devices.machine import Machine
+from narrowcast.devices.power import Reading, number, text_or_none
 
-_CHANNELS = (1, 2, 3)
 _NOT_CONNECTED = "NC"
+_HWMON = (
+    "sys/class/hwmon/hwmon*",
+    "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*",
+    "sys/devices/platform/*/*/*/*/hwmon/hwmon*",
+    "sys/devices/*/*/*/hwmon/hwmon*",
+)
+_IIO = "sys/bus/i2c/drivers/ina3221x/*/iio:device*"
 
 
 class _Channel(NamedTuple):
+    """A rail's files: power itself, or what is to be multiplied."""
+
     label: str
-    millivolts: Path
-    milliamperes: Path
+    milliwatts: str | None
+    millivolts: str
+    milliamperes: str
+    enable: str
 
 
 class Ina3221:
@@ -29,57 +43,72 @@ class Ina3221:
 
     name = "ina3221"
 
-    def __init__(self, channels: list[_Channel]) -> None:
+    def __init__(self, machine: Machine, channels: list[_Channel], missing: dict[str, str]) -> None:
+        self._machine = machine
         self._channels = channels
         self.rails = [channel.label for channel in channels]
+        self.missing = missing
 
     @classmethod
-    def find(cls, root: Path, wanted: list[str]) -> Ina3221 | None:
-        """The sensor under ``root``, with those of the ``wanted`` rails that it has; None where there is none.
+    def find(cls, machine: Machine, wanted: list[str]) -> Ina3221 | None:
+        """The machine's sensors, with those of the ``wanted`` rails that they have; None where there is none.
 
         Raises:
             SensorError: it is there and cannot be read.
         """
         channels: dict[str, _Channel] = {}
-        for sensor in sorted(root.glob("sys/class/hwmon/hwmon*")):
-            if _text(sensor / "name") != cls.name:
-                continue
-            for number in _CHANNELS:
-                label = _text(sensor / f"in{number}_label")
-                if label and label != _NOT_CONNECTED and label in wanted and label not in channels:
-                    paths = sensor / f"in{number}_input", sensor / f"curr{number}_input"
-                    channels[label] = _Channel(label, *paths)
-        return cls([channels[label] for label in wanted if label in channels]) if channels else None
+        for channel in [*_hwmon_channels(machine), *_iio_channels(machine)]:
+            channels.setdefault(channel.label, channel)  # the same sensor is seen by several paths
+        if not channels:
+            return None
+        labels = ", ".join(channels)
+        missing = {rail: f"no channel is labelled so (there are: {labels})" for rail in wanted if rail not in channels}
+        known = [channels[label] for label in wanted if label in channels]
+        if not known:
+            raise SensorError(f"the INA3221 has the rails {labels}; this target's are {', '.join(wanted)}")
+        return cls(machine, known, missing)
 
     def read(self) -> Reading:
         """See :class:`narrowcast.devices.power.PowerReader`.
 
         Voltage and current are two reads, milliseconds apart at most; the sensor itself averages over longer.
         """
-        now = time.monotonic_ns()
-        power = {c.label: _number(c.millivolts) * _number(c.milliamperes) / 1000 for c in self._channels}
-        return Reading(now, power)
+        before = self._machine.now_ns()
+        power = {channel.label: self._power(channel) for channel in self._channels}
+        return Reading((before + self._machine.now_ns()) // 2, power)
+
+    def _power(self, channel: _Channel) -> float:
+        try:
+            if channel.milliwatts is not None:
+                return number(self._machine, channel.milliwatts)
+            return number(self._machine, channel.millivolts) * number(self._machine, channel.milliamperes) / 1000
+        except SensorError as error:
+            if error.reason != "ENODATA":
+                raise
+            fix = f"echo 1 | sudo tee /{channel.enable}"
+            raise SensorError(f"{channel.label}'s channel is switched off: {fix}", reason="ENODATA") from error
 
 
-def _text(path: Path) -> str | None:
-    """What a sensor's file says; None where there is no such file."""
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise SensorError(
-            f"{path} cannot be read by this user; add it to the group that can, or run as root"
-        ) from error
-    except OSError as error:
-        raise SensorError(f"{path} cannot be read: {error.strerror}") from error
+def _hwmon_channels(machine: Machine) -> list[_Channel]:
+    sensors = [path for pattern in _HWMON for path in machine.glob(pattern)]
+    found = []
+    for sensor in sensors:
+        if text_or_none(machine, f"{sensor}/name") != "ina3221":
+            continue
+        for n in (1, 2, 3):
+            label = text_or_none(machine, f"{sensor}/in{n}_label")
+            if label and label != _NOT_CONNECTED:
+                files = f"{sensor}/in{n}_input", f"{sensor}/curr{n}_input", f"{sensor}/in{n}_enable"
+                found.append(_Channel(label, None, *files))
+    return found
 
 
-def _number(path: Path) -> float:
-    text = _text(path)
-    if text is None:
-        raise SensorError(f"{path} is gone: was the driver unloaded?")
-    try:
-        return float(text)
-    except ValueError as error:
-        raise SensorError(f"{path} says {text[:40]!r}, which is no number") from error
+def _iio_channels(machine: Machine) -> list[_Channel]:
+    found = []
+    for sensor in machine.glob(_IIO):
+        for n in (0, 1, 2):
+            label = text_or_none(machine, f"{sensor}/rail_name_{n}")
+            if label and label != _NOT_CONNECTED:
+                files = (f"{sensor}/in_{what}{n}_input" for what in ("power", "voltage", "current"))
+                found.append(_Channel(label, *files, f"{sensor}/enable"))
+    return found

@@ -16,18 +16,22 @@ class PowerSettings(Settings, frozen=True):
     """How the board's power can be measured.
 
     Attributes:
-        sensor: the reader, ``ina3221``; empty where the board has no sensor of its own.
-        rails: the sensor's labels that belong to the board.
+        sensor: the reader (``ina2xx``: a meter that somebody wired to the board's supply); empty where there is none.
+        also: further sensors, outside the total.
+        rails: the sensor's labels that belong to the board; patterns where they are counted (``package-[0-9]``).
         total: the rails whose sum is the board's (or module's) power. Other rails lie inside these: never added.
         scope: what the total covers, in words.
         sample_hz: how often the sensor is worth reading.
+        stall_s: for how long all rails may say the very same before the sensor counts as stalled.
     """
 
-    sensor: Literal["", "ina3221"] = ""
+    sensor: Literal["", "ina3221", "pi5-pmic", "ina2xx", "rapl"] = ""
+    also: list[Literal["nvml"]] = []
     rails: list[str] = []
     total: list[str] = []
     scope: str = ""
     sample_hz: float = 10.0
+    stall_s: float = 10.0
 
     def __post_init__(self) -> None:
         if not set(self.total) <= set(self.rails):
@@ -47,6 +51,8 @@ class Target(Settings, frozen=True):
         backends: what runs the head there, best first.
         precisions: of heads, that the backends gain from.
         power: how its power can be measured.
+        power_mode_command: shows or sets the board's power mode.
+        clocks_command: keeps the clocks where they are, for measurements that can be repeated.
         note: what an engineer should know.
     """
 
@@ -59,6 +65,8 @@ class Target(Settings, frozen=True):
     precisions: list[Literal["fp32", "fp16", "int8"]]
     recognise: list[str] = []
     power: PowerSettings = PowerSettings()
+    power_mode_command: str = ""
+    clocks_command: str = ""
     note: str = ""
 
 

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from narrowcast.cli.show import print_json, print_table, stdout
+from narrowcast.cli.show import print_json, print_table, stderr, stdout
 from narrowcast.text import human_bytes
+
+if TYPE_CHECKING:
+    from narrowcast.devices.power.sampler import SamplerInfo
+    from narrowcast.devices.power.trace import Trace
+    from narrowcast.devices.probe import Board, Measurable
 
 EXAMPLES = """\
 examples:
   narrowcast probe
   narrowcast probe --json
-  narrowcast probe --targets
+  narrowcast probe --sample 10                                   power over ten seconds, and what sampling costs
+  narrowcast probe --meter ina219:bus=1,address=0x40,shunt_ohm=0.1
+  narrowcast probe --record board.jsonl --seconds 60
+  narrowcast probe --root board.jsonl --sample 60                a recorded board
   narrowcast probe --root recorded-board/ --architecture aarch64
+  narrowcast probe --targets
 """
+_SOURCE = "narrowcast probe --record"
+# Shown one by one up to here; a many-core machine has hundreds of clocks.
+_MANY = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--targets", action="store_true", help="list the kinds of board that narrowcast knows")
-    parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a recorded board's files")
-    parser.add_argument("--architecture", choices=["aarch64", "x86_64"], help="of a recorded board")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        metavar="PATH",
+        help="a recorded board: a folder of files, or a recording",
+    )
+    parser.add_argument("--architecture", choices=["aarch64", "x86_64"], help="of a recorded folder")
+    parser.add_argument(
+        "--meter", metavar="NAME:SETTINGS", help="a meter on the supply instead of the board's own sensors"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sample", type=_seconds, metavar="SECONDS", help="sample power for so long")
+    what.add_argument(
+        "--record", type=Path, metavar="FILE", help="record this board's files over time, to replay elsewhere"
+    )
+    parser.add_argument("--seconds", type=_seconds, default=30.0, help="to record for (default 30)")
+    parser.add_argument(
+        "--hz", type=_seconds, help="looks a second, to sample or to record; the sensor's own rate if not given"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
 
 
@@ -29,11 +60,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     if args.targets:
         return _targets(args.json)
+    if args.record:
+        return _record(args)
     from narrowcast.devices.probe import probe
 
-    board = probe(args.root, architecture=args.architecture)
+    board = probe(args.root, architecture=args.architecture, meter=args.meter)
+    sampled = _sample(args, board) if args.sample else None
     if args.json:
-        print_json(board.as_dict())
+        print_json(board.as_dict() | ({"sampled": sampled} if sampled else {}))
         return 0
     console = stdout()
     backends = ", ".join(f"{name} {version}" for name, version in board.backends.items() if version) or "none installed"
@@ -46,13 +80,119 @@ def run(args: argparse.Namespace) -> int:
         "backends": backends,
         "coder": "C kernel" if board.coder == "c" else "Python (slow: no C kernel was built)",
     }
-    for name, value in facts.items():
-        console.print(f"{name:<9} {value}", soft_wrap=True)
     for measure in board.measures:
-        now = ", ".join(f"{rail} {value:.0f}" for rail, value in (measure.now or {}).items())
-        line = f"{measure.by}: {now}" if now else "cannot be measured"
-        console.print(f"{measure.what:<9} {line}{f' ({measure.why_not})' if measure.why_not else ''}")
+        facts[measure.what] = _measured(measure)
+        for rail, why in measure.missing.items():
+            facts[f"  {rail}"] = f"cannot be measured ({why})"
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.print(f"{name:<{width}} {value}", soft_wrap=True)
+    if sampled:
+        _print_sampled(sampled)
     return 0
+
+
+def _measured(measure: Measurable) -> str:
+    if measure.now is None:
+        return measure.by if measure.by and not measure.why_not else f"cannot be measured ({measure.why_not})"
+    values = [f"{name} {value:.0f}" for name, value in list(measure.now.items())[:_MANY]]
+    rest = f" and {len(measure.now) - _MANY} more" if len(measure.now) > _MANY else ""
+    line = (", ".join(values) or "none") + rest
+    line = f"{measure.by}: {line}" if measure.by else line
+    if measure.why_not:
+        return f"{line} ({measure.why_not})"
+    return f"{line} (total: {measure.scope})" if measure.scope else line
+
+
+def _record(args: argparse.Namespace) -> int:
+    from narrowcast.devices.machine import open_machine
+    from narrowcast.devices.record import record
+
+    if not args.quiet:
+        stderr().print(f"recording {args.seconds:.0f} s to {args.record}", soft_wrap=True)
+    done = record(args.record, open_machine(args.root), args.seconds, hz=args.hz, meter=args.meter, source=_SOURCE)
+    if args.json:
+        print_json({"file": str(args.record), **done._asdict()})
+        return 0
+    trouble = f", {done.failed} of them without power" if done.failed else ""
+    stdout().print(f"{done.frames} looks at this board{trouble}, in {args.record}", soft_wrap=True)
+    if done.why_no_power:
+        stdout().print(f"its power is not in it: {done.why_no_power}", soft_wrap=True)
+    return 0
+
+
+def _sample(args: argparse.Namespace, board: Board) -> dict[str, Any]:
+    from narrowcast.devices.errors import SensorError
+    from narrowcast.devices.power.sampler import Sampler
+
+    if board.target is None:
+        raise SensorError("no target describes this board: its power cannot be sampled")
+    sampler = Sampler(board.target, args.root, meter=args.meter, hz=args.hz)
+    info = sampler.start()
+    if not args.quiet:
+        stderr().print(f"sampling {info.sensor} at {info.sample_hz:g} Hz for {args.sample:.0f} s", soft_wrap=True)
+    try:
+        sampler.wait(args.sample)
+    finally:
+        trace = sampler.stop()
+    return _summary(info, trace)
+
+
+def _summary(info: SamplerInfo, trace: Trace) -> dict[str, Any]:
+    """Mean power of every rail over all samples, and what they cost; None with the reason where there is no figure."""
+    rails: dict[str, Any] = {}
+    names = {rail: [rail] for rail in info.rails} | ({"total": info.total} if info.total else {})
+    gap = max(1.0, 5 / info.sample_hz)
+    for name, parts in names.items():
+        series = trace.series(parts, stall_s=info.stall_s) if trace.readings else None
+        if series is None or len(series.times) < 2:
+            rails[name] = {"mean_mw": None, "why_not": "less than two samples"}
+            continue
+        whole = series.integrate(float(series.times[0]), float(series.times[-1]), max_gap_s=gap)
+        mean = None if whole.watts is None else 1000 * whole.watts
+        rails[name] = {"mean_mw": mean, "why_not": whole.why_not, "largest_gap_s": whole.largest_gap_s}
+    cost = trace.cost
+    return {
+        "sensor": info.sensor,
+        "scope": info.scope,
+        "sample_hz": info.sample_hz,
+        "samples": len(trace.readings),
+        "failed": len(trace.troubles),
+        "first_failure": trace.troubles[0].message if trace.troubles else None,
+        "late": cost.late,
+        "dropped": cost.dropped,
+        "sampler_cpu_s": cost.cpu_s,
+        "sampler_cpu_percent": cost.cpu_percent,
+        "rails": rails,
+        "conditions": trace.conditions[-1][1].as_dict() if trace.conditions else None,
+    }
+
+
+def _print_sampled(data: dict[str, Any]) -> None:
+    rows = [
+        [name, "-" if row["mean_mw"] is None else f"{row['mean_mw']:.0f} mW", row["why_not"] or ""]
+        for name, row in data["rails"].items()
+    ]
+    percent = data["sampler_cpu_percent"]
+    cost = "not measurable" if percent is None else f"{percent:.2f} % of one core"
+    note = (
+        f"{data['samples']} samples at {data['sample_hz']:g} Hz, {data['failed']} failed, {data['late']} late, "
+        f"{data['dropped']} dropped; the sampler took {cost}."
+    )
+    stdout().print()
+    print_table("", ["rail", ">mean power", "why not"], rows, note=note)
+    if data["first_failure"]:
+        stdout().print(f"first failure: {data['first_failure']}", soft_wrap=True)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
 
 
 def _targets(as_json: bool) -> int:

@@ -241,7 +241,7 @@ def timm_free_network() -> str:
 
 def test_targets_and_probe():
     names = [target["name"] for target in json.loads(narrowcast("probe", "--targets", "--json").stdout)]
-    assert names == ["arm64", "jetson-orin-nano", "rpi5", "x86-64"]
+    assert {"arm64", "jetson-orin-nano", "rpi4", "rpi5", "x86-64"} <= set(names)
     assert "jetson-orin-nano" in narrowcast("probe", "--targets").stdout
     assert "cpu" in narrowcast("probe").stdout
 

@@ -26,11 +26,20 @@ def orin(tmp_path) -> Path:
 
 
 def test_every_target_loads_and_says_the_essentials():
-    assert target_names() == ["arm64", "jetson-orin-nano", "rpi5", "x86-64"]
+    boards = {
+        "jetson-agx-orin",
+        "jetson-nano",
+        "jetson-orin-nano",
+        "jetson-orin-nx",
+        "jetson-xavier-nx",
+        "rpi4",
+        "rpi5",
+    }
+    assert set(target_names()) >= {"arm64", "x86-64"} | boards
     for name in target_names():
         target = load_target(name)
         assert target.os
-        assert target.python
+        assert target.python or "Python" in target.note
         assert target.backends
 
 
@@ -119,7 +128,7 @@ def test_a_sensor_that_may_not_be_read_says_so(orin, monkeypatch):
     def refused(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(SensorError, match="cannot be read by this user"):
         open_reader(ORIN, orin)
 
@@ -128,28 +137,28 @@ def test_probe_tells_what_a_recorded_board_is(orin):
     board = probe(orin, architecture="aarch64")
     assert (board.target, board.model) == ("jetson-orin-nano", "NVIDIA Jetson Orin Nano Developer Kit")
     assert (board.cpus, board.memory_bytes, board.os) == (6, 7802736 * 1024, "Ubuntu 22.04.4 LTS")
-    (power,) = board.measures
+    power = board.measures[0]
     assert power.now["total_mw"] == power.now["VDD_IN_mw"] == 5072 * 1312 / 1000
     assert power.why_not is None
 
 
 def test_probe_says_why_not(orin, tmp_path):
     (orin / "sys/class/hwmon/hwmon3/in1_label").write_text("NC\n")
-    (power,) = probe(orin, architecture="aarch64").measures
+    power = probe(orin, architecture="aarch64").measures[0]
     assert "total_mw" not in power.now
     assert "VDD_IN is missing" in power.why_not
     (orin / "sys/class/hwmon/hwmon3/name").write_text("other\n")
-    (power,) = probe(orin, architecture="aarch64").measures
+    power = probe(orin, architecture="aarch64").measures[0]
     assert power.now is None
     assert "is its driver loaded" in power.why_not
-    (nothing,) = probe(tmp_path / "empty", architecture="riscv64").measures
+    nothing = probe(tmp_path / "empty", architecture="riscv64").measures[0]
     assert nothing.now is None
     assert "no target" in nothing.why_not
 
 
 def test_probe_of_this_machine():
     board = probe()
-    assert board.target in ("x86-64", "arm64", "rpi5", "jetson-orin-nano")
+    assert board.target in target_names()
     assert board.cpus >= 1
     assert board.backends["onnxruntime"]
 
