@@ -195,7 +195,10 @@ async def _lookup(target: Address) -> list[Address]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # UnicodeError: no name at all ("a..b"), which must not keep the others from being used
+    except (
+        OSError,
+        UnicodeError,
+    ):  # UnicodeError: no name at all ("a..b"), which must not keep the others from being used
         return []
     hosts = dict.fromkeys(str(where[0]) for family, *_, where in found if family in (socket.AF_INET, socket.AF_INET6))
     return [Address(host, target.port) for host in list(hosts)[:MAX_ADDRESSES]]

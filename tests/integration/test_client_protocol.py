@@ -176,7 +176,6 @@ class TestDrain:
             result = await asyncio.wait_for(client.infer(FRAMES[0]), 30)
             assert (result.status, result.error) == ("UNAVAILABLE", "unloaded")
 
-
     async def test_a_drained_stream_that_is_never_ended_is_not_kept(self, session, monkeypatch):
         monkeypatch.setattr(stream, "LEAVING_MS", 50)
         monkeypatch.setattr(stream, "LAST_ANSWERS_SECONDS", 0.05)

@@ -59,7 +59,20 @@ class Golden(NamedTuple):
 
 
 _ORIN = ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
-_PI5 = "3V7_WL_SW 3V3_SYS 1V8_SYS DDR_VDD2 DDR_VDDQ 1V1_SYS 0V8_SW VDD_CORE 3V3_DAC 3V3_ADC 0V8_AON HDMI".split()
+_PI5 = [
+    "3V7_WL_SW",
+    "3V3_SYS",
+    "1V8_SYS",
+    "DDR_VDD2",
+    "DDR_VDDQ",
+    "1V1_SYS",
+    "0V8_SW",
+    "VDD_CORE",
+    "3V3_DAC",
+    "3V3_ADC",
+    "0V8_AON",
+    "HDMI",
+]
 _AGX = ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"]
 GOLDEN = {
     "jetson-orin-nano": Golden("jetson-orin-nano", "ina3221", _ORIN, 5072 * 640 / 1000, 5072 * 1312 / 1000),
@@ -85,7 +98,7 @@ def replay(name: str) -> Recording:
     return Recording.open(RECORDED / f"{name}.jsonl")
 
 
-def made(*frames: dict[str, str | None | Failure], step_s: float = 0.1, architecture: str = "x86_64") -> Recording:
+def made(*frames: dict[str, str | Failure | None], step_s: float = 0.1, architecture: str = "x86_64") -> Recording:
     """A board of these files, commands and registers, one frame after the other."""
     header = Header(format="narrowcast-board", version=1, architecture=architecture)
     return Recording(header, [Frame(ns=round(k * step_s * 1e9), set=values) for k, values in enumerate(frames)])

@@ -234,7 +234,11 @@ class TestTokens:
         for name in names[:6]:
             add_token(file, name)
         with ThreadPoolExecutor(12) as pool:
-            list(pool.map(lambda job: job[0](file, job[1]), zip([remove_tokens] * 6 + [add_token] * 6, names, strict=True)))
+            list(
+                pool.map(
+                    lambda job: job[0](file, job[1]), zip([remove_tokens] * 6 + [add_token] * 6, names, strict=True)
+                )
+            )
         assert sorted(entry.name for entry in read_tokens(file).entries) == sorted(names[6:])
 
     def test_a_pasted_token_is_refused_and_not_shown(self):
