@@ -286,7 +286,7 @@ class Link:
             running.add_done_callback(self._end_drained)
             return None if stream.come_back else stream.endpoint
         self._fruitless = 0 if stream.answers or not len(self._frames) else self._fruitless + 1
-        self._note(stream.endpoint, running.exception() or StreamError("the server ended the stream"))
+        self._note(stream.endpoint, running.exception() or StreamError("the server ended the stream"), opened=True)
         return None
 
     def _end_drained(self, running: asyncio.Task[None]) -> None:
@@ -295,12 +295,12 @@ class Link:
         if not running.cancelled():
             running.exception()  # however it ended
 
-    def _note(self, endpoint: Endpoint, error: BaseException) -> None:
-        """What went wrong with a stream."""
+    def _note(self, endpoint: Endpoint, error: BaseException, *, opened: bool = False) -> None:
+        """What went wrong with a stream; one that was open has no trouble with TLS, whatever a broken link looks like."""
         if isinstance(error, grpc.aio.AioRpcError):
             refused = error.code() in _FINAL
             trouble = str(error.details()) if refused else f"{error.code().name}: {error.details()}"
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and not opened:
                 trouble = explain(endpoint.address, endpoint.name, self._tls, str(error.details())) or trouble
         elif isinstance(error, RefusedError | StreamError | TransportError):
             refused, trouble = isinstance(error, RefusedError), str(error)

@@ -13,6 +13,7 @@ from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.pki.names import NAME_RULE, is_name
 from narrowcast.transport.structs import Settings, from_toml
 
+LONGEST_WAIT_MS = 2**32 - 1  # what a result can say
 PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
 
@@ -109,7 +110,7 @@ class Bucket:
         self._level = min(self._room, self._level + max(0.0, now - self._at) * self.rate)
         self._at = now
         missing = min(amount, self._room) - self._level
-        return 0 if missing <= 1e-9 else max(1, round(1000 * missing / self.rate))
+        return 0 if missing <= 1e-9 else max(1, round(min(1000 * missing / self.rate, LONGEST_WAIT_MS)))
 
     def take(self, amount: float) -> None:
         """Takes it, after :meth:`wait_ms` gave 0."""

@@ -80,6 +80,8 @@ def _ca(args: argparse.Namespace) -> None:
     authority, made = (Authority.create(folder(), days), True) if args.out is None else Authority.ensure(folder(), days)
     if made:
         _tell_made(authority)
+    elif args.days:
+        raise CertificateError("--days is for a CA that is made, and there is one; narrowcast keys rotate makes the next")
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         authority.export(args.out)
@@ -103,6 +105,10 @@ def _issue(args: argparse.Namespace) -> None:
 def _rotate(args: argparse.Namespace) -> None:
     from narrowcast.transport.pki.authority import AUTHORITY_DAYS, Authority
 
+    if args.force and not args.finish:
+        raise CertificateError("--force goes with --finish; a rotation by itself shuts nobody out")
+    if args.days and args.finish:
+        raise CertificateError("--days goes with the CA that a rotation makes; --finish makes none")
     authority = Authority.open(folder())
     if not args.finish:
         authority.rotate(args.days or AUTHORITY_DAYS)
@@ -123,6 +129,8 @@ def _rotate(args: argparse.Namespace) -> None:
 
 def _revoke(args: argparse.Namespace) -> None:
     if args.tokens is not None:
+        if args.out:
+            raise CertificateError("--out is about certificates; with --tokens the tokens' file is all that changes")
         count = remove_tokens(args.tokens, args.name)
         print(
             f"{args.name}: {count} token{'s' * (count > 1)} revoked in {args.tokens}; servers take it up by themselves"

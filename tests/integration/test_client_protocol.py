@@ -421,6 +421,23 @@ class TestResume:
             check(await all_of(client, 2 * MAX_FRUITLESS_STREAMS), 2 * MAX_FRUITLESS_STREAMS)
 
 
+class TestTroubles:
+    async def test_a_link_that_worked_and_broke_is_not_blamed_on_tls(self, session):
+        async def breaking(talk: Conversation) -> None:
+            if talk.number:
+                await echo(talk)
+            talk.answer(await talk.frame())
+            await talk.frame()
+            raise EndedError(grpc.StatusCode.UNAVAILABLE, "Socket closed")  # as gRPC says it where the other end is killed
+
+        troubles: list[str] = []
+        async with scripted(breaking) as server:
+            async with AsyncClient(session, server.address, on_trouble=troubles.append) as client:
+                for frame in FRAMES[:2]:
+                    assert (await asyncio.wait_for(client.infer(frame), 20)).error is None
+        assert troubles == [f"link to {server.address}: UNAVAILABLE: Socket closed; trying again"]
+
+
 class TestClosing:
     async def test_the_link_ends_where_that_coincides_with_an_opening(self, session, monkeypatch):
         begin = Stream._begin

@@ -180,9 +180,7 @@ class Outbox(Generic[Item]):
                     self._retries += 1
                 if pause == FIRST_PAUSE_S:
                     log.warning("%s: %s; trying again", self.sink.name, error)
-                wanted = pause if error.retry_after_s is None else min(max(error.retry_after_s, 0.0), LONGEST_PAUSE_S)
-                # Spread, so that many servers do not come back as one.
-                if self._give_up.wait(wanted * random.uniform(0.5, 1.0)):  # noqa: S311  (no secret)
+                if self._give_up.wait(_wait_s(pause, error.retry_after_s)):
                     with self._changed:
                         self._dropped += len(records)
                     return
@@ -193,3 +191,11 @@ class Outbox(Generic[Item]):
                 with self._changed:
                     self._rejected += len(records)
             return
+
+
+def _wait_s(pause_s: float, asked_s: float | None) -> float:
+    """Until the next try, spread, so that many servers do not come back as one."""
+    if asked_s is None:
+        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311  (no secret)
+    # Not before what the other side asked for; "at once" would be as often as it can say so.
+    return min(max(asked_s, FIRST_PAUSE_S), LONGEST_PAUSE_S) * random.uniform(1.0, 1.25)  # noqa: S311

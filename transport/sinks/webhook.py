@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import http.client
 import ipaddress
+import re
 import ssl
 import time
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ class Webhook:
             raise ConfigError(f"{_redacted(url)!r} is no webhook: give https://HOST/PATH, without a password in it")
         if parts.scheme == "http" and not _is_loopback(host):
             raise ConfigError(f"results for {host} would not be encrypted; give an https:// URL")
+        if re.fullmatch(r"[!-~]*", parts.path + parts.query) is None:
+            raise ConfigError(f"{url[:200]!r} has a space or a letter beyond ASCII; write it with %, as %20")
         self.name = f"webhook {parts.scheme}://{host}"
         self._host, self._port = host, port
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

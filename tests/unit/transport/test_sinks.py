@@ -146,6 +146,13 @@ def test_a_sink_that_wants_to_be_asked_again_at_once_is_not(asked):
     assert len(sink.script) >= 998
 
 
+def test_a_sink_is_not_asked_before_the_time_that_it_wants():
+    assert all(7 <= outbox._wait_s(0.5, 7.0) <= 9 for _ in range(50))
+    assert all(0.5 <= outbox._wait_s(8.0, 0.0) <= 1 for _ in range(50))
+    assert all(30 <= outbox._wait_s(0.5, 1e9) <= 38 for _ in range(50))
+    assert all(4 <= outbox._wait_s(8.0, None) <= 8 for _ in range(50))
+
+
 def test_the_oldest_are_dropped_and_counted_when_the_sink_hangs():
     sink = Memory()
     sink.open.clear()
