@@ -19,6 +19,7 @@ from tail_load import METHOD, Peer, check, frames, load, one_stream, opening
 from tail_processes import ray_server, server
 from tail_servers import RAW_METHOD
 
+from narrowcast.tail.backends import BackendSettings
 from narrowcast.tail.backends.onnxruntime import OnnxRuntimeTail
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -151,7 +152,7 @@ def _mean_batch(kept: Sequence[bytes]) -> float:
 
 def best_direct(bundle: Bundle, threads: int, seconds: float) -> Callable[[], tuple[int, float]]:
     """ONNX Runtime in a loop: a call gives the best batch size and its frames a second."""
-    tail = OnnxRuntimeTail(bundle.read("tail"), threads=threads)
+    tail = OnnxRuntimeTail(bundle.read("tail"), BackendSettings(threads=threads))
     shape, levels = bundle.codec().spec.shape, bundle.codec().spec.levels
     random = np.random.default_rng(0)
 
