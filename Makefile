@@ -25,7 +25,7 @@ demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes de
 	$(BIN)/narrowcast demo
 
 test: $(STAMP) ## all tests, two files at a time (WORKERS=0: one after the other)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-pythons: ## the tests that need no torch, on every supported Python that is here
 	scripts/test_pythons.sh

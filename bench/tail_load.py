@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -28,12 +28,14 @@ class Peer(NamedTuple):
         method: full name.
         opening: the first message, answered by one; none for a raw server.
         frames: what follows, for each stream.
+        least_bytes: of an answer; what is shorter is no answer, but a refusal or new credits.
     """
 
     port: int
     method: str
     opening: bytes | None
     frames: Sequence[bytes]
+    least_bytes: int = 0
 
 
 class Load(NamedTuple):
@@ -95,9 +97,7 @@ async def one_stream(peer: Peer, window: int, keep: list[bytes] | None = None) -
             if writing is None:
                 sent.append(time.perf_counter())
                 await call.write(frame)
-            data = await call.read()
-            if data is grpc.aio.EOF:
-                raise SystemExit(f"the server ended a stream: {await call.code()} {await call.details()}")
+            data = await _answer(call, peer.least_bytes)
             times.append((time.perf_counter() - sent[len(times)]) * 1000)
             if keep is not None:
                 keep.append(data)
@@ -108,8 +108,20 @@ async def one_stream(peer: Peer, window: int, keep: list[bytes] | None = None) -
     return times
 
 
-async def load(peer: Peer, streams: int, window: int) -> Load:
-    """``streams`` connections at once, each kept full."""
+async def _answer(call: Any, least_bytes: int) -> bytes:
+    while True:
+        data = await call.read()
+        if data is grpc.aio.EOF:
+            raise SystemExit(f"the server ended a stream: {await call.code()} {await call.details()}")
+        if len(data) >= least_bytes:
+            return bytes(data)
+        response = pb.StreamResponse.FromString(data)
+        if not response.HasField("credits"):
+            raise SystemExit(f"not an answer: {response}")
+
+
+async def load(peer: Peer, streams: int, window: int, keep: list[bytes] | None = None) -> Load:
+    """``streams`` connections at once, each kept full; answers of all of them go to ``keep``."""
     started = time.perf_counter()
-    times = await asyncio.gather(*(one_stream(peer, window) for _ in range(streams)))
+    times = await asyncio.gather(*(one_stream(peer, window, keep) for _ in range(streams)))
     return Load([t for part in times for t in part], sum(map(len, times)), time.perf_counter() - started)

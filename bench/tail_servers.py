@@ -4,6 +4,9 @@ raw     grpc.aio alone: a stream of bytes in, as many bytes out as narrowcast's 
 null    narrowcast's own server with a tail that does nothing and symbols that nobody decodes
 decode  the same, with range decoding
 bundle  narrowcast's own server on a folder of bundles
+
+The server answers frames that take less than 50 us on its event loop, without handing them to the model's thread. A null
+tail does, hardly any real one. ``--no-shortcut`` hands every frame over, as a tail that takes longer would have it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+from tail_sampling import Sampler
 
+from narrowcast.tail import batcher
 from narrowcast.tail.server import TailServer
 from narrowcast.tail.store import load_models
 from narrowcast.transport.codec import Codec, CodecSpec
@@ -52,6 +57,9 @@ class NullCodec:
     def decode_batch(self, payloads: Any, levels: Any, *_: Any) -> tuple[np.ndarray, list[None]]:
         return self._blank[: len(payloads)], [None] * len(payloads)
 
+    def shape_of(self, _: bytes) -> tuple[int, int, int]:
+        return self.spec.shape
+
 
 async def raw(args: argparse.Namespace) -> tuple[int, Any]:
     """grpc.aio alone."""
@@ -70,8 +78,24 @@ async def raw(args: argparse.Namespace) -> tuple[int, Any]:
     return port, server
 
 
+class Shortcut:
+    """Counts the frames that are answered on the event loop."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        compute_here = batcher.Batcher._compute_here  # noqa: SLF001
+
+        def counted(one: batcher.Batcher, frame: Any) -> None:
+            self.frames += 1
+            compute_here(one, frame)
+
+        batcher.Batcher._compute_here = counted  # type: ignore[method-assign]  # noqa: SLF001
+
+
 async def ours(args: argparse.Namespace) -> tuple[int, TailServer]:
     """The real server; its tail, and for ``null`` its codec, exchanged for ones that do nothing."""
+    if args.no_shortcut:
+        batcher.LIGHT_SECONDS = 0.0
     models = load_models(args.bundles, allow_unsigned=True, threads=args.threads)
     if args.kind != "bundle":
         for name, model in models.items():
@@ -89,13 +113,28 @@ async def main() -> None:
     parser.add_argument("--answer-bytes", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--no-shortcut", action="store_true")
+    parser.add_argument(
+        "--sample", action="store_true", help="on SIGUSR1, note what the threads are at; print it at the end"
+    )
     args = parser.parse_args()
     port, _server = await (raw(args) if args.kind == "raw" else ours(args))
     print(json.dumps({"port": port, "cpu_s": time.process_time()}), flush=True)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if not args.sample:
+        await stop.wait()
+        return
+    sampler, shortcut = Sampler(), Shortcut()
+
+    def start() -> None:
+        shortcut.frames = 0
+        sampler.start()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, start)
     await stop.wait()
+    print(json.dumps({"sampled": sampler.stop(), "on_loop": shortcut.frames}), flush=True)
 
 
 if __name__ == "__main__":

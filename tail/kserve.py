@@ -11,9 +11,9 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 
 import grpc
+import msgspec
 
 from narrowcast.tail.access import Context, Gate, OpenGate
 from narrowcast.tail.backends import Array
@@ -26,7 +26,7 @@ from narrowcast.tail.models import ModelTable, Slot
 from narrowcast.tail.observe import Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, rate_refusal, refusal_of
 from narrowcast.tail.stream import record_of
-from narrowcast.transport.codec import Codec
+from narrowcast.transport.codec import Codec, CodecSpec
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import open_inference_pb2 as pb
 from narrowcast.transport.rpc.open_inference_pb2_grpc import (
@@ -114,6 +114,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 "codec_fingerprint": model.codec.fingerprint.hex(),
                 "alphabet": str(spec.alphabet),
                 "levels": str(spec.levels),
+                **_sizes(spec),
             },
         )
 
@@ -125,7 +126,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             client = admit(self._gate, context, request.model_name)
             slot = self._find(request.model_name, request.model_version)
             asked = read_parameters(request, slot.fingerprint)
-            packets = await asyncio.to_thread(_packets, request, slot.batcher.model.codec)
+            packets, frame_bytes = await asyncio.to_thread(_packets, request, slot.batcher.model.codec)
             if not self._ready():
                 raise EndedError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
             batcher = slot.batcher
@@ -142,7 +143,7 @@ class InferenceService(GRPCInferenceServiceServicer):
                 client=client,
                 priority=self._gate.priority(client, asked.priority),
                 deadline=arrived + min(limits) if limits else None,
-                packet_bytes=prod(batcher.model.codec.spec.shape),
+                packet_bytes=frame_bytes,
                 arrived=arrived,
             )
             for packet in packets
@@ -196,18 +197,26 @@ class InferenceService(GRPCInferenceServiceServicer):
         return by_release[wanted]
 
 
-def _packets(request: pb.ModelInferRequest, codec: Codec) -> list[Packet]:
-    """The frames of a request, coded. Runs off the event loop.
+def _sizes(spec: CodecSpec) -> dict[str, str]:
+    """Where frames differ in size: which rows and columns there may be."""
+    if isinstance(spec.step, msgspec.UnsetType):
+        return {}
+    return {"symbols_step": "{},{}".format(*spec.step), "symbols_max": "{},{}".format(*spec.shape[1:])}
+
+
+def _packets(request: pb.ModelInferRequest, codec: Codec) -> tuple[list[Packet], int]:
+    """The frames of a request, coded, and how many bytes each came in. Runs off the event loop.
 
     Raises:
         InferRequestError: see :func:`read_frames`.
     """
     symbols, levels = read_frames(request, codec.spec)
     now = round(time.time() * 1e6)
-    return [
+    packets = [
         Packet(codec.codec_id, int(level), frame_id, now, codec.encode(frame, int(level)), bytes(16), codec.fingerprint)
         for frame_id, (frame, level) in enumerate(zip(symbols, levels, strict=True))
     ]
+    return packets, symbols[0].nbytes
 
 
 def _response(

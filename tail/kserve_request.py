@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +26,7 @@ class Frames(NamedTuple):
     """What a request asks to be answered.
 
     Attributes:
-        symbols: uint8 ``[N, C, h, w]``.
+        symbols: uint8 ``[N, C, h, w]``, ``[C, h, w]`` being any shape that the codec takes.
         levels: int64 ``[N]``.
     """
 
@@ -121,9 +122,7 @@ def read_frames(request: pb.ModelInferRequest, spec: CodecSpec) -> Frames:
             raise InferRequestError(
                 f"the input {tensor.name[:80]!r}; a request has {SYMBOLS!r} and {LEVEL!r}, once each"
             )
-        dtype = "UINT8" if tensor.name == SYMBOLS else "INT64"
-        shape = (-1, *spec.shape) if tensor.name == SYMBOLS else (-1,)
-        _check_declared(tensor, dtype, shape)
+        _check_declared(tensor, spec)
         inputs[tensor.name] = _raw(tensor, raw[index]) if raw else _typed(tensor)
     if SYMBOLS not in inputs:
         raise InferRequestError(f"the input {SYMBOLS!r} is missing")
@@ -142,18 +141,30 @@ def read_frames(request: pb.ModelInferRequest, spec: CodecSpec) -> Frames:
     return Frames(symbols, levels)
 
 
-def _check_declared(tensor: pb.ModelInferRequest.InferInputTensor, dtype: str, shape: tuple[int, ...]) -> None:
+def _check_declared(tensor: pb.ModelInferRequest.InferInputTensor, spec: CodecSpec) -> None:
     name = tensor.name
+    dtype = "UINT8" if name == SYMBOLS else "INT64"
     if tensor.parameters:
         there = ", ".join(sorted(tensor.parameters))[:80]
         raise InferRequestError(f"the input {name!r} has the parameters {there}; tensors travel in the request itself")
     if tensor.datatype != dtype:
         raise InferRequestError(f"the input {name!r} is {tensor.datatype[:16]!r}; the model takes {dtype}")
     seen = tuple(tensor.shape)
-    if len(seen) != len(shape) or seen[1:] != shape[1:]:
-        raise InferRequestError(f"the input {name!r} has the shape {list(seen)[:8]}; the model takes {list(shape)}")
+    fits = len(seen) == 4 and spec.takes(seen[1:]) if name == SYMBOLS else len(seen) == 1
+    if not fits:
+        takes = _shapes(spec) if name == SYMBOLS else "[-1]"
+        raise InferRequestError(f"the input {name!r} has the shape {list(seen)[:8]}; the model takes {takes}")
     if not 1 <= seen[0] <= MAX_FRAMES:
         raise InferRequestError(f"{seen[0]} frames in one request; it takes 1..{MAX_FRAMES}")
+
+
+def _shapes(spec: CodecSpec) -> str:
+    """Of the symbols that a model takes, in words."""
+    if isinstance(spec.step, msgspec.UnsetType):
+        return f"{[-1, *spec.shape]}"
+    channels, *most = spec.shape
+    rows, columns = (f"{step}..{side} in steps of {step}" for side, step in zip(most, spec.step, strict=True))
+    return f"[-1, {channels}, {rows}, {columns}]"
 
 
 def _raw(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> Array:

@@ -54,13 +54,19 @@ class Offered(NamedTuple):
     spec: SentOutput
 
 
-def offered(manifest: Manifest) -> list[Offered]:
-    """Every output of every tail, in order; the counts of rows behind those that they belong to."""
+def offered(manifest: Manifest, size: tuple[int, int] | None = None) -> list[Offered]:
+    """Every output of every tail, in order; the counts of rows behind those that they belong to.
+
+    Args:
+        manifest: whose.
+        size: of the network's input, rows and columns; None: the one that the manifest gives shapes for.
+    """
+    reference = manifest.input.size
     found: list[Offered] = []
     for tail in manifest.all_tails():
         prefix = "" if tail.name == MAIN else f"{tail.name}/"
         count = prefix + COUNT
-        specs = sent_outputs(tail.task, tail.outputs)
+        specs = sent_outputs(tail.task, [output.at(size or reference, reference) for output in tail.outputs])
         found += [Offered(tail.name, prefix + spec.name, count if spec.up_to else None, spec) for spec in specs]
         if any(spec.up_to for spec in specs):
             found.append(Offered(tail.name, count, None, SentOutput(count, "int32", [])))
@@ -70,21 +76,31 @@ def offered(manifest: Manifest) -> list[Offered]:
 def inputs_metadata(spec: CodecSpec) -> list[Metadata]:
     """What a model takes."""
     return [
-        Metadata(name=SYMBOLS, datatype="UINT8", shape=[-1, *spec.shape]),
+        Metadata(
+            name=SYMBOLS, datatype="UINT8", shape=[-1, spec.shape[0], *([-1, -1] if spec.is_free else spec.shape[1:])]
+        ),
         Metadata(name=LEVEL, datatype="INT64", shape=[-1]),
     ]
 
 
 def outputs_metadata(manifest: Manifest) -> list[Metadata]:
     """What a model gives; a side of -1 varies."""
+    rows, columns = manifest.input.size
+    # Sides that follow the input's differ for one of twice the size.
+    pairs = zip(offered(manifest), offered(manifest, (2 * rows, 2 * columns)), strict=True)
     return [
         Metadata(
             name=output.name,
             datatype=_NAMES[np.dtype(output.spec.dtype).newbyteorder("<")],
-            shape=[-1, *([-1, *output.spec.shape[1:]] if output.spec.up_to else output.spec.shape)],
+            shape=[-1, *_sides(output.spec, other.spec)],
         )
-        for output in offered(manifest)
+        for output, other in pairs
     ]
+
+
+def _sides(spec: SentOutput, other: SentOutput) -> list[int]:
+    sides = [side if side == of_other else -1 for side, of_other in zip(spec.shape, other.shape, strict=True)]
+    return [-1, *sides[1:]] if spec.up_to else sides
 
 
 def to_outputs(

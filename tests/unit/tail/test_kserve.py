@@ -280,6 +280,51 @@ async def test_requests_that_cannot_be_answered(tiny, what, message):
         assert len((await there.stub.ModelInfer(_bend("nothing"))).raw_output_contents) == 1
 
 
+def free(tmp_path):
+    return bundles.open_made(bundles.make_free().write(tmp_path / "free.ncb"))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+async def test_frames_of_any_size_that_the_codec_takes(tmp_path, raw):
+    levels, random = np.array([0, 1, 1]), np.random.default_rng(0)
+    async with serving(load_model(free(tmp_path))) as there:
+        for rows, columns in ((8, 8), (16, 24), (4, 20), (12, 4)):
+            symbols = random.integers(0, bundles.ALPHABET, (3, 3, rows, columns)).astype(np.uint8)
+            request = infer_request(symbols, levels, raw)
+            request.model_name = "free"
+            response = await there.stub.ModelInfer(request)
+            assert [list(one.shape) for one in response.outputs] == [[3, 3], [3, 3, rows, columns]]
+            if raw:
+                output, floats = (np.frombuffer(data, "<f4") for data in response.raw_output_contents)
+            else:
+                output, floats = (np.array(one.contents.fp32_contents) for one in response.outputs)
+            assert np.allclose(output.reshape(3, 3), expected(symbols, levels), atol=1e-4)
+            assert np.array_equal(floats.reshape(symbols.shape), symbols)
+            assert {record.packet_bytes for record in there.observer.frames[-3:]} == {symbols[0].nbytes}
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 20, 24), (3, 16, 28), (3, 6, 8), (3, 8, 7), (4, 8, 8), (3, 0, 8), (3, 8), (3, -4, 8)]
+)
+async def test_sizes_that_the_codec_does_not_take(tmp_path, shape):
+    async with serving(load_model(free(tmp_path))) as there:
+        request = infer_request(np.zeros((1, 3, 8, 8), np.uint8), np.zeros(1, np.int64))
+        request.model_name = "free"
+        request.inputs[0].shape[:] = [1, *shape]
+        error = await refused(there.stub.ModelInfer(request))
+        assert error.code() is CODE.INVALID_ARGUMENT
+        assert f"{[1, *shape]}; the model takes [-1, 3, 4..16 in steps of 4, 4..24 in steps of 4]" in error.details()
+
+
+async def test_metadata_say_which_sides_vary(tmp_path):
+    async with serving(load_model(free(tmp_path))) as there:
+        model = await there.stub.ModelMetadata(pb.ModelMetadataRequest(name="free"))
+    assert [(one.name, list(one.shape)) for one in (*model.inputs, *model.outputs)] == [
+        ("symbols", [-1, 3, -1, -1]), ("level", [-1]), ("output", [-1, 3]), ("floats", [-1, 3, -1, -1]),
+    ]  # fmt: skip
+    assert (model.properties["symbols_step"], model.properties["symbols_max"]) == ("4,4", "16,24")
+
+
 async def test_models_and_versions_that_are_not_there(tiny):
     async with serving(load_model(tiny)) as there:
         request = infer_request(some_symbols(1), np.zeros(1, np.int64), model_version="7")
