@@ -45,7 +45,7 @@ class NotServingError(StreamError):
 
 
 class _Sent(NamedTuple):
-    """A packet on its way: when it left (``time.perf_counter()``), its size, and the bytes of all images for audit before it."""
+    """A packet on its way: when it left (``time.perf_counter()``), its bytes, and those of all images for audit so far."""
 
     at: float
     size: int
