@@ -41,6 +41,11 @@ class Pace:
         self._mean_seconds: float | None = None
         self._deviation_seconds = 0.0
         self._mean_bytes = 0.0
+        self._ahead_seconds_per_byte = 1 / ASSUMED_BYTES_PER_SECOND
+
+    def carried(self, seconds: float, size: int) -> None:
+        """An image for audit and the frame behind it, so many bytes together, took so long to that frame's answer."""
+        self._ahead_seconds_per_byte += (seconds / size - self._ahead_seconds_per_byte) / 2
 
     def answered(self, seconds: float, frame_bytes: int) -> None:
         """A frame of so many bytes took so long."""
@@ -58,9 +63,16 @@ class Pace:
         scale = max(1.0, frame_bytes / max(1.0, self._mean_bytes))
         return (self._mean_seconds + 4 * self._deviation_seconds) * scale
 
-    def bound_seconds(self, frame_bytes: int, patience: float = 1.0) -> float:
-        """How long there may be no sign of life while such a frame is the oldest without an answer."""
-        return min(max(HUNG_SECONDS, MARGIN * self.expected_seconds(frame_bytes)) * patience, LONGEST_SECONDS)
+    def bound_seconds(self, frame_bytes: int, patience: float = 1.0, ahead_bytes: int = 0) -> float:
+        """How long there may be no sign of life while such a frame is the oldest without an answer.
+
+        Args:
+            frame_bytes: of the frame.
+            patience: for this server, at least 1.
+            ahead_bytes: images for audit that it has to wait behind.
+        """
+        expected = self.expected_seconds(frame_bytes) + ahead_bytes * self._ahead_seconds_per_byte
+        return min(max(HUNG_SECONDS, MARGIN * expected) * patience, LONGEST_SECONDS)
 
     def promise_seconds(self, frame_bytes: int, patience: float = 1.0) -> float:
         """How long the server may hear nothing from here while such a frame is on its way."""

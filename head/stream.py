@@ -45,10 +45,11 @@ class NotServingError(StreamError):
 
 
 class _Sent(NamedTuple):
-    """A packet on its way: when it left (``time.perf_counter()``) and its size."""
+    """A packet on its way: when it left (``time.perf_counter()``), its bytes, and those of all images for audit so far."""
 
     at: float
     size: int
+    images: int
 
 
 def _channel(endpoint: Endpoint, tls: ClientTls | None) -> grpc.aio.Channel:
@@ -102,6 +103,7 @@ class Stream:
         self._max_packet_bytes = 0
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
         self._held_until = 0.0
+        self._images = self._images_passed = 0  # bytes: sent, and ahead of what is answered
         self._busy = asyncio.Event()
         self._silence = liveness.Silence()
         self._answered_at = time.perf_counter()
@@ -233,7 +235,7 @@ class Stream:
             result = pb.Result(frame_id=waiting.frame_id, code=code.value[0], message=message)
             self._frames.answer(waiting, result, 0.0)
             return
-        self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), size)
+        self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), size, self._images)
         self._busy.set()
         counters = self._frames.counters
         counters.packets_sent += 1
@@ -251,6 +253,7 @@ class Stream:
             return False
         if not 0 < self._max_packet_bytes < len(data):
             await self._promise_more(len(data))
+            self._images += len(data)
             await self._write(pb.StreamRequest(audit=data))
         return True
 
@@ -307,7 +310,12 @@ class Stream:
         self.answers += 1
         whole = now - sent.at
         on_the_way = max(0.0, whole - result.times.total_us / 1e6)
-        self.endpoint.pace.answered(min(on_the_way, now - self._answered_at), sent.size)
+        ahead = self._images_ahead(sent)
+        if ahead:  # no time for a frame of its size
+            self.endpoint.pace.carried(on_the_way, ahead + sent.size)
+            self._images_passed = sent.images
+        else:
+            self.endpoint.pace.answered(min(on_the_way, now - self._answered_at), sent.size)
         self.endpoint.answered()
         self._answered_at = now
         hint = self._frames.settle(result, whole * 1000)
@@ -315,6 +323,10 @@ class Stream:
             # Its room is short: the frames behind this one would be put off as well.
             self._held_until = max(self._held_until, time.monotonic() + hint)
             asyncio.get_running_loop().call_at(self._held_until, self._frames.changed.set)
+
+    def _images_ahead(self, sent: _Sent) -> int:
+        """Bytes of images for audit that a frame has to wait behind, as far as is known."""
+        return max(0, sent.images - self._images_passed)
 
     def _drain(self, drain: pb.Drain) -> None:
         if not self.drained.is_set() and self.unavailable is None:
@@ -348,7 +360,8 @@ class Stream:
 
     def _question_silence(self) -> None:
         oldest = next(iter(self._in_flight.values()))
-        bound = self.endpoint.pace.bound_seconds(oldest.size, self.endpoint.patience)
+        ahead = self._images_ahead(oldest)
+        bound = self.endpoint.pace.bound_seconds(oldest.size, self.endpoint.patience, ahead)
         if self._silence.seconds > bound:
             self._frames.counters.hangs += 1
             raise HungError(f"nothing is heard for {bound:.0f} s while frames are under way")

@@ -7,6 +7,7 @@ import json
 import math
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 from support import bundles
@@ -15,9 +16,10 @@ from support.server import serving
 from support.waiting import until as wait_until
 
 from narrowcast.cli import main
-from narrowcast.compiler.data import find_images
+from narrowcast.compiler.data import find_sources
 from narrowcast.head.audit import AuditConsent, AuditFrames
 from narrowcast.head.client import AsyncClient, Client
+from narrowcast.head.session import HeadSession
 from narrowcast.head.unanswered import LinkCounters
 from narrowcast.tail.audit import AuditRecorder, AuditStore, Sampler, open_sample, samples_in
 from narrowcast.tail.audit.recorder import MAX_ASKED
@@ -88,7 +90,8 @@ def test_an_operator_sees_frames_of_a_client_that_consents_and_none_of_another(t
     index = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
     images = {row["frame_id"]: row for row in index if row["kind"] == "image"}
     symbols = {(row["stream_id"], row["frame_id"]): row for row in index if row["kind"] == "symbols"}
-    assert len(find_images(out)) == len(images)  # what evaluate and compile read
+    sources, problems = find_sources("out", tmp_path)  # [data] train = "out", and what evaluate reads
+    assert (len(sources), problems) == (len(images), [])
     images.pop(len(frames), None)  # nobody waited for the last one's
     assert sorted(images) == list(range(len(frames)))
     assert len(symbols) == 2 * len(frames) + 1
@@ -235,12 +238,22 @@ async def test_bytes_bound_what_is_held_as_well():
 
 
 async def test_the_source_is_not_the_callers_memory(tiny):
-    from narrowcast.head.session import HeadSession
-
     frame = smooth(1)[0]
     encoded = HeadSession(tiny).encode(frame, 1, keep_source=True)
     frame[:] = 255
     np.testing.assert_array_equal(encoded.source, smooth(1)[0])
+
+
+async def test_the_border_that_the_contract_cuts_off_goes_along(tmp_path):
+    """Else whoever reads the image by the same contract would cut it off twice."""
+    made = bundles.make()
+    contract = msgspec.structs.replace(made.manifest.input, fit="center-crop", crop=0.8)
+    made = bundles.Made(msgspec.structs.replace(made.manifest, input=contract), made.contents)
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "cropped.ncb")))
+    frame = bundles.random_frames(1, size=(40, 48))[0]
+    encoded = session.encode(frame, 1, keep_source=True)
+    assert encoded.source.shape == (10, 10, 3)
+    np.testing.assert_array_equal(session.encode(encoded.source, 1).symbols, encoded.symbols)
 
 
 @pytest.mark.parametrize(

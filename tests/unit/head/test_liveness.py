@@ -88,3 +88,19 @@ def test_a_question_that_only_a_kernel_takes_does_not(clock):
     silence = Silence()
     questions = [Moved(5000 + 60 * k, 100) for k in range(12)]
     assert ticks(silence, clock, questions) == pytest.approx(12)
+
+
+def test_an_image_ahead_of_a_frame_is_allowed_for_and_then_measured():
+    pace = Pace()
+    pace.answered(0.05, 500)
+    usual = pace.bound_seconds(500)
+    assert usual == liveness.HUNG_SECONDS
+    assumed = pace.bound_seconds(500, ahead_bytes=100_000)
+    assert assumed > liveness.MARGIN * 100_000 / liveness.ASSUMED_BYTES_PER_SECOND
+    for _ in range(20):
+        pace.carried(0.2, 100_500)  # 4 Mbit/s
+    assert pace.bound_seconds(500, ahead_bytes=100_000) == liveness.HUNG_SECONDS
+    for _ in range(20):
+        pace.carried(12.5, 100_500)  # 64 kbit/s
+    assert pace.bound_seconds(500, ahead_bytes=100_000) > assumed
+    assert pace.bound_seconds(500) == usual
