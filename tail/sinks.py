@@ -23,6 +23,7 @@ MAX_MANIFESTS = 256
 class _Result(NamedTuple):
     record: FrameRecord
     manifest: Manifest | None
+    input_size: tuple[int, int]  # of the network's input
 
 
 _Item = _Result | DriftEvent
@@ -50,7 +51,10 @@ class SinkObserver(Silent):
     def frame_done(self, record: FrameRecord) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
         slim = record._replace(packet=record.packet._replace(payload=b""))  # which no sink is told
-        item = _Result(slim, self._manifest(record.stream.model, record.release))
+        manifest = self._manifest(record.stream.model, record.release)
+        # The payload alone says a free size, and is not kept.
+        size = (0, 0) if manifest is None or record.result.code else _input_size(manifest, record.packet)
+        item = _Result(slim, manifest, size)
         for outbox in self._outboxes:
             outbox.put(item)
 
@@ -89,7 +93,7 @@ def _held_bytes(item: _Item) -> int:
 
 
 def _result(item: _Result, raw: bool) -> Record:
-    record, manifest = item
+    record, manifest, size = item
     packet, result = record.packet, record.result
     body: dict[str, Any] = {
         "client": record.stream.client,
@@ -106,7 +110,7 @@ def _result(item: _Result, raw: bool) -> Record:
         body["message"] = result.message
     elif manifest is not None:
         outputs = {tensor.name: from_tensor(tensor) for tensor in result.outputs}
-        body["answers"] = summarize(manifest.all_tails(), outputs, _input_size(manifest, packet), raw=raw)
+        body["answers"] = summarize(manifest.all_tails(), outputs, size, raw=raw)
     return Record(SCHEMA, "result", record_id(packet.stream_id, packet.frame_id), record.stream.model, body)
 
 

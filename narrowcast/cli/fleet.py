@@ -81,7 +81,9 @@ def _ca(args: argparse.Namespace) -> None:
     if made:
         _tell_made(authority)
     elif args.days:
-        raise CertificateError("--days is for a CA that is made, and there is one; narrowcast keys rotate makes the next")
+        raise CertificateError(
+            "--days is for a CA that is made, and there is one; narrowcast keys rotate makes the next"
+        )
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         authority.export(args.out)

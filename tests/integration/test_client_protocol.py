@@ -428,7 +428,9 @@ class TestTroubles:
                 await echo(talk)
             talk.answer(await talk.frame())
             await talk.frame()
-            raise EndedError(grpc.StatusCode.UNAVAILABLE, "Socket closed")  # as gRPC says it where the other end is killed
+            raise EndedError(
+                grpc.StatusCode.UNAVAILABLE, "Socket closed"
+            )  # as gRPC says it where the other end is killed
 
         troubles: list[str] = []
         async with scripted(breaking) as server:

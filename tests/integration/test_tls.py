@@ -41,6 +41,7 @@ from narrowcast.transport.rpc.credentials import ClientTls, client_tls, open_cha
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
 
 FRAME = bundles.random_frames(1)[0]
+LOOPBACK = Address("127.0.0.1", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ class Refusals(Silent):
 
 
 @contextlib.asynccontextmanager
-async def serving(tiny_folder, *options, observer=None, listen=Address("127.0.0.1", 0)):
+async def serving(tiny_folder, *options, observer=None, listen=LOOPBACK):
     """A server on this loop, set up by the command line's own options."""
     parser = argparse.ArgumentParser()
     security.add_arguments(parser)
