@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import select
 import sys
 import time
 from collections.abc import Mapping
@@ -32,9 +34,59 @@ def tell(event: str, level: int = logging.INFO, **fields: Field) -> None:
 
 def set_up(form: Literal["text", "json"]) -> None:
     """Sends every log line of the process to stderr in this form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler
+    try:
+        handler = UnwaitingHandler(sys.stderr.fileno())
+    except (AttributeError, OSError):  # something else has taken its place
+        handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+
+
+class UnwaitingHandler(logging.Handler):
+    """Writes to a pipe that perhaps nobody reads: what finds no room is left out and counted.
+
+    Lines are written from the event loop, so a write that waits would hold up every board.
+
+    Args:
+        fd: the file descriptor.
+    """
+
+    # A pipe that can be written to takes this much without waiting (POSIX, PIPE_BUF; Linux: a page).
+    ROOM_BYTES = 4096
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lost = 0
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :class:`logging.Handler`."""
+        try:
+            if self._lost and self._write(self.format(_lost(self._lost))):
+                self._lost = 0
+            if self._lost or not self._write(self.format(record)):
+                self._lost += 1
+        except Exception:  # noqa: BLE001  (as handlers do: what cannot be formatted is told on stderr)
+            self.handleError(record)
+
+    def _write(self, line: str) -> bool:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        try:
+            for start in range(0, len(data), self.ROOM_BYTES):
+                if not self._poll.poll(0):
+                    return False
+                os.write(self._fd, data[start : start + self.ROOM_BYTES])
+        except OSError:  # who read it is gone
+            return False
+        return True
+
+
+def _lost(lines: int) -> logging.LogRecord:
+    event = {"event": "lines_lost", "fields": {"lines": lines}}
+    return logging.makeLogRecord({"name": log.name, "levelno": logging.WARNING, "levelname": "WARNING", **event})
 
 
 class TextLines(logging.Formatter):

@@ -173,7 +173,7 @@ class TestChanges:
             stub = TailServiceStub(channel)
             calls = [asyncio.ensure_future(stub.Infer(unary(model, stub, k))) for k in range(3)]
             slot = next(iter(server.table))
-            await until(lambda: slot.batcher.queued == 2, "two wait")
+            await until(lambda: slot.batcher.queued == 2 and model.backend.batches, "one is computed, two wait")
             stopping = asyncio.ensure_future(server.stop(20))
             await until(lambda: server.state == "draining", "it drains")
             model.backend.go.set()
@@ -185,7 +185,8 @@ class TestChanges:
         async with grpc.aio.insecure_channel(str(await server.start())) as channel:
             stub = TailServiceStub(channel)
             calls = [asyncio.ensure_future(stub.Infer(unary(model, stub, k))) for k in range(2)]
-            await until(lambda: next(iter(server.table)).batcher.queued == 1, "one waits")
+            slot = next(iter(server.table))
+            await until(lambda: slot.batcher.queued == 1 and model.backend.batches, "one is computed, one waits")
             await asyncio.wait_for(server.stop(0.2), 20)
             for call in calls:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -126,7 +126,7 @@ async def test_metrics_for_those_who_accept_what_is_nothing(address, accept):
     status, headers, body = await ask(address, get("/metrics", "127.0.0.1", f"Accept: {accept}"))
     assert status == 200
     assert headers["content-type"].startswith("text/plain")
-    assert b"narrowcast_models 0" in body
+    assert b"narrowcast_clients 0.0" in body
 
 
 async def test_a_client_that_leaves_early_is_no_error(address, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -518,3 +519,22 @@ def test_traces_are_not_loaded_where_nobody_wants_them():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing():
+    reading, writing = os.pipe()
+    handler = logs.UnwaitingHandler(writing)
+    handler.setFormatter(logs.JsonLines())
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    for number in range(3000):  # far more than a pipe holds
+        logger.info("line %d %s", number, "x" * 100)
+    read = os.read(reading, 1 << 20)
+    logger.info("again %s", "y" * 10_000)
+    os.close(writing)
+    with os.fdopen(reading) as rest:
+        lines = [json.loads(line) for line in (read.decode() + rest.read()).splitlines()]
+    found = len(lines) - 2
+    assert [line["message"].split()[1] for line in lines[:-2]] == [str(number) for number in range(found)]
+    assert (lines[-2]["event"], lines[-2]["lines"]) == ("lines_lost", 3000 - found)
+    assert lines[-1]["message"].startswith("again")
