@@ -12,7 +12,7 @@ from typing import NamedTuple
 from narrowcast.devices.conditions import ConditionReader
 from narrowcast.devices.errors import MeterError, RecordingError, SensorError
 from narrowcast.devices.machine import Machine
-from narrowcast.devices.machine.recording import MAX_BYTES, Recorder
+from narrowcast.devices.machine.recording import MAX_BYTES, Recorder, Recording
 from narrowcast.devices.power import PowerSource, open_power
 from narrowcast.devices.probe import probe
 from narrowcast.devices.targets import load_target
@@ -56,14 +56,15 @@ def record(
         seconds: at least one look is taken.
         hz: looks a second; the sensor's own rate if None.
         meter: instead of the board's own sensors; replays with the same ``meter``.
-        architecture: of the machine; this one's if None.
+        architecture: of the machine; what a recording says, or this one's, if None.
         source: what to say about where the values are from.
         progress: is told the seconds that are done.
 
     Raises:
         RecordingError: the file cannot be written, or grew too large.
     """
-    architecture = architecture or platform.machine()
+    if architecture is None:
+        architecture = machine.header.architecture if isinstance(machine, Recording) else platform.machine()
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8") as file:

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Protocol
 
 from narrowcast.devices.errors import MeterError, SensorError
@@ -99,6 +101,8 @@ def open_meter(text: str, machine: Machine) -> PowerSource:
     class_name, _, settings = settings.partition(":")
     if not class_name:
         raise MeterError(f"no meter {name!r}{nearest(name, sorted({*CHIPS, 'hwmon', *plugins}))}; or module:Class")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a file beside the user is what they mean, and an installed program does not see it
     try:
         made = getattr(importlib.import_module(name), class_name)
     except (ImportError, AttributeError) as error:

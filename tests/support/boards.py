@@ -60,18 +60,8 @@ class Golden(NamedTuple):
 
 _ORIN = ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
 _PI5 = [
-    "3V7_WL_SW",
-    "3V3_SYS",
-    "1V8_SYS",
-    "DDR_VDD2",
-    "DDR_VDDQ",
-    "1V1_SYS",
-    "0V8_SW",
-    "VDD_CORE",
-    "3V3_DAC",
-    "3V3_ADC",
-    "0V8_AON",
-    "HDMI",
+    *("3V7_WL_SW", "3V3_SYS", "1V8_SYS", "DDR_VDD2", "DDR_VDDQ", "1V1_SYS"),
+    *("0V8_SW", "VDD_CORE", "3V3_DAC", "3V3_ADC", "0V8_AON", "HDMI"),
 ]
 _AGX = ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"]
 GOLDEN = {

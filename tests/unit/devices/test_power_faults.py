@@ -343,7 +343,8 @@ def test_no_driver_is_no_gpu(monkeypatch):
         ('{"format": "narrowcast-board", "version": 1, "architecture": "x"}\n', "one frame or more"),
         ('{"format": "narrowcast-board", "version": 1, "architecture": "x"}\n{"ns": "now", "set": {}}\n', "line 2"),
         (
-            '{"format": "narrowcast-board", "version": 1, "architecture": "x"}\n{"ns": 5, "set": {}}\n{"ns": 4, "set": {}}\n',
+            '{"format": "narrowcast-board", "version": 1, "architecture": "x"}\n'
+            '{"ns": 5, "set": {}}\n{"ns": 4, "set": {}}\n',
             "in the order of time",
         ),
     ],

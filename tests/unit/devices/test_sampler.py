@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.boards import record_orin
@@ -22,8 +23,7 @@ from narrowcast.devices.targets import load_target
 def gone(pid: int) -> bool:
     """Whether a process has ended (or waits to be reaped)."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
