@@ -152,7 +152,7 @@ def _idle_half(series: Series, windows: Windows, before: float, after: float) ->
         if half is None:
             return None
         halves.append(half)
-    return float(max(np.linalg.norm(halves) / 2, abs(before - after) / 2))
+    return max(float(np.linalg.norm(halves)) / 2, abs(before - after) / 2)
 
 
 def _half(series: Series, span: Span, observe: Callable[[Floats], Floats]) -> tuple[float | None, int | None]:
