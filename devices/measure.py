@@ -15,6 +15,7 @@ from narrowcast.devices.power.trace import Trace
 from narrowcast.devices.windows import Span, WindowPlan, Windows, run_windows
 
 MAX_GAP_S = 1.0
+_REACH_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,19 @@ def measure_energy(
     sampler = Sampler(target, root, meter=meter, hz=hz)
     info = sampler.start()
     try:
-        clock.sleep(2 / info.sample_hz)  # samples on both sides of every window
+        _reach(sampler, clock, clock.now_ns())  # samples on both sides of every window
         windows = run_windows(work, plan or WindowPlan(), clock)
-        clock.sleep(2 / info.sample_hz)
+        _reach(sampler, clock, windows.idle_after.end_ns)
     finally:
         trace = sampler.stop()
     return evaluate(info, windows, trace)
+
+
+def _reach(sampler: Sampler, clock: Folder, moment_ns: int) -> None:
+    """Waits for a sample after the moment; not for long, since a window without one says so itself."""
+    deadline = clock.now_ns() + round(_REACH_S * 1e9)
+    while (sampler.newest_ns or 0) <= moment_ns and clock.now_ns() < deadline:
+        clock.sleep(0.01)
 
 
 def evaluate(info: SamplerInfo, windows: Windows, trace: Trace) -> EnergyRun:
