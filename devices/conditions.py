@@ -14,6 +14,7 @@ from narrowcast.devices.machine import Machine
 
 # https://www.raspberrypi.com/documentation/computers/os.html#get_throttled: now in bits 0 to 3, since boot 16 bits higher.
 _PI_FLAGS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+_THROTTLED_KEY = "$ vcgencmd get_throttled"
 _THROTTLED = re.compile(r"throttled=0x([0-9a-fA-F]{1,8})")
 _POWER_MODE = re.compile(r"NV Power Mode:\s*(\S+)")
 
@@ -66,6 +67,9 @@ class ConditionReader:
         alarms = [path for pattern in _ALARMS for path in _glob(machine, pattern)]
         self._alarms = {"/".join(path.rsplit("/", 2)[1:]): path for path in alarms}  # one sensor, seen by several paths
         self._modes: str | None = self._power_mode()
+        self._is_pi = (
+            self._text(_THROTTLED_KEY) is not None
+        )  # asked for once: elsewhere it would start a process each time
 
     def read(self) -> Conditions:
         """The conditions now. What cannot be read is left out. The power mode is that of the beginning."""
@@ -84,8 +88,7 @@ class ConditionReader:
         return Conditions(temperatures, clocks, now, before, counts, self._modes)
 
     def _throttled(self) -> tuple[list[str] | None, list[str] | None]:
-        text = self._text("$ vcgencmd get_throttled")
-        match = _THROTTLED.search(text or "")
+        match = _THROTTLED.search((self._text(_THROTTLED_KEY) if self._is_pi else None) or "")
         if match:
             bits = int(match[1], 16)
             flags = [(name, bits >> k & 1, bits >> (16 + k) & 1) for k, name in enumerate(_PI_FLAGS)]

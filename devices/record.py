@@ -12,7 +12,7 @@ from typing import NamedTuple
 from narrowcast.devices.conditions import ConditionReader
 from narrowcast.devices.errors import MeterError, RecordingError, SensorError
 from narrowcast.devices.machine import Machine
-from narrowcast.devices.machine.recording import MAX_BYTES, Recorder
+from narrowcast.devices.machine.recording import MAX_BYTES, Recorder, Recording
 from narrowcast.devices.power import PowerSource, open_power
 from narrowcast.devices.probe import probe
 from narrowcast.devices.targets import load_target
@@ -41,6 +41,7 @@ def record(
     *,
     hz: float | None = None,
     meter: str | None = None,
+    architecture: str | None = None,
     source: str = "",
     progress: Callable[[float], None] = lambda done: None,
 ) -> Recorded:
@@ -55,17 +56,20 @@ def record(
         seconds: at least one look is taken.
         hz: looks a second; the sensor's own rate if None.
         meter: instead of the board's own sensors; replays with the same ``meter``.
+        architecture: of the machine; what a recording says, or this one's, if None.
         source: what to say about where the values are from.
         progress: is told the seconds that are done.
 
     Raises:
         RecordingError: the file cannot be written, or grew too large.
     """
+    if architecture is None:
+        architecture = machine.header.architecture if isinstance(machine, Recording) else platform.machine()
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8") as file:
-            recorder = Recorder(machine, file, architecture=platform.machine(), source=source)
-            power, why, rate = _open(recorder, meter)
+            recorder = Recorder(machine, file, architecture=architecture, source=source)
+            power, why, rate = _open(recorder, architecture, meter)
             done = _loop(recorder, power, seconds, hz or rate, progress, lambda: file.tell() > MAX_BYTES)
         part.replace(path)
     except OSError as error:
@@ -75,10 +79,10 @@ def record(
     return Recorded(*done, why)
 
 
-def _open(recorder: Recorder, meter: str | None) -> tuple[PowerSource | None, str | None, float]:
+def _open(recorder: Recorder, architecture: str, meter: str | None) -> tuple[PowerSource | None, str | None, float]:
     with suppress(OSError, SensorError):
         recorder.read("proc/cpuinfo")  # the running machine's processors are counted in another way
-    board = probe(recorder, meter=meter)
+    board = probe(recorder, architecture=architecture, meter=meter)
     if board.target is None:
         return None, board.measures[0].why_not, 1.0
     try:

@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
-from narrowcast.devices.errors import SensorError
+from narrowcast.devices.errors import RecordingError, SensorError
 
 # The scheme of a key that is no file -> the folder that holds such keys where a board is recorded as a folder.
 SCHEMES = {"$": "commands", "i2c": "i2c", "nvml": "nvml"}
@@ -97,7 +97,7 @@ def open_machine(root: Machine | Path | str = "/") -> Machine:
     """What ``root`` names: ``/`` or another folder, a recording's file, or a machine that is open already.
 
     Raises:
-        RecordingError: a file that is no recording.
+        RecordingError: a file that is no recording, or is not there.
     """
     if not isinstance(root, (str, Path)):
         return root
@@ -106,6 +106,8 @@ def open_machine(root: Machine | Path | str = "/") -> Machine:
         from narrowcast.devices.machine.recording import Recording
 
         return Recording.open(path)
+    if path.suffix == ".jsonl" and not path.exists():
+        raise RecordingError(f"there is no {path}")
     return Folder(path)
 
 

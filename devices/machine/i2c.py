@@ -64,7 +64,7 @@ def _transact(file: int, device: int, register: int) -> int:
         _Message(device, 0, 1, ctypes.cast(number, ctypes.POINTER(ctypes.c_uint8))),
         _Message(device, _READ, 2, ctypes.cast(value, ctypes.POINTER(ctypes.c_uint8))),
     )
-    fcntl.ioctl(file, _I2C_RDWR, _Transaction(messages, 2))  # type: ignore[call-overload]  # a structure is a buffer
+    fcntl.ioctl(file, _I2C_RDWR, _Transaction(messages, 2))
     return value[0] << 8 | value[1]
 
 

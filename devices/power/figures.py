@@ -13,12 +13,13 @@ interval holds the idle power's own uncertainty, at least half of what the two w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from narrowcast.devices.power.trace import Integral, Series
+from narrowcast.devices.power.trace import Floats, Integral, Series
 from narrowcast.devices.windows import Span, Windows
 
 MIN_SAMPLES = 30
@@ -133,30 +134,36 @@ def _per_frame(series: Series, windows: Windows, joules: float) -> tuple[float, 
     """The ratio of energy to frames; half its interval; from how many batches."""
     frames = len(windows.frame_ends_ns)
     ratio = joules / frames
-    count = _batches(series, windows.loaded)
     ends = np.array([windows.loaded.start_ns, *windows.frame_ends_ns]) / 1e9
-    while count is not None and count >= MIN_BATCHES:
-        edges = np.linspace(windows.loaded.start_ns / 1e9, windows.loaded.end_ns / 1e9, count + 1)
-        energy = np.diff(series.energy_until(edges))
+
+    def rest(edges: Floats) -> Floats:
         done = np.diff(np.interp(edges, ends, np.arange(frames + 1)))  # a frame counts for the time that it took
-        rest = energy - ratio * done
-        if _tie(rest) < _TIED or count // 2 < MIN_BATCHES:
-            return ratio, float(_T[count - 1] * rest.std(ddof=1) / np.sqrt(count) / done.mean()), count
-        count //= 2
-    return ratio, None, None
+        return np.asarray(np.diff(series.energy_until(edges)) - ratio * done, np.float64)
+
+    half, count = _half(series, windows.loaded, rest)
+    return ratio, None if half is None or count is None else half * count / frames, count
 
 
 def _idle_half(series: Series, windows: Windows, before: float, after: float) -> float | None:
     """Half the interval of the idle power, in watts."""
     halves = []
     for span in (windows.idle_before, windows.idle_after):
-        count = _batches(series, span)
-        if count is None:
+        half, _ = _half(series, span, lambda edges: np.diff(series.energy_until(edges)) / np.diff(edges))
+        if half is None:
             return None
-        edges = np.linspace(span.start_ns / 1e9, span.end_ns / 1e9, count + 1)
-        means = np.diff(series.energy_until(edges)) / np.diff(edges)
-        halves.append(_T[count - 1] * means.std(ddof=1) / np.sqrt(count))
-    return float(max(np.hypot(*halves) / 2, abs(before - after) / 2))
+        halves.append(half)
+    return max(float(np.linalg.norm(halves)) / 2, abs(before - after) / 2)
+
+
+def _half(series: Series, span: Span, observe: Callable[[Floats], Floats]) -> tuple[float | None, int | None]:
+    """Half the 95 % interval of the mean of what batches give, and how many there are; None for too few."""
+    count = _batches(series, span)
+    while count is not None:
+        values = observe(np.linspace(span.start_ns / 1e9, span.end_ns / 1e9, count + 1))
+        if _tie(values) < _TIED or count // 2 < MIN_BATCHES:
+            return float(_T[count - 1] * values.std(ddof=1) / np.sqrt(count)), count
+        count //= 2
+    return None, None
 
 
 def _batches(series: Series, span: Span) -> int | None:
@@ -166,7 +173,7 @@ def _batches(series: Series, span: Span) -> int | None:
     return count if count >= MIN_BATCHES else None
 
 
-def _tie(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def _tie(values: Floats) -> float:
     """Correlation of each with the next; 0 where nothing varies."""
     rest = values - values.mean()
     total = float(rest @ rest)

@@ -109,6 +109,6 @@ def _iio_channels(machine: Machine) -> list[_Channel]:
         for n in (0, 1, 2):
             label = text_or_none(machine, f"{sensor}/rail_name_{n}")
             if label and label != _NOT_CONNECTED:
-                files = (f"{sensor}/in_{what}{n}_input" for what in ("power", "voltage", "current"))
-                found.append(_Channel(label, *files, f"{sensor}/enable"))
+                power, volts, amperes = (f"{sensor}/in_{what}{n}_input" for what in ("power", "voltage", "current"))
+                found.append(_Channel(label, power, volts, amperes, f"{sensor}/enable"))
     return found

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Protocol
 
 from narrowcast.devices.errors import MeterError, SensorError
@@ -87,7 +89,7 @@ def open_meter(text: str, machine: Machine) -> PowerSource:
     """
     name, _, settings = text.partition(":")
     if name in CHIPS:
-        return _supply(RegisterMeter(machine, name, **_register_settings(name, settings)))
+        return _supply(_registers(machine, name, settings))
     if name == "hwmon":
         reader = HwmonMeter.find(machine, settings)
         if reader is None or reader.rails != [RAIL]:
@@ -99,6 +101,8 @@ def open_meter(text: str, machine: Machine) -> PowerSource:
     class_name, _, settings = settings.partition(":")
     if not class_name:
         raise MeterError(f"no meter {name!r}{nearest(name, sorted({*CHIPS, 'hwmon', *plugins}))}; or module:Class")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a file beside the user is what they mean, and an installed program does not see it
     try:
         made = getattr(importlib.import_module(name), class_name)
     except (ImportError, AttributeError) as error:
@@ -125,19 +129,19 @@ def _plugin(make: Callable[[str], Meter], name: str, settings: str, machine: Mac
     return PowerSource(MeterReader(meter, name, machine), total, None, scope, hz, stall)
 
 
-def _register_settings(chip: str, text: str) -> dict[str, float]:
-    known: dict[str, Callable[[str], float]] = {
-        "bus": lambda word: int(word, 0),
-        "address": lambda word: int(word, 0),
-        "shunt_ohm": float,
-    }
-    found: dict[str, float] = {}
+def _registers(machine: Machine, chip: str, text: str) -> RegisterMeter:
+    known = ["bus", "address", "shunt_ohm"]
+    found: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
         if key not in known:
-            raise MeterError(f"meter {chip}: no setting {key!r}{nearest(key, list(known))}")
-        try:
-            found[key] = known[key](value)
-        except ValueError as error:
-            raise MeterError(f"meter {chip}: {key}={value!r} is no number") from error
-    return found
+            raise MeterError(f"meter {chip}: no setting {key!r}{nearest(key, known)}")
+        found[key] = value
+    try:
+        bus, address = int(found.get("bus", "1"), 0), int(found.get("address", "0x40"), 0)
+        shunt = float(found["shunt_ohm"]) if "shunt_ohm" in found else None
+    except ValueError as error:
+        raise MeterError(f"meter {chip}: a setting in {text!r} is no number") from error
+    if bus < 0 or not 0x08 <= address <= 0x77:
+        raise MeterError(f"meter {chip}: bus {bus}, address {address:#04x}: addresses are 0x08 to 0x77")
+    return RegisterMeter(machine, chip, bus=bus, address=address, shunt_ohm=shunt)

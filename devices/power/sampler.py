@@ -129,6 +129,11 @@ class Sampler:
         """Of the process; None before it was started."""
         return self._process.pid if self._process else None
 
+    @property
+    def newest_ns(self) -> int | None:
+        """When the newest reading was; None before the first."""
+        return self._readings[-1].monotonic_ns if self._readings else None
+
     def __enter__(self) -> Sampler:
         self.start()
         return self

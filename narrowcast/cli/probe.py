@@ -110,7 +110,15 @@ def _record(args: argparse.Namespace) -> int:
 
     if not args.quiet:
         stderr().print(f"recording {args.seconds:.0f} s to {args.record}", soft_wrap=True)
-    done = record(args.record, open_machine(args.root), args.seconds, hz=args.hz, meter=args.meter, source=_SOURCE)
+    done = record(
+        args.record,
+        open_machine(args.root),
+        args.seconds,
+        hz=args.hz,
+        meter=args.meter,
+        architecture=args.architecture,
+        source=_SOURCE,
+    )
     if args.json:
         print_json({"file": str(args.record), **done._asdict()})
         return 0

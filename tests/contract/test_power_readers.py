@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -80,12 +79,3 @@ def test_time_goes_on_and_counters_never_go_back(board):
         assert reading.monotonic_ns >= last.monotonic_ns
         assert all(reading.joules[rail] >= last.joules[rail] for rail in reading.joules)
         last = reading
-
-
-def test_reading_is_quick_enough_to_sample(board):
-    """Ten looks within ten seconds even on a busy machine: nothing waits inside a reader."""
-    _, reader = board
-    start = time.monotonic()
-    for _ in range(10):
-        reader.read()
-    assert time.monotonic() - start < 10

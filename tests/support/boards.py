@@ -60,18 +60,8 @@ class Golden(NamedTuple):
 
 _ORIN = ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
 _PI5 = [
-    "3V7_WL_SW",
-    "3V3_SYS",
-    "1V8_SYS",
-    "DDR_VDD2",
-    "DDR_VDDQ",
-    "1V1_SYS",
-    "0V8_SW",
-    "VDD_CORE",
-    "3V3_DAC",
-    "3V3_ADC",
-    "0V8_AON",
-    "HDMI",
+    *("3V7_WL_SW", "3V3_SYS", "1V8_SYS", "DDR_VDD2", "DDR_VDDQ", "1V1_SYS"),
+    *("0V8_SW", "VDD_CORE", "3V3_DAC", "3V3_ADC", "0V8_AON", "HDMI"),
 ]
 _AGX = ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"]
 GOLDEN = {
@@ -84,7 +74,7 @@ GOLDEN = {
         "jetson-agx-orin", "ina3221", _AGX, 12.008 * 220 + 4.968 * 900, 12.008 * 320 + 4.968 * 980
     ),
     # Sum over the twelve pairs of the capture; VDD_CORE is 6.22421 A x 0.861733 V of it, 1 A while idle.
-    "rpi5": Golden("rpi5", "pi5-pmic", _PI5, 2738.9796, 2738.9796 + 5224.21 * 0.861733),
+    "rpi5": Golden("rpi5", "pi5-pmic", _PI5, 7239.8188 - 5224.21 * 0.861733, 7239.8188),
     "rpi4": Golden("rpi4", "ina2xx", ["external"], 3040, 5560),
     "rpi4-registers": Golden(
         "rpi4", "ina219", ["external"], 5.056 * 600, 5.056 * 1100, "ina219:bus=1,address=0x40,shunt_ohm=0.1"

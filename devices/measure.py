@@ -1,0 +1,155 @@
+"""Energy per frame in one call: samples power beside the work, by the same clock, and puts what was measured together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.conditions import Conditions, changes
+from narrowcast.devices.machine import Folder
+from narrowcast.devices.power.figures import EnergyFigures, energy_figures
+from narrowcast.devices.power.sampler import Sampler, SamplerInfo
+from narrowcast.devices.power.trace import Trace
+from narrowcast.devices.windows import Span, WindowPlan, Windows, run_windows
+
+MAX_GAP_S = 1.0
+_REACH_S = 3.0
+
+
+@dataclass(frozen=True)
+class WindowConditions:
+    """The board's state within one window; None where it does not tell.
+
+    Attributes:
+        hottest_c: the highest temperature, by zone.
+        clocks_mhz: the lowest and the highest, by clock.
+        throttled: all that slowed the board down, and throttle counters that moved.
+        power_mode: at its end.
+    """
+
+    hottest_c: dict[str, float] = field(default_factory=dict)
+    clocks_mhz: dict[str, tuple[float, float]] = field(default_factory=dict)
+    throttled: list[str] | None = None
+    power_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class EnergyRun:
+    """One measurement.
+
+    Attributes:
+        figures: joules per frame; None where the board's total is not measured.
+        why_not: then, the reason.
+        sensor: what measured, with its rails, its total and what that covers.
+        windows: what ran when.
+        trace: every sample, with what sampling cost.
+        loaded: the board's state in the loaded window.
+        warnings: what weakens the figures, throttling among it.
+    """
+
+    figures: EnergyFigures | None
+    why_not: str | None
+    sensor: SamplerInfo
+    windows: Windows
+    trace: Trace
+    loaded: WindowConditions
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without the samples."""
+        cost = self.trace.cost
+        return {
+            "figures": self.figures.as_dict() if self.figures else None,
+            "why_not": self.why_not,
+            "sensor": asdict(self.sensor),
+            "loaded": asdict(self.loaded),
+            "failed_samples": len(self.trace.troubles),
+            "sampler": {**asdict(cost), "cpu_percent": cost.cpu_percent},
+            "warnings": self.warnings,
+        }
+
+
+def measure_energy(
+    work: Callable[[], object],
+    target: str,
+    plan: WindowPlan | None = None,
+    *,
+    root: Path | str = "/",
+    meter: str | None = None,
+    hz: float | None = None,
+) -> EnergyRun:
+    """Runs ``work`` (one frame a call) through the windows while power is sampled.
+
+    Args:
+        work: does one frame, and returns when it is done.
+        target: the board's, by name.
+        plan: the windows.
+        root: what stands for ``/``; a folder, since time must go on beside the work.
+        meter: instead of the board's own sensors.
+        hz: samples a second.
+
+    Raises:
+        SensorError: there is no sensor, or it cannot be read. What ``work`` raises comes through.
+    """
+    clock = Folder(Path("/"))
+    sampler = Sampler(target, root, meter=meter, hz=hz)
+    info = sampler.start()
+    try:
+        _reach(sampler, clock, clock.now_ns())  # samples on both sides of every window
+        windows = run_windows(work, plan or WindowPlan(), clock)
+        _reach(sampler, clock, windows.idle_after.end_ns)
+    finally:
+        trace = sampler.stop()
+    return evaluate(info, windows, trace)
+
+
+def _reach(sampler: Sampler, clock: Folder, moment_ns: int) -> None:
+    """Waits for a sample after the moment; not for long, since a window without one says so itself."""
+    deadline = clock.now_ns() + round(_REACH_S * 1e9)
+    while (sampler.newest_ns or 0) <= moment_ns and clock.now_ns() < deadline:
+        clock.sleep(0.01)
+
+
+def evaluate(info: SamplerInfo, windows: Windows, trace: Trace) -> EnergyRun:
+    """Puts the figures of a run together."""
+    loaded = conditions_within(trace, windows.loaded)
+    if not info.total:
+        return EnergyRun(None, info.why_no_total, info, windows, trace, loaded, windows.warnings())
+    gap = max(MAX_GAP_S, 3 / info.sample_hz)
+    figures = energy_figures(trace.series(info.total, stall_s=info.stall_s), windows, max_gap_s=gap)
+    warnings = list(figures.warnings)
+    if loaded.throttled:
+        warnings.append(f"the board was slowed down: {', '.join(loaded.throttled)}")
+    if trace.troubles:
+        warnings.append(f"{len(trace.troubles)} samples failed, the first: {trace.troubles[0].message}")
+    return EnergyRun(figures, figures.why_not, info, windows, trace, loaded, warnings)
+
+
+def conditions_within(trace: Trace, span: Span) -> WindowConditions:
+    """The board's state over a window, from the looks inside it and the last one before it."""
+    before = [state for at, state in trace.conditions if at < span.start_ns][-1:]
+    inside = [state for at, state in trace.conditions if span.start_ns <= at <= span.end_ns]
+    seen = inside or before
+    if not seen:
+        return WindowConditions()
+    zones = {zone for state in seen for zone in state.temperatures_c}
+    hottest = {zone: max(s.temperatures_c[zone] for s in seen if zone in s.temperatures_c) for zone in sorted(zones)}
+    names = {name for state in seen for name in state.clocks_mhz}
+    clocks = {name: _range(seen, name) for name in sorted(names)}
+    return WindowConditions(hottest, clocks, _throttled([*before, *inside]), seen[-1].power_mode)
+
+
+def _range(states: list[Conditions], name: str) -> tuple[float, float]:
+    values = [state.clocks_mhz[name] for state in states if name in state.clocks_mhz]
+    return min(values), max(values)
+
+
+def _throttled(states: list[Conditions]) -> list[str] | None:
+    """None where nothing tells."""
+    moved = [f"{name}: {count} times" for name, count in changes(states[0], states[-1]).items()]
+    told = [state.throttled for state in states if state.throttled is not None]
+    if not told and not states[-1].throttle_counts:
+        return None
+    return [*dict.fromkeys(flag for flags in told for flag in flags), *moved]
