@@ -89,7 +89,7 @@ class Shortcut:
             self.frames += 1
             compute_here(one, frame)
 
-        batcher.Batcher._compute_here = counted  # type: ignore[method-assign]  # noqa: SLF001
+        batcher.Batcher._compute_here = counted  # noqa: SLF001
 
 
 async def ours(args: argparse.Namespace) -> tuple[int, TailServer]:
