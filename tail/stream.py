@@ -268,8 +268,7 @@ class OpenStream:
                     self._take_source(request.audit)
                 else:
                     raise EndedError(
-                        grpc.StatusCode.INVALID_ARGUMENT,
-                        "after `open`, a stream carries packets and pings, and with `audit` in it, sources of frames",
+                        grpc.StatusCode.INVALID_ARGUMENT, "after `open`, a stream carries packets and pings"
                     )
         except PacketError as error:
             self._ending = EndedError(grpc.StatusCode.DATA_LOSS, str(error))

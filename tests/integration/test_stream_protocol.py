@@ -303,6 +303,8 @@ class TestCredits:
     async def test_more_than_the_window_ends_the_stream(self, model):
         async with running(model) as server, stream(server, model, window=2) as raw:
             await raw.send(0, 1, 2)
+            ((opened,),) = server.service._streams.values()
+            await until(lambda: opened._no_more, "the third packet has come before the first is answered")
             model.backend.go.set()
             code, responses = await raw.ending()
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
