@@ -11,23 +11,26 @@ from narrowcast.head.rate.options import Option, envelope, price_at
 
 # So much of the link is planned for; and a backlog is to be gone after so many frames.
 UTILIZATION = 0.97
-DRAIN_FRAMES = 4.0
+DRAIN_FRAMES = 2.0
+# Part of the time to spare that frames may wait behind others on the way, so that the link is never without work.
+QUEUE_SHARE = 0.3
+CAUTION = 4.0
 # Another level must be expected to be better by so much, or the last one stays.
 HYSTERESIS = 0.012
 # What is that unlikely to be in time is not sent.
-LEAST_CHANCE = 0.15
+BY_PRICE = -9
+LEAST_CHANCE = 0.3
 # While nothing is under way and no frame has a chance, one is sent all the same, every so often, to see how the link is now.
 PROBE_SECONDS = 0.5
 # Without a deadline, answers are wanted soon all the same.
 NOMINAL_SECONDS = 1.0
 # A link that is overdue is expected to stay so for as long again, times this.
 OVERDUE_FACTOR = 0.5
-OVERDUE_PACE = 0.5
 # Quantiles of the standard normal distribution, equally likely: for what is not known of the pace.
 _QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)
 _SIZE_GAIN, _INTERVAL_GAIN = 0.1, 0.1
 
-Reason = Literal["late", "budget", "too-large"]
+Reason = Literal["late", "budget", "data-cap", "too-large"]
 
 
 class Decision(NamedTuple):
@@ -36,8 +39,8 @@ class Decision(NamedTuple):
     Attributes:
         level: the rate point; None where it is dropped.
         chance: of its answer being in time.
-        reason: why it is dropped; None where it is not. ``late``: no answer would be in time. ``budget``: the bytes are used
-            up. ``too-large``: no level's packet is within the cap.
+        reason: why it is dropped; None where it is not. ``late``: no answer would be in time. ``budget``,
+            ``data-cap``: their bytes are used up. ``too-large``: no level's packet is within the limit.
     """
 
     level: int | None
@@ -48,6 +51,20 @@ class Decision(NamedTuple):
 class _Flight(NamedTuple):
     at: float
     size: int
+
+
+class _Guess(NamedTuple):
+    """One way that the link may be: seconds until it is free, and seconds a byte.
+
+    Attributes:
+        overdue: seconds that the oldest frame's answer is late by then.
+        slower_pace: that would explain it.
+    """
+
+    ahead: float
+    pace: float
+    overdue: float
+    slower_pace: float
 
 
 class RateController:
@@ -89,34 +106,43 @@ class RateController:
         """What a packet is expected to take on the socket, in bytes."""
         return option.size * self._scale + self._overhead_bytes
 
-    def decide(self, now: float, elapsed: float = 0.0, most_bytes: float = math.inf) -> Decision:
+    def decide(
+        self,
+        now: float,
+        elapsed: float = 0.0,
+        deadline_seconds: float | None = None,
+        spend_per_second: float | None = None,
+    ) -> Decision:
         """What to do with a frame.
 
         Args:
             now: the time, in seconds, of the clock that the other calls use as well.
             elapsed: since its capture, and what its encoding will take, in seconds.
-            most_bytes: what a budget leaves for it.
+            deadline_seconds: of this frame; the controller's if None.
+            spend_per_second: bytes, where a budget allows no more on average: they are then worth what they are on a link of
+                that rate.
         """
         self._note_interval(now)
-        limit = self._deadline_seconds
+        limit = self._deadline_seconds if deadline_seconds is None else deadline_seconds
         left = (NOMINAL_SECONDS if limit is None else limit) - elapsed
-        ahead, pace = self._ahead(now)
-        price = self._price(ahead, pace)
+        guesses = self._guesses(now)
+        wanted = QUEUE_SHARE * max(0.0, left - self.estimate.forecast(0).seconds)
+        wanted *= math.exp(-CAUTION * self.estimate.pace_deviation)
+        prices = [self._price(guess.ahead - wanted, guess.pace, spend_per_second) for guess in guesses]
+        price = sum(prices) / len(prices)
         best: tuple[float, Option, float] | None = None
-        affordable = [one for one in self._options if self.size_of(one) <= most_bytes]
-        for option in affordable:
+        for option in self._options:
             size = self.size_of(option)
-            chance = self._chance(size, ahead, pace, left)
+            chance = sum(self._chance(size, guess, left) for guess in guesses) / len(guesses)
             gain = chance * (option.accuracy - self._nothing) - price * size + HYSTERESIS * (option.level == self._level)
             if best is None or gain > best[0]:
                 best = (gain, option, chance)
-        if best is None:
-            return Decision(None, 0.0, "budget")
+        assert best is not None
         gain, option, chance = best
-        if (gain <= 0 or chance < LEAST_CHANCE) and limit is not None:
+        if (gain <= BY_PRICE or chance < LEAST_CHANCE) and limit is not None:
             if self._flights or now - self._sent_at < PROBE_SECONDS:
                 return Decision(None, chance, "late")
-            option = affordable[0]
+            option = self._options[0]
         self.switches += self._level is not None and option.level != self._level
         self._level = option.level
         return Decision(option.level, chance)
@@ -156,9 +182,18 @@ class RateController:
             return
         self._interval = passed if self._interval is None else self._interval + _INTERVAL_GAIN * (passed - self._interval)
 
-    def _ahead(self, now: float) -> tuple[float, float]:
-        """Seconds until the link is free, and its pace: slower than estimated where the oldest frame is overdue."""
-        known, pace = self.estimate, self.estimate.pace
+    def _guesses(self, now: float) -> list[_Guess]:
+        """How the link may be now: as estimated; where an answer is or was late, it may have stalled, or be slower from now on."""
+        known = self.estimate
+        steady = self._guess(now, known.pace)
+        slower = known.suspected_pace
+        if steady.overdue > 0:
+            slower = max(slower, steady.slower_pace)
+        return [steady] if slower <= known.pace else [steady, self._guess(now, slower)]
+
+    def _guess(self, now: float, pace: float) -> _Guess:
+        """When the link is free if it has this pace."""
+        known, overdue, slower = self.estimate, 0.0, pace
         free_at = known.last_at
         for number, flight in enumerate(self._flights.values()):
             size = flight.size + self._overhead_bytes
@@ -169,18 +204,17 @@ class RateController:
             # Answers come back `base` later, so the link's present is only seen then.
             seen = now - known.base_seconds - known.server_seconds - 2 * known.noise_seconds
             if seen > free_at:
-                overdue = seen - free_at
-                pace += OVERDUE_PACE * max(0.0, (seen - begun) / size - pace)
+                overdue, slower = seen - free_at, (seen - begun) / size
                 free_at = now + OVERDUE_FACTOR * overdue
-        return max(0.0, free_at - now), pace
+        return _Guess(max(0.0, free_at - now), pace, overdue, slower)
 
-    def _chance(self, size: float, ahead: float, pace: float, left: float) -> float:
-        forecast = self.estimate.forecast(size, ahead)
-        slower = (pace - self.estimate.pace) * size
+    def _chance(self, size: float, guess: _Guess, left: float) -> float:
+        forecast = self.estimate.forecast(size, guess.ahead)
+        slower = (guess.pace - self.estimate.pace) * size
         margin = (left - forecast.seconds - slower) / max(forecast.deviation, 1e-6)
         return 0.5 * math.erfc(-margin / math.sqrt(2))
 
-    def _price(self, ahead: float, pace: float) -> float:
+    def _price(self, ahead: float, pace: float, spend_per_second: float | None) -> float:
         """What a byte is worth to the frames to come: by the budget that the link leaves each of them."""
         if self._interval is None:
             return 0.0
@@ -190,4 +224,6 @@ class RateController:
         spread = min(self.estimate.pace_deviation, 1.0)
         seconds = UTILIZATION * self._interval - ahead / DRAIN_FRAMES
         prices = [price_at(segments, seconds / (pace * math.exp(spread * z))) for z in _QUANTILES]
+        if spend_per_second is not None:
+            prices = [max(price, price_at(segments, spend_per_second * self._interval)) for price in prices]
         return sum(prices) / len(prices)

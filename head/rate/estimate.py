@@ -25,6 +25,7 @@ SURPRISE = 2.5
 FASTEST_PACE = 1e-9
 # What a first late answer counts for; the second in a row counts in full.
 STALL_SHARE = 0.25
+STALL_BASE = 0.0
 
 
 class Forecast(NamedTuple):
@@ -42,6 +43,7 @@ class LinkEstimate:
         pace: seconds a byte.
         server_seconds: what the server lately took (smoothed).
         answers: how many there were.
+        suspected_pace: that the link has if the last answer was late because the link is slower now; 0 where it was not late.
     """
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class LinkEstimate:
         self._noise = 0.01**2
         self._updated_at: float | None = None
         self._surprised = False
+        self.suspected_pace = 0.0
         self._last_at = -math.inf  # the last answer, without the server's time
 
     @property
@@ -111,13 +114,16 @@ class LinkEstimate:
         if error > 0 and surprised and not self._surprised:
             # One late answer may be a stall (a segment that was lost): it says nothing of the bytes behind it.
             self._surprised = True
+            self.suspected_pace = self.pace + error / size
             error = STALL_SHARE * error
         else:
-            self._surprised = surprised
+            self._surprised, self.suspected_pace = surprised, 0.0
         if error * error > SURPRISE**2 * expected:
             self._pp += max(0.0, error * error / SURPRISE**2 - expected) / (size * size)
             expected = error * error / SURPRISE**2
         to_base = base_weight * self._bb + size * self._bp
+        if surprised and error > 0:
+            to_base *= STALL_BASE
         to_pace = base_weight * self._bp + size * self._pp
         self.base_seconds = max(0.0, self.base_seconds + to_base / expected * error)
         self.pace = max(FASTEST_PACE, self.pace / 8, self.pace + to_pace / expected * error)
