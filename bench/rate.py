@@ -5,8 +5,9 @@
     python bench/rate.py --part tune                                  # the seeds that constants were chosen on
     python bench/rate.py --mahimahi Verizon-LTE.up --scale 0.05       # a recorded link, in Mahimahi's format
 
-A discrete-event simulation around the product's own controller: frames at a fixed rate, a link of a changing rate with a queue,
-delay and jitter, a server. A frame's value is its level's accuracy (the bundle's figure) if it is answered in time, else 0.
+A discrete-event simulation around the product's own controller: frames at a fixed rate, a link of a changing rate with a
+queue, delay and jitter, a server. A frame's value is its level's accuracy (the bundle's figure) if it is answered in time,
+else 0.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def simulate(rule: rivals.Rule, case: Scenario, camera: Camera, picks: npt.NDArr
             at, number = heapq.heappop(answers)
             in_time[number] = at - number / camera.fps <= camera.deadline
             rule.answered(number, at, SERVER_SECONDS, bool(in_time[number]))
+        if isinstance(rule, rivals.Told):
+            rule.tell(case.link.rate(now), case.link.carried(now, free_at) if free_at > now else 0.0)
         level = rule.level(frame, now, ENCODE_SECONDS)
         used.append(level)
         if level is None:
@@ -94,7 +97,7 @@ def simulate(rule: rivals.Rule, case: Scenario, camera: Camera, picks: npt.NDArr
     worth = {one.level: one.accuracy for one in camera.options}
     value = sum(worth[level] for level, good in zip(used, in_time, strict=True) if level is not None and good)
     sent = [level for level in used if level is not None]
-    switches = sum(a != b for a, b in zip(sent, sent[1:], strict=False))
+    switches = sum(sent[k] != sent[k - 1] for k in range(1, len(sent)))
     count = len(picks)
     return Outcome(
         value / count, float(in_time.mean()), 1 - len(sent) / count, len(sent) / count - float(in_time.mean()),
@@ -115,6 +118,9 @@ def limit(case: Scenario, camera: Camera, picks: npt.NDArray[np.int64]) -> float
 def rules(aimd: tuple[float, float, int]) -> dict[str, Callable[[Camera], rivals.Rule]]:
     made: dict[str, Callable[[Camera], rivals.Rule]] = {
         "ours": lambda camera: rivals.Ours(camera.options, camera.deadline, camera.fps),
+        "told the rate": lambda camera: rivals.Told(
+            camera.options, camera.deadline, camera.fps, 2 * DELAY_SECONDS + SERVER_SECONDS + JITTER_SECONDS
+        ),
         "AIMD": lambda camera: rivals.Aimd(camera.options, camera.deadline, camera.fps, *aimd),
     }
     for level in range(len(ACCURACY)):
@@ -194,14 +200,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    print(f"{'link':14} {'ours':>6} {'bound':>6} {'of it':>6} {'AIMD':>6} {'best level':>16} {'+our drops':>16} "
+    print(f"{'link':14} {'ours':>6} {'bound':>6} {'of it':>6} {'told':>6} {'AIMD':>6} {'best level':>16} {'+our drops':>16} "
           f"{'late':>6} {'drop':>6} {'sw/min':>6}")  # fmt: skip
     for link, one in found.items():
         right = one["right"]
         plain = max((n for n in right if n.startswith("level") and "drops" not in n), key=lambda n: right[n])
         drops = max((n for n in right if "drops" in n), key=lambda n: right[n])
         print(
-            f"{link:14} {right['ours']:6.3f} {one['bound']:6.3f} {one['of_bound']:6.1%} {right['AIMD']:6.3f} "
+            f"{link:14} {right['ours']:6.3f} {one['bound']:6.3f} {one['of_bound']:6.1%} "
+            f"{right['told the rate']:6.3f} {right['AIMD']:6.3f} "
             f"{right[plain]:6.3f} ({plain[6:7]}) {right[drops]:12.3f} ({drops[6:7]}) {one['late']:11.1%} "
             f"{one['dropped']:6.1%} {one['switches_a_minute']:6.1f}"
         )

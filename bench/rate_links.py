@@ -1,4 +1,4 @@
-"""Made-up links and a link model for ``bench/rate.py``: a rate over time, a queue in order, a delay both ways, jitter, stalls."""
+"""Made-up links and a link model for ``bench/rate.py``: a rate over time, a queue in order, a delay both ways, jitter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Link:
-    """Carries bytes at a rate that changes; 0 is an outage or a stall for a lost segment (nothing behind it is delivered)."""
+    """Carries bytes at a rate that changes; 0 is an outage, or a stall for a lost segment (nothing behind it arrives)."""
 
     def __init__(self, rates: Floats) -> None:
         """``rates`` in bytes a second, one every ``STEP_SECONDS``; the last one goes on for ever, at 10 kbit/s or more."""
@@ -38,6 +38,14 @@ class Link:
         within = self._times[step] + (wanted - self._carried[step]) / np.maximum(self.rates[step], 1e-9)
         beyond = self._times[-1] + (wanted - self._carried[-1]) / self.rates[-1]
         return np.where(inside, within, beyond)
+
+    def carried(self, start: float, end: float) -> float:
+        """Bytes that it can carry from one time to another."""
+        return float(np.interp(end, self._times, self._carried) - np.interp(start, self._times, self._carried))
+
+    def rate(self, at: float) -> float:
+        """Bytes a second at a time."""
+        return float(self.rates[min(int(at / STEP_SECONDS), len(self.rates) - 1)])
 
 
 class Scenario(NamedTuple):
@@ -100,7 +108,7 @@ def outages(rng: np.random.Generator) -> Floats:
 
 
 def stalls(rng: np.random.Generator) -> Floats:
-    """A lost segment every 2.5 s on average: TCP's least time for sending again on Linux is 200 ms, in which nothing moves."""
+    """A lost segment every 2.5 s on average: TCP's least time for sending again on Linux is 200 ms; nothing moves."""
     rates = np.full(len(_time()), 180.0)
     for at in np.cumsum(rng.exponential(2.5, 100)):
         rates[int(at / STEP_SECONDS) : int((at + 0.2) / STEP_SECONDS)] = 0

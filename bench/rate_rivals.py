@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from rate_links import Scenario
 
-from narrowcast.head.rate.controller import RateController
+from narrowcast.head.rate.controller import Guess, RateController
+from narrowcast.head.rate.estimate import Forecast, LinkEstimate
 from narrowcast.head.rate.options import Option
 
 Floats = npt.NDArray[np.float64]
@@ -55,10 +56,49 @@ class Ours(Rule):
         self.controller.answered(frame, now, server)
 
 
+class _Known(LinkEstimate):
+    """The link as it is."""
+
+    def answered(self, sent_at: float, answered_at: float, size: int, server_seconds: float) -> None:
+        """Tells nothing new."""
+
+    @property
+    def pace_deviation(self) -> float:
+        return 0.02
+
+    def forecast(self, size: float, ahead_seconds: float = 0.0) -> Forecast:
+        return Forecast(ahead_seconds + self.base_seconds + self.pace * size, 0.006)
+
+
+class _ToldController(RateController):
+    """Knows how long the link is busy."""
+
+    queue_seconds = 0.0
+
+    def _guesses(self, now: float) -> list[Guess]:
+        return [Guess(self.queue_seconds, self.estimate.pace, 0.0, self.estimate.pace)]
+
+
+class Told(Ours):
+    """The product's rule, told the link's present rate and queue: what is missing then is foresight, not measurement."""
+
+    def __init__(self, options: Sequence[Option], deadline: float, fps: float, base: float) -> None:
+        super().__init__(options, deadline, fps)
+        self.told = self.controller = _ToldController(options, deadline)
+        self.controller.estimate = _Known()
+        self.controller.estimate.base_seconds = base
+
+    def tell(self, rate: float, ahead_bytes: float) -> None:
+        pace = 1 / max(rate, 1.0)
+        self.controller.estimate.pace, self.told.queue_seconds = pace, ahead_bytes * pace
+
+
 class Fixed(Rule):
     """One level, with at most a window of frames under way: what comes while it is full is dropped."""
 
-    def __init__(self, options: Sequence[Option], deadline: float, fps: float, level: int, window: int = WINDOW) -> None:
+    def __init__(
+        self, options: Sequence[Option], deadline: float, fps: float, level: int, window: int = WINDOW
+    ) -> None:
         super().__init__(options, deadline, fps)
         self.fixed, self.window = level, window
 

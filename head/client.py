@@ -31,8 +31,8 @@ from narrowcast.head.rate.control import RateControl
 from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
-from narrowcast.head.unanswered import LinkCounters
 from narrowcast.head.timing import FrameTimes
+from narrowcast.head.unanswered import LinkCounters
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image
 from narrowcast.transport.errors import ConfigError
@@ -193,7 +193,7 @@ class AsyncClient:
         return self.session.encode(frame, level, keep_source=self._link.audit is not None)
 
     def prepare(self, frame: Image, level: int | None, started: float, deadline_ms: float | None = None) -> Encoded:
-        """As :meth:`encode`, by rate control where there is any: at the level that it chooses, or as a frame that is dropped.
+        """As :meth:`encode`, by rate control where there is any: at the level that it chooses, or as a dropped frame.
 
         A call that names a level has it, within the limits.
         """
@@ -283,7 +283,8 @@ class AsyncClient:
         encoded.times.exit_ms = (now - before) * 1000
         return Result(
             frame_id=frame_id, outputs=outputs, error=None, level=level, packet_bytes=0,
-            times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit", dropped=encoded.dropped,
+            times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit",
+            dropped=encoded.dropped,
         )  # fmt: skip
 
     def _answer_here(self, encoded: Encoded) -> tuple[dict[str, npt.NDArray[Any]], int]:

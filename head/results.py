@@ -44,7 +44,7 @@ class Result:
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
         source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
-        dropped: why rate control did not send the frame: ``late``, ``budget``, ``data-cap``, ``too-large``; None where it did.
+        dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
     """

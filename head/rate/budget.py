@@ -94,8 +94,9 @@ class _Used(Settings, frozen=True):
 class DailyCap:
     """So many bytes a day, over restarts and among all processes that share the file.
 
-    The day is the clock's, in UTC. A clock that goes back does not give the bytes of the day again; one that jumps ahead gives
-    another day's, once an hour at the most. Where the clock stays behind the file's day for 24 h of running, the day is over.
+    The day is the clock's, in UTC. A clock that goes back does not give the bytes of the day again; one that jumps ahead
+    gives another day's, once an hour at the most. Where the clock stays behind the file's day for 24 h of running, the day
+    is over.
 
     Args:
         most_bytes: a day, on the socket, both ways.

@@ -100,7 +100,9 @@ class RateControl:
             if max_packet_bytes is None and manifest.input.free is None:
                 max_packet_bytes = round(MOST_TIMES_MEAN * max(one.size for one in options))
         if max_packet_bytes is not None and max_packet_bytes <= STREAM_HEADER_BYTES:
-            raise ConfigError(f"packets of {max_packet_bytes} bytes at most; a packet's header alone has {STREAM_HEADER_BYTES}")
+            raise ConfigError(
+                f"packets of {max_packet_bytes} bytes at most; a packet's header alone has {STREAM_HEADER_BYTES}"
+            )
         if budget is not None and not 0 < budget < math.inf:
             raise ConfigError(f"a budget of {budget} bytes a second; it is above 0")
         self.max_packet_bytes = max_packet_bytes

@@ -1,4 +1,4 @@
-"""Chooses each frame's level: what is expected to be answered rightly in time, less what its bytes are worth to later frames."""
+"""Chooses each frame's level: what is expected to be right in time, less what its bytes are worth to later frames."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from narrowcast.head.rate.options import Option, envelope, price_at
 
 # So much of the link is planned for; and a backlog is to be gone after so many frames.
 UTILIZATION = 0.97
-DRAIN_FRAMES = 2.0
+DRAIN_FRAMES = 1.0
 # Part of the time to spare that frames may wait behind others on the way, so that the link is never without work.
-QUEUE_SHARE = 0.3
+QUEUE_SHARE = 0.15
+# Less of it, the less is known of the pace: by the exponential of the pace's relative deviation, times this.
 CAUTION = 4.0
 # Another level must be expected to be better by so much, or the last one stays.
-HYSTERESIS = 0.012
+HYSTERESIS = 0.018
 # What is that unlikely to be in time is not sent.
-BY_PRICE = -9
-LEAST_CHANCE = 0.3
+LEAST_CHANCE = 0.7
+# Neither explanation of a late answer is ever ruled out.
+LEAST_SHARE = 0.1
 # While nothing is under way and no frame has a chance, one is sent all the same, every so often, to see how the link is now.
 PROBE_SECONDS = 0.5
 # Without a deadline, answers are wanted soon all the same.
 NOMINAL_SECONDS = 1.0
 # A link that is overdue is expected to stay so for as long again, times this.
-OVERDUE_FACTOR = 0.5
+OVERDUE_FACTOR = 1.0
 # Quantiles of the standard normal distribution, equally likely: for what is not known of the pace.
 _QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)
 _SIZE_GAIN, _INTERVAL_GAIN = 0.1, 0.1
@@ -53,18 +55,20 @@ class _Flight(NamedTuple):
     size: int
 
 
-class _Guess(NamedTuple):
+class Guess(NamedTuple):
     """One way that the link may be: seconds until it is free, and seconds a byte.
 
     Attributes:
         overdue: seconds that the oldest frame's answer is late by then.
         slower_pace: that would explain it.
+        weight: how likely it is.
     """
 
     ahead: float
     pace: float
     overdue: float
     slower_pace: float
+    weight: float = 1.0
 
 
 class RateController:
@@ -128,18 +132,19 @@ class RateController:
         guesses = self._guesses(now)
         wanted = QUEUE_SHARE * max(0.0, left - self.estimate.forecast(0).seconds)
         wanted *= math.exp(-CAUTION * self.estimate.pace_deviation)
-        prices = [self._price(guess.ahead - wanted, guess.pace, spend_per_second) for guess in guesses]
-        price = sum(prices) / len(prices)
+        price = sum(guess.weight * self._price(guess.ahead - wanted, guess.pace, spend_per_second) for guess in guesses)
         best: tuple[float, Option, float] | None = None
         for option in self._options:
             size = self.size_of(option)
-            chance = sum(self._chance(size, guess, left) for guess in guesses) / len(guesses)
-            gain = chance * (option.accuracy - self._nothing) - price * size + HYSTERESIS * (option.level == self._level)
+            chance = sum(guess.weight * self._chance(size, guess, left) for guess in guesses)
+            gain = (
+                chance * (option.accuracy - self._nothing) - price * size + HYSTERESIS * (option.level == self._level)
+            )
             if best is None or gain > best[0]:
                 best = (gain, option, chance)
         assert best is not None
-        gain, option, chance = best
-        if (gain <= BY_PRICE or chance < LEAST_CHANCE) and limit is not None:
+        _, option, chance = best
+        if chance < LEAST_CHANCE and limit is not None:
             if self._flights or now - self._sent_at < PROBE_SECONDS:
                 return Decision(None, chance, "late")
             option = self._options[0]
@@ -180,18 +185,23 @@ class RateController:
         self._decided_at = now
         if passed > 2.0:  # a rest, not a rate
             return
-        self._interval = passed if self._interval is None else self._interval + _INTERVAL_GAIN * (passed - self._interval)
+        self._interval = (
+            passed if self._interval is None else self._interval + _INTERVAL_GAIN * (passed - self._interval)
+        )
 
-    def _guesses(self, now: float) -> list[_Guess]:
-        """How the link may be now: as estimated; where an answer is or was late, it may have stalled, or be slower from now on."""
+    def _guesses(self, now: float) -> list[Guess]:
+        """How the link may be now: as estimated; where an answer is or was late, it has stalled, or is slower now."""
         known = self.estimate
         steady = self._guess(now, known.pace)
         slower = known.suspected_pace
         if steady.overdue > 0:
             slower = max(slower, steady.slower_pace)
-        return [steady] if slower <= known.pace else [steady, self._guess(now, slower)]
+        if slower <= known.pace:
+            return [steady]
+        share = min(max(known.stall_share, LEAST_SHARE), 1 - LEAST_SHARE)
+        return [steady._replace(weight=share), self._guess(now, slower)._replace(weight=1 - share)]
 
-    def _guess(self, now: float, pace: float) -> _Guess:
+    def _guess(self, now: float, pace: float) -> Guess:
         """When the link is free if it has this pace."""
         known, overdue, slower = self.estimate, 0.0, pace
         free_at = known.last_at
@@ -206,9 +216,9 @@ class RateController:
             if seen > free_at:
                 overdue, slower = seen - free_at, (seen - begun) / size
                 free_at = now + OVERDUE_FACTOR * overdue
-        return _Guess(max(0.0, free_at - now), pace, overdue, slower)
+        return Guess(max(0.0, free_at - now), pace, overdue, slower)
 
-    def _chance(self, size: float, guess: _Guess, left: float) -> float:
+    def _chance(self, size: float, guess: Guess, left: float) -> float:
         forecast = self.estimate.forecast(size, guess.ahead)
         slower = (guess.pace - self.estimate.pace) * size
         margin = (left - forecast.seconds - slower) / max(forecast.deviation, 1e-6)
@@ -218,9 +228,7 @@ class RateController:
         """What a byte is worth to the frames to come: by the budget that the link leaves each of them."""
         if self._interval is None:
             return 0.0
-        segments = envelope(
-            [one._replace(size=self.size_of(one)) for one in self._options], self._nothing
-        )
+        segments = envelope([one._replace(size=self.size_of(one)) for one in self._options], self._nothing)
         spread = min(self.estimate.pace_deviation, 1.0)
         seconds = UTILIZATION * self._interval - ahead / DRAIN_FRAMES
         prices = [price_at(segments, seconds / (pace * math.exp(spread * z))) for z in _QUANTILES]

@@ -1,8 +1,9 @@
 """What the link carries and how long it takes, from the answers' times alone.
 
-A frame of ``s`` bytes that finds the link idle is answered after ``base + pace * s`` seconds (and the server's own time, which it
-tells); one that waits behind others is answered ``pace * s`` after the one before it. Both are observations, linear in the two
-unknowns, which a Kalman filter follows (Kalman 1960) with their covariance: so a guess that rests on little is known to be one.
+A frame of ``s`` bytes that finds the link idle is answered after ``base + pace * s`` seconds (and the server's own time,
+which it tells); one that waits behind others is answered ``pace * s`` after the one before it. Both are observations, linear
+in the two unknowns, which a Kalman filter follows (Kalman 1960) with their covariance: a guess that rests on little is known
+to.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ NOISE_GAIN = 0.06
 SURPRISE = 2.5
 FASTEST_PACE = 1e-9
 # What a first late answer counts for; the second in a row counts in full.
-STALL_SHARE = 0.25
-STALL_BASE = 0.0
+LATE_SHARE = 0.25
+STALL_GAIN = 0.2
 
 
 class Forecast(NamedTuple):
@@ -43,7 +44,8 @@ class LinkEstimate:
         pace: seconds a byte.
         server_seconds: what the server lately took (smoothed).
         answers: how many there were.
-        suspected_pace: that the link has if the last answer was late because the link is slower now; 0 where it was not late.
+        stall_share: part of the late answers after which the link was as fast as before.
+        suspected_pace: that the link has if the last answer was late because it is slower now; 0 where it was not late.
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,8 @@ class LinkEstimate:
         self._pp = (FIRST_PACE_DEVIATION * FIRST_PACE) ** 2
         self._noise = 0.01**2
         self._updated_at: float | None = None
-        self._surprised = False
+        self.stall_share = 0.5
+        self._steady_pace = 0.0
         self.suspected_pace = 0.0
         self._last_at = -math.inf  # the last answer, without the server's time
 
@@ -111,19 +114,20 @@ class LinkEstimate:
         error = seconds - base_weight * self.base_seconds - self.pace * size
         expected = base_weight * (self._bb + 2 * size * self._bp) + size * size * self._pp + noise
         surprised = error * error > SURPRISE**2 * expected
-        if error > 0 and surprised and not self._surprised:
+        if self.suspected_pace:
+            # It was a stall if this answer was as fast as those before, nearer to that than to the slower link.
+            implied = max(0.0, seconds - base_weight * self.base_seconds) / size
+            stalled = implied * implied < self._steady_pace * self.suspected_pace
+            self.stall_share += STALL_GAIN * (stalled - self.stall_share)
+            self.suspected_pace = 0.0
+        elif error > 0 and surprised:
             # One late answer may be a stall (a segment that was lost): it says nothing of the bytes behind it.
-            self._surprised = True
-            self.suspected_pace = self.pace + error / size
-            error = STALL_SHARE * error
-        else:
-            self._surprised, self.suspected_pace = surprised, 0.0
+            self._steady_pace, self.suspected_pace = self.pace, self.pace + error / size
+            error = LATE_SHARE * error
         if error * error > SURPRISE**2 * expected:
             self._pp += max(0.0, error * error / SURPRISE**2 - expected) / (size * size)
             expected = error * error / SURPRISE**2
         to_base = base_weight * self._bb + size * self._bp
-        if surprised and error > 0:
-            to_base *= STALL_BASE
         to_pace = base_weight * self._bp + size * self._pp
         self.base_seconds = max(0.0, self.base_seconds + to_base / expected * error)
         self.pace = max(FASTEST_PACE, self.pace / 8, self.pace + to_pace / expected * error)

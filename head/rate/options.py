@@ -43,7 +43,7 @@ def envelope(options: Sequence[Option], nothing: float = 0.0) -> list[Segment]:
         while len(points) > 1 and _slope(points[-2], points[-1]) <= _slope(points[-1], point):
             points.pop()
         points.append(point)
-    return [Segment(right[0], _slope(left, right)) for left, right in zip(points, points[1:], strict=False)]
+    return [Segment(points[k][0], _slope(points[k - 1], points[k])) for k in range(1, len(points))]
 
 
 def price_at(segments: Sequence[Segment], size: float) -> float:

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "carries, so that as many as can be are answered rightly before --deadline-ms; what cannot be in time is not sent",
     )
     group.add_argument(
-        "--budget", metavar="RATE", help="on the socket, both ways, on average: 200kbit, 1.5Mbit; frames beyond are not sent"
+        "--budget",
+        metavar="RATE",
+        help="on the socket, both ways, on average: 200kbit, 1.5Mbit; frames beyond are not sent",
     )
     group.add_argument(
         "--data-cap", metavar="BYTES/day", help="on the socket, both ways, each day (UTC): 1GB/day; kept over restarts"
@@ -51,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-packet-bytes",
         type=at_least(1),
         metavar="N",
-        help="a frame whose packet would be larger goes at a lower level, or not at all (default with --level auto: twice the "
-        "mean of the highest level)",
+        help="a frame whose packet would be larger goes at a lower level, or not at all (default with --level auto: twice "
+        "the mean of the highest level)",
     )
 
 

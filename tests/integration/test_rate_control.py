@@ -178,7 +178,7 @@ def test_the_command_line(folder, server, tmp_path, capsys):
         "stream", str(folder / "rated.ncb"), str(photos), "--to", str(server.address), "--no-exit",
         "--trust", str(folder / "test.pub"), "--level", "auto", "--deadline-ms", "2000",
     ]  # fmt: skip
-    assert main([*command, "--data-cap", "20kB/day", "--data-used", str(tmp_path / "used.json")]) == 0
+    assert main([*command, "--data-cap", "12kB/day", "--data-used", str(tmp_path / "used.json")]) == 0
     captured = capsys.readouterr()
     lines = [json.loads(line) for line in captured.out.splitlines()]
     assert {line["dropped"] for line in lines} == {None, "data-cap"}

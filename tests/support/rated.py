@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from support import bundles
 
 from narrowcast.compiler.tables import fit_tables
 from narrowcast.transport.bundle import Manifest, describe_part
 from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contract import InputContract
+from support import bundles
 
 SIDE = 48
 LEVELS = 3
