@@ -232,10 +232,13 @@ class RateControl:
             return
         self._counted_at = now
         found = self._on_socket()
+        total = 0 if found is None else found.sent + found.received
+        if self._counted is None:  # before the first packet: what earlier clients of this process have left open
+            self._counted = total
+            return
         if found is None:
             return
-        total = found.sent + found.received
-        moved = total - (self._counted or 0)
+        moved = total - self._counted
         self._counted = total
         self._spend(moved - self._charged)
         if self._packets:

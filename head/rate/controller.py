@@ -18,6 +18,8 @@ QUEUE_SHARE = 0.15
 CAUTION = 4.0
 # Another level must be expected to be better by so much, or the last one stays.
 HYSTERESIS = 0.018
+# But never more than this part of what the nearest other level would add or take.
+HYSTERESIS_SHARE = 0.4
 # What is that unlikely to be in time is not sent.
 LEAST_CHANCE = 0.7
 # Neither explanation of a late answer is ever ruled out.
@@ -96,6 +98,7 @@ class RateController:
         self.estimate = LinkEstimate()
         self.switches = 0
         self._options = sorted(options, key=lambda one: one.size)
+        self._inertia = _inertia(self._options)
         self._deadline_seconds = deadline_seconds
         self._nothing = nothing
         self._overhead_bytes = overhead_bytes
@@ -138,7 +141,9 @@ class RateController:
             size = self.size_of(option)
             chance = sum(guess.weight * self._chance(size, guess, left) for guess in guesses)
             gain = (
-                chance * (option.accuracy - self._nothing) - price * size + HYSTERESIS * (option.level == self._level)
+                chance * (option.accuracy - self._nothing)
+                - price * size
+                + self._inertia.get(option.level, 0.0) * (option.level == self._level)
             )
             if best is None or gain > best[0]:
                 best = (gain, option, chance)
@@ -235,3 +240,16 @@ class RateController:
         if spend_per_second is not None:
             prices = [max(price, price_at(segments, spend_per_second * self._interval)) for price in prices]
         return sum(prices) / len(prices)
+
+
+def _inertia(options: Sequence[Option]) -> dict[int, float]:
+    """By how much another level must be expected to be better than each."""
+    return {
+        one.level: min(
+            [
+                HYSTERESIS,
+                *(HYSTERESIS_SHARE * abs(one.accuracy - other.accuracy) for other in options if other is not one),
+            ]
+        )
+        for one in options
+    }
