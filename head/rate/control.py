@@ -171,7 +171,7 @@ class RateControl:
             elapsed = time.perf_counter() - started + self._encode_seconds
             limit = None if self._budget is None else self._budget.bytes_per_second
             deadline = None if deadline_ms is None else deadline_ms / 1000
-            decision = self._controller.decide(now, elapsed, deadline, limit)
+            decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead)
             return self._drop(decision.reason) if decision.reason is not None else decision
 
     def _may_send(self, level: int, payload_bytes: int, seconds: float) -> bool:

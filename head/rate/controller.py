@@ -119,6 +119,7 @@ class RateController:
         elapsed: float = 0.0,
         deadline_seconds: float | None = None,
         spend_per_second: float | None = None,
+        besides_bytes: float = 0.0,
     ) -> Decision:
         """What to do with a frame.
 
@@ -128,6 +129,7 @@ class RateController:
             deadline_seconds: of this frame; the controller's if None.
             spend_per_second: bytes, where a budget allows no more on average: they are then worth what they are on a link of
                 that rate.
+            besides_bytes: what a frame takes of that budget besides its packet: framing, and its result.
         """
         self._note_interval(now)
         limit = self._deadline_seconds if deadline_seconds is None else deadline_seconds
@@ -135,7 +137,10 @@ class RateController:
         guesses = self._guesses(now)
         wanted = QUEUE_SHARE * max(0.0, left - self.estimate.forecast(0).seconds)
         wanted *= math.exp(-CAUTION * self.estimate.pace_deviation)
-        price = sum(guess.weight * self._price(guess.ahead - wanted, guess.pace, spend_per_second) for guess in guesses)
+        price = sum(
+            guess.weight * self._price(guess.ahead - wanted, guess.pace, spend_per_second, besides_bytes)
+            for guess in guesses
+        )
         best: tuple[float, Option, float] | None = None
         for option in self._options:
             size = self.size_of(option)
@@ -229,7 +234,7 @@ class RateController:
         margin = (left - forecast.seconds - slower) / max(forecast.deviation, 1e-6)
         return 0.5 * math.erfc(-margin / math.sqrt(2))
 
-    def _price(self, ahead: float, pace: float, spend_per_second: float | None) -> float:
+    def _price(self, ahead: float, pace: float, spend_per_second: float | None, besides_bytes: float) -> float:
         """What a byte is worth to the frames to come: by the budget that the link leaves each of them."""
         if self._interval is None:
             return 0.0
@@ -238,7 +243,8 @@ class RateController:
         seconds = UTILIZATION * self._interval - ahead / DRAIN_FRAMES
         prices = [price_at(segments, seconds / (pace * math.exp(spread * z))) for z in _QUANTILES]
         if spend_per_second is not None:
-            prices = [max(price, price_at(segments, spend_per_second * self._interval)) for price in prices]
+            spendable = spend_per_second * self._interval - besides_bytes
+            prices = [max(price, price_at(segments, spendable)) for price in prices]
         return sum(prices) / len(prices)
 
 
