@@ -26,9 +26,12 @@ from narrowcast.head.answers import AnswerReader
 from narrowcast.head.audit import AuditConsent
 from narrowcast.head.endpoints import To
 from narrowcast.head.link import Link, Priority
-from narrowcast.head.results import PUT_OFF, STATUS, Result, finish
+from narrowcast.head.rate.budget import DailyCap
+from narrowcast.head.rate.control import RateControl
+from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
+from narrowcast.head.timing import FrameTimes
 from narrowcast.head.unanswered import LinkCounters
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image
@@ -55,7 +58,8 @@ class AsyncClient:
         model: a bundle opened for the role ``device``, or a :class:`HeadSession` that is already loaded.
         address: of the server, ``HOST:PORT``; or of several (a list, or with commas between), of which one that serves is
             used; a name stands for all addresses that it resolves to.
-        level: the rate point where a call names none; the one with the most bytes if None.
+        level: the rate point where a call names none; the one with the most bytes if None. ``auto``: chosen frame by frame
+            (``docs/rate-control.md``).
         tails: of a bundle with several, those to run; all if None.
         window: how many frames may be unanswered.
         give_up_seconds: how long to wait for a server that does not answer; None for ever.
@@ -77,6 +81,10 @@ class AsyncClient:
         audit: whether the server's operator may have images: the last frames, scaled to the network's input, are held, and
             those that a server asks for are sent (``docs/drift.md``). An :class:`AuditConsent` says how. Images that are
             sent anyhow (``way``) are not sent twice.
+        budget_kbit: kbit/s on the socket, both ways, on average; frames that would pass it are not sent. None for no limit.
+        data_cap: the same for a day's bytes.
+        max_packet_bytes: no packet has more: a frame whose packet would is sent at a lower level, or not at all. None: with
+            ``level="auto"`` twice what the highest level takes on average, otherwise no limit.
 
     Raises:
         AddressError: ``address`` is none.
@@ -90,7 +98,7 @@ class AsyncClient:
         model: Bundle | HeadSession,
         address: To,
         *,
-        level: int | None = None,
+        level: int | Literal["auto"] | None = None,
         tails: Sequence[str] | None = None,
         window: int = 8,
         give_up_seconds: float | None = 30.0,
@@ -104,9 +112,12 @@ class AsyncClient:
         image_codec: Literal["jpeg", "webp"] = "jpeg",
         image_quality: int = 75,
         audit: bool | AuditConsent = False,
+        budget_kbit: float | None = None,
+        data_cap: DailyCap | None = None,
+        max_packet_bytes: int | None = None,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
-        self.level = self.session.levels - 1 if level is None else level
+        self.level = self.session.levels - 1 if level is None or level == "auto" else level
         self.deadline_ms = deadline_ms
         self._expires_at(0.0, None)  # what is wrong with it is said here
         if way not in WAYS or image_codec not in IMAGE_CODECS or not 1 <= image_quality <= 100:
@@ -125,11 +136,21 @@ class AsyncClient:
             _ = self.session.exit  # now, and not when the link is down
         self._exit_after_seconds = exit_after_seconds
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
+        if level == "auto" and way == "image":
+            raise ConfigError("images have no levels to choose from: level='auto' is for way='symbols'")
+        self.rate: RateControl | None = None
+        if level == "auto" or budget_kbit is not None or data_cap is not None or max_packet_bytes is not None:
+            self.rate = RateControl(
+                manifest, automatic=level == "auto", with_exit=self.local_exit, data_cap=data_cap,
+                budget=None if budget_kbit is None else budget_kbit * 1000 / 8, max_packet_bytes=max_packet_bytes,
+                on_socket=self.socket_bytes,
+            )  # fmt: skip
         self._offline = False  # a frame has waited in vain for a link that is still down
         self._link = Link(
             address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
             give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
             tls=client_tls(tls), priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
+            listener=self.rate,
         )  # fmt: skip
         self._next_id = 0
 
@@ -161,7 +182,7 @@ class AsyncClient:
     ) -> asyncio.Task[Result]:
         """Encodes and queues a frame; waits while the window is full. The task gives the result."""
         started = time.perf_counter()
-        encoded = await asyncio.to_thread(self.encode, frame, level)
+        encoded = await asyncio.to_thread(self.prepare, frame, level, started, deadline_ms)
         return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms)
 
     def encode(self, frame: Image, level: int | None = None) -> Encoded:
@@ -171,12 +192,43 @@ class AsyncClient:
         level = self.level if level is None else level
         return self.session.encode(frame, level, keep_source=self._link.audit is not None)
 
+    def prepare(self, frame: Image, level: int | None, started: float, deadline_ms: float | None = None) -> Encoded:
+        """As :meth:`encode`, by rate control where there is any: at the level that it chooses, or as a dropped frame.
+
+        A call that names a level has it, within the limits.
+        """
+        if self.rate is None:
+            return self.encode(frame, level)
+        limits = [self.deadline_ms if deadline_ms is None else deadline_ms]
+        if self.local_exit:
+            limits.append(self._exit_after_seconds * 1000)
+        limit_ms = min((one for one in limits if one is not None), default=None)
+        return self.rate.encode(
+            frame, level, self.level, started, limit_ms, encode=self.encode, drop=self._dropped
+        )  # fmt: skip
+
+    def _dropped(self, frame: Image, reason: str) -> Encoded:
+        """What stands for a frame that is not sent: for the local exit, its symbols."""
+        before = time.perf_counter()
+        prepared = self.session.contract.prepare(frame)
+        resized = time.perf_counter()
+        times = FrameTimes(resize_ms=(resized - before) * 1000)
+        symbols = None
+        if self.local_exit:
+            symbols = self.session.symbols(prepared.image, self.level)
+            times.head_ms = (time.perf_counter() - resized) * 1000
+        return Encoded(
+            b"", self.level, prepared.placement, times, symbols, self.session.codec.codec_id, dropped=reason
+        )  # fmt: skip
+
     async def submit_encoded(
         self, encoded: Encoded, started: float, *, deadline_ms: float | None = None
     ) -> asyncio.Task[Result]:
         """Queues a frame that is encoded already; ``started`` is its ``time.perf_counter()``."""
         expires_at = self._expires_at(started, deadline_ms)
         frame_id, self._next_id = self._next_id, self._next_id + 1
+        if encoded.dropped is not None:
+            return asyncio.create_task(self._not_sent(encoded, frame_id, started))
         context = self._link.context
         packet = Packet(
             encoded.codec, encoded.level, frame_id, self._link.now_us(), encoded.payload, context.stream_id,
@@ -214,13 +266,25 @@ class AsyncClient:
                 return await asyncio.wait_for(self._sent(packet, encoded, started, expires_at), left)
             except (asyncio.TimeoutError, _PutOffError):  # TimeoutError itself from Python 3.11 on
                 self._offline = not self._link.connected and time.monotonic() >= expires_at
+        return await self._from_exit(encoded, packet.frame_id, started)
+
+    async def _not_sent(self, encoded: Encoded, frame_id: int, started: float) -> Result:
+        """The answer to a frame that rate control dropped."""
+        if self._link.failure is not None:
+            raise self._link.failure
+        if self.local_exit:
+            return await self._from_exit(encoded, frame_id, started)
+        return not_sent(encoded, frame_id, started)
+
+    async def _from_exit(self, encoded: Encoded, frame_id: int, started: float) -> Result:
         before = time.perf_counter()
         outputs, level = await asyncio.to_thread(self._answer_here, encoded)
         now = time.perf_counter()
         encoded.times.exit_ms = (now - before) * 1000
         return Result(
-            frame_id=packet.frame_id, outputs=outputs, error=None, level=level, packet_bytes=0,
+            frame_id=frame_id, outputs=outputs, error=None, level=level, packet_bytes=0,
             times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit",
+            dropped=encoded.dropped,
         )  # fmt: skip
 
     def _answer_here(self, encoded: Encoded) -> tuple[dict[str, npt.NDArray[Any]], int]:
@@ -239,6 +303,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail."""
+        if self.rate is not None:
+            self.rate.close()
         await self._link.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -267,6 +333,11 @@ class Client:
     def counters(self) -> LinkCounters:
         """What the link has done so far."""
         return self._client.counters
+
+    @property
+    def rate(self) -> RateControl | None:
+        """What rate control has decided so far; None where there is none."""
+        return self._client.rate
 
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on the link's sockets so far; None where the system does not tell."""
@@ -317,7 +388,7 @@ class Client:
     def _submit(self, frame: Image, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""
         started = time.perf_counter()
-        encoded = self._client.encode(frame, level)
+        encoded = self._client.prepare(frame, level, started, deadline_ms)
 
         async def send() -> Result:
             return await (await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms))

@@ -20,7 +20,7 @@ from narrowcast.head.endpoints import Endpoint, Endpoints, To, parse_endpoints
 from narrowcast.head.errors import LinkClosedError, LinkError, PeerUnreachableError, RefusedError
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.head.stream import HungError, NotServingError, Stream, StreamError
-from narrowcast.head.unanswered import Answered, LinkCounters, Unanswered
+from narrowcast.head.unanswered import Answered, LinkCounters, Listener, Unanswered
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -67,6 +67,7 @@ class Link:
         tls: what the server is known by, and this client; None for plain TCP.
         priority: which frames go first where they have to wait.
         audit: whether and how sources of frames are sent where the server asks for them; None: never.
+        listener: is told of each packet.
 
     Attributes:
         audit: is to be told of each frame's source; None where none is sent.
@@ -89,6 +90,7 @@ class Link:
         tls: ClientTls | None = None,
         priority: Priority = "normal",
         audit: AuditConsent | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self.counters = LinkCounters()
         self.endpoints = Endpoints(parse_endpoints(to))
@@ -102,7 +104,7 @@ class Link:
         self._on_trouble = on_trouble or (lambda line: None)
         self._tls = tls
         self._priority = PRIORITIES[priority]
-        self._frames = Unanswered(self.counters, self._window)
+        self._frames = Unanswered(self.counters, self._window, listener)
         self.audit = (
             None if audit is None else AuditFrames(audit, self._context, self.counters, self._frames.changed.set)
         )

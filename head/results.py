@@ -44,6 +44,7 @@ class Result:
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
         source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
+        dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
     """
@@ -59,6 +60,7 @@ class Result:
     source: Literal["server", "exit"] = "server"
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
+    dropped: str | None = None
 
     @property
     def detections(self) -> Detections | None:
@@ -69,6 +71,26 @@ class Result:
     def segmentation(self) -> Segmentation | None:
         """The first tail's map of classes that there is; None where no tail segments."""
         return next((answer for answer in self.answers.values() if isinstance(answer, Segmentation)), None)
+
+
+# What is said of a frame that rate control did not send, and its status in gRPC's terms.
+DROPPED = {
+    "late": ("DEADLINE_EXCEEDED", "not sent: no answer would have been there before its deadline"),
+    "budget": ("RESOURCE_EXHAUSTED", "not sent: the budget is used up for now"),
+    "data-cap": ("RESOURCE_EXHAUSTED", "not sent: the day's bytes are used up"),
+    "too-large": ("RESOURCE_EXHAUSTED", "not sent: its packet is too large at every level"),
+}
+
+
+def not_sent(encoded: Encoded, frame_id: int, started: float) -> Result:
+    """The result of a frame that rate control dropped."""
+    assert encoded.dropped is not None
+    status, error = DROPPED[encoded.dropped]
+    return Result(
+        frame_id=frame_id, outputs={}, error=error, level=encoded.level, packet_bytes=0, times=encoded.times,
+        latency_ms=(time.perf_counter() - started) * 1000, placement=encoded.placement, status=status,
+        dropped=encoded.dropped,
+    )  # fmt: skip
 
 
 async def finish(

@@ -37,6 +37,7 @@ class Encoded(NamedTuple):
         codec: of the payload.
         image: with an image, the network's input; None with symbols.
         source: what would have been sent as an image, for audit; None where it was not asked for, or an image is sent.
+        dropped: why it is not to be sent; None where it is.
     """
 
     payload: bytes
@@ -47,6 +48,7 @@ class Encoded(NamedTuple):
     codec: CodecId
     image: Image | None = None
     source: Image | None = None
+    dropped: str | None = None
 
     @property
     def kind(self) -> Kind:

@@ -241,6 +241,8 @@ class Stream:
         counters.packets_sent += 1
         counters.packet_bytes_sent += size
         counters.packets_resent += waiting.times_sent > 0
+        if self._frames.listener is not None:
+            self._frames.listener.sent(waiting.frame_id, size)
         waiting.times_sent += 1
         waiting.carrier = self
         await self._write(pb.StreamRequest(packet=waiting.data, deadline_ms=waiting.left_ms()))
@@ -303,6 +305,8 @@ class Stream:
         if sent is None:
             self._frames.counters.results_unasked += 1
             return
+        if self._frames.listener is not None:
+            self._frames.listener.answered(result.frame_id, result.times.total_us / 1e6)
         if result.code == UNAVAILABLE and self._frames.give_back(result.frame_id):
             self.unavailable = f"UNAVAILABLE: {result.message}"
             self._drain(pb.Drain(grace_ms=LEAVING_MS))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
@@ -22,6 +23,22 @@ MAX_HINT_SECONDS = 30.0
 LONGEST_MS = 2**32 - 1
 
 Answered = tuple[pb.Result, float]
+
+
+class Listener(Protocol):
+    """Is told of each packet: rate control listens."""
+
+    def queued(self, frame_id: int, size: int) -> None:
+        """It waits to be sent."""
+
+    def sent(self, frame_id: int, size: int) -> None:
+        """It is being sent, now."""
+
+    def answered(self, frame_id: int, server_seconds: float) -> None:
+        """It was answered, in time or not; the server took so long of it."""
+
+    def lost(self, frame_id: int) -> None:
+        """It is not under way any more: it was given up before it was sent, or its stream ended."""
 
 
 @dataclass
@@ -84,14 +101,16 @@ class Unanswered:
     Args:
         counters: are kept up.
         window: how many there may be.
+        listener: is told of them.
 
     Attributes:
         changed: set whenever there may be something to send.
         progressed_at: when there was the last answer, or the first frame to wait for one.
     """
 
-    def __init__(self, counters: LinkCounters, window: int) -> None:
+    def __init__(self, counters: LinkCounters, window: int, listener: Listener | None = None) -> None:
         self.counters = counters
+        self.listener = listener
         self.changed = asyncio.Event()
         self.progressed_at = time.monotonic()
         self._room = asyncio.Semaphore(window)
@@ -125,6 +144,8 @@ class Unanswered:
             self.progressed_at = time.monotonic()  # nobody was owed an answer until now
         answer: asyncio.Future[Answered] = loop.create_future()
         self._waiting[frame_id] = Waiting(frame_id, data, answer, expires_at)
+        if self.listener is not None:
+            self.listener.queued(frame_id, len(data))
         self._next_id = max(self._next_id, frame_id + 1)
         answer.add_done_callback(lambda _: self._forget(frame_id))
         if expires_at is not None and expires_at <= time.monotonic():
@@ -189,6 +210,8 @@ class Unanswered:
     def release(self, carrier: object, frame_ids: Iterable[int]) -> None:
         """A stream has ended: what it carried is to be sent again."""
         for frame_id in frame_ids:
+            if self.listener is not None:
+                self.listener.lost(frame_id)
             waiting = self._waiting.get(frame_id)
             if waiting is not None and waiting.carrier is carrier:
                 waiting.carrier = None
@@ -210,5 +233,9 @@ class Unanswered:
 
     def _forget(self, frame_id: int) -> None:
         """A frame is answered or given up: its place is free."""
-        if self._waiting.pop(frame_id, None) is not None:
-            self._room.release()
+        waiting = self._waiting.pop(frame_id, None)
+        if waiting is None:
+            return
+        if waiting.carrier is None and self.listener is not None:
+            self.listener.lost(frame_id)
+        self._room.release()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from narrowcast.cli import rating
 from narrowcast.cli.answers import answers, write_masks
 from narrowcast.cli.consent import add_audit, audit_consent
 from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
@@ -32,6 +33,7 @@ examples:
   narrowcast stream model.ncb photos/ --to tail.example:7433 --tls board-7/
   narrowcast stream model.ncb frame.jpg --to server:7433 --level 0 | jq .outputs
   narrowcast stream model.ncb photos/ --to one:7433,two:7433 --deadline-ms 500
+  narrowcast stream model.ncb photos/ --to server:7433 --level auto --deadline-ms 300 --data-cap 1GB/day
   narrowcast stream detector.ncb photos/ --to server:7433 | jq .detections
   narrowcast stream both.ncb photos/ --to server:7433 --tail segment --masks masks/
   narrowcast stream model.ncb photos/ --to server:7433 --audit          # its operator may have some of the images
@@ -52,9 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="HOST:PORT[,...]",
         help="the tail server, or several; a name may have several addresses",
-    )
-    parser.add_argument(
-        "--level", type=at_least(0), metavar="N", help="rate point; 0 takes the fewest bytes (default: the highest)"
     )
     parser.add_argument(
         "--window", type=at_least(1), default=8, metavar="N", help="frames under way at once (default: 8)"
@@ -115,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_audit(parser)
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
+    rating.add_arguments(parser)
     add_tls(parser)
     add_trust(parser)
 
@@ -136,16 +136,16 @@ def run(args: argparse.Namespace) -> int:
     session = HeadSession(bundle, backend=backends, precision=args.precision, threads=args.threads)
     if session.choice.head_ms:
         progress.note(str(session.choice))
-    if args.level is not None and not 0 <= args.level < session.levels:
+    if isinstance(args.level, int) and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
     labels = {tail.name: _labels(bundle, tail) for tail in bundle.manifest.all_tails()}
     sent: list[Path] = []
     started = time.perf_counter()
     with Client(
-        session, args.to, level=args.level, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
+        session, args.to, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
-        image_quality=args.image_quality, audit=audit_consent(args), tls=tls,
+        image_quality=args.image_quality, audit=audit_consent(args), tls=tls, **rating.client_options(args),
     ) as client:  # fmt: skip
         failed = alone = 0
         for result in client.stream(_frames(files, sent, progress)):
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
             if args.masks is not None:
                 found["masks"] = write_masks(result, args.masks, path, args.source)
             print(json.dumps(_line(result, path, labels, full=args.full) | found), flush=True)
-            failed += result.error is not None
+            failed += result.error is not None and result.dropped is None
             alone += result.source == "exit"
         _summary(client, len(sent), time.perf_counter() - started, progress)
         if alone:
@@ -219,6 +219,7 @@ def _line(result: Result, path: Path, labels: dict[str, list[str] | None], *, fu
         "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
         "error": result.error,
         "status": result.status,
+        "dropped": result.dropped,
         "outputs": {name: _output(values, of(name), full=full) for name, values in result.outputs.items()},
     }
 
@@ -263,3 +264,5 @@ def _summary(client: Client, frames: int, seconds: float, progress: TerminalProg
     if counters.results_late:
         line += f"; {counters.results_late} answers came too late"
     progress.note(line)
+    if (rated := rating.summary(client)) is not None:
+        progress.note(rated)

@@ -12,11 +12,15 @@ BUFFER_BYTES = 4096
 
 
 class Relay:
-    """Joins each connection to one to the server. Counts the bytes that it passes on."""
+    """Joins each connection to one to the server. Counts the bytes that it passes on.
+
+    Attributes:
+        bytes_per_second: may be changed at any time.
+    """
 
     def __init__(self, host: str, port: int, bytes_per_second: float) -> None:
         self._to = (host, port)
-        self._rate = bytes_per_second
+        self.bytes_per_second = bytes_per_second
         self._running: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.connections = 0
@@ -37,10 +41,9 @@ class Relay:
             task.add_done_callback(self._running.discard)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
-        slice_bytes = max(1, round(self._rate * SLICE_SECONDS))
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while data := await reader.read(slice_bytes):
-                await asyncio.sleep(len(data) / self._rate)
+            while data := await reader.read(max(1, round(self.bytes_per_second * SLICE_SECONDS))):
+                await asyncio.sleep(len(data) / self.bytes_per_second)
                 self.up_bytes += up * len(data)
                 writer.write(data)
                 await writer.drain()

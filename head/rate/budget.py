@@ -1,0 +1,186 @@
+"""How many bytes may be spent: on average (``--budget``), and a day (``--data-cap``)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.files import replacing
+from narrowcast.transport.structs import Settings, from_json, to_json
+
+# A budget that was not used may be used up within so long.
+BURST_SECONDS = 2.0
+# A day's bytes are taken from the file in portions: what a process has of its portion when it is killed counts as used.
+PORTION_BYTES = 256 * 1024
+DAY_SECONDS = 86_400.0
+# A clock that jumps ahead, again and again, gets another day's bytes no more often than that.
+LEAST_DAY_SECONDS = 3600.0
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def parse_rate(text: str) -> float:
+    """``200kbit``, ``1.5Mbit``: bits a second, in bytes a second.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kmg]?)bit(?:/s)?", text.strip().lower())
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"a budget of {text!r}; it is bits a second: 200kbit, 1.5Mbit")
+    return float(found[1]) * _UNITS[found[2]] / 8
+
+
+def parse_cap(text: str) -> int:
+    """``1GB/day``, ``300MB/day``: bytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kmg]?)b/day", text.strip().lower())
+    if found is None or float(found[1]) * _UNITS[found[2]] < 1:
+        raise ConfigError(f"a data cap of {text!r}; it is bytes a day: 1GB/day, 300MB/day")
+    return round(float(found[1]) * _UNITS[found[2]])
+
+
+def default_cap_file() -> Path:
+    """``data-used.json`` in systemd's ``StateDirectory``, else in the user's state folder."""
+    state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return (Path(state) if state else Path(home) / "narrowcast") / "data-used.json"
+
+
+class Budget:
+    """An average: a bucket of bytes that fills evenly and holds what ``BURST_SECONDS`` bring.
+
+    Args:
+        bytes_per_second: on the socket, both ways.
+        now: by the clock of the other calls, in seconds.
+    """
+
+    def __init__(self, bytes_per_second: float, now: float) -> None:
+        self.bytes_per_second = bytes_per_second
+        self._most = bytes_per_second * BURST_SECONDS
+        self._left, self._at = self._most, now
+
+    def left(self, now: float) -> float:
+        """What may be spent now; below 0 where more was spent than there was."""
+        self._left = min(self._most, self._left + self.bytes_per_second * max(0.0, now - self._at))
+        self._at = max(self._at, now)
+        return self._left
+
+    def spend(self, count: float) -> None:
+        """So many bytes are spent."""
+        self._left -= count
+
+
+class _Used(Settings, frozen=True):
+    """What the file holds: the day, in UTC, and what of it processes have taken so far."""
+
+    day: str
+    taken_bytes: int
+
+
+class DailyCap:
+    """So many bytes a day, over restarts and among all processes that share the file.
+
+    The day is the clock's, in UTC. A clock that goes back does not give the bytes of the day again; one that jumps ahead
+    gives another day's, once an hour at the most. Where the clock stays behind the file's day for 24 h of running, the day
+    is over.
+
+    Args:
+        most_bytes: a day, on the socket, both ways.
+        file: keeps what is used.
+        wall: the clock, in seconds since 1970.
+        running: a clock that does not jump, in seconds.
+
+    Raises:
+        ConfigError: the file cannot be written: a cap that restarts would forget is none.
+    """
+
+    def __init__(
+        self,
+        most_bytes: int,
+        file: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+        running: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.most_bytes = most_bytes
+        self._file, self._wall, self._running = file, wall, running
+        self._portion = min(PORTION_BYTES, max(1, most_bytes // 100))
+        self._mine = 0.0  # taken and not yet used
+        self._day = ""
+        self._begun = running()
+        self._renewed: float | None = None
+        try:
+            self._take(0)
+        except OSError as error:
+            raise ConfigError(f"--data-cap cannot keep what is used: {error}") from error
+
+    def left(self) -> float:
+        """What is left of today; 0 or less where the cap is reached."""
+        self._turn()
+        return self._mine + self._free
+
+    def spend(self, count: float) -> None:
+        """So many bytes were spent, or are about to be."""
+        self._turn()
+        self._mine -= count
+        if self._mine < 0:
+            self._take(math.ceil(-self._mine / self._portion) * self._portion)
+
+    def _turn(self) -> None:
+        """A new day?"""
+        now = self._running()
+        today = self._today()
+        later = today > self._day and (self._renewed is None or now - self._renewed >= LEAST_DAY_SECONDS)
+        if later or now - self._begun >= DAY_SECONDS:
+            self._begun = self._renewed = now
+            self._mine = 0.0
+            self._take(0, day=today)
+
+    def _take(self, count: int, day: str | None = None) -> None:
+        """Adds to what is taken; to that of another ``day``, if it is not the file's already."""
+        with self._locked():
+            used = self._read()
+            if used is None or (day is not None and used.day != day):
+                used = _Used(day=day or self._today(), taken_bytes=0)
+            used = msgspec.structs.replace(used, taken_bytes=used.taken_bytes + count)
+            with replacing(self._file) as out:
+                out.write(to_json(used))
+        self._mine += count
+        self._day = used.day
+        self._free = self.most_bytes - used.taken_bytes
+
+    def _read(self) -> _Used | None:
+        try:
+            used = from_json(_Used, self._file.read_bytes(), self._file.name)
+        except FileNotFoundError:
+            return None
+        except ConfigError:  # damaged: nothing is known of today, so nothing more is spent today
+            return _Used(day=self._today(), taken_bytes=self.most_bytes)
+        return used if used.taken_bytes >= 0 else None
+
+    def _today(self) -> str:
+        try:
+            return datetime.fromtimestamp(self._wall(), timezone.utc).date().isoformat()
+        except (ValueError, OverflowError, OSError):  # a clock beyond all calendars
+            return "1970-01-01"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_name(f".{self._file.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,259 @@
+"""Rate control's parts, without a link."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from narrowcast.head.rate.budget import Budget, DailyCap, parse_cap, parse_rate
+from narrowcast.head.rate.controller import PROBE_SECONDS, RateController
+from narrowcast.head.rate.estimate import LinkEstimate
+from narrowcast.head.rate.options import Option, envelope, price_at
+from narrowcast.transport.errors import ConfigError
+
+OPTIONS = [Option(0, 0.6, 700.0), Option(1, 0.75, 1300.0), Option(2, 0.85, 2300.0), Option(3, 0.87, 3500.0)]
+DAY = 86_400.0
+
+
+class Link:
+    """A link of one rate and delay, with a queue: drives a controller with its own clock."""
+
+    def __init__(self, controller: RateController, rate: float, delay: float = 0.05, fps: float = 10.0) -> None:
+        self.controller, self.rate, self.delay, self.fps = controller, rate, delay, fps
+        self.now, self.free_at, self.frame = 0.0, 0.0, 0
+        self.answers: list[tuple[float, int]] = []
+        self.levels: list[int | None] = []
+        self.delays: list[float] = []
+        self.spend: float | None = None
+
+    def run(self, frames: int) -> list[int | None]:
+        for _ in range(frames):
+            while self.answers and self.answers[0][0] <= self.now:
+                at, number = self.answers.pop(0)
+                self.controller.answered(number, at, 0.0)
+            decision = self.controller.decide(self.now, spend_per_second=self.spend)
+            self.levels.append(decision.level)
+            if decision.level is not None:
+                size = round(OPTIONS[decision.level].size)
+                self.controller.sent(self.frame, size, self.now)
+                self.free_at = max(self.free_at, self.now) + size / self.rate
+                self.answers.append((self.free_at + self.delay, self.frame))
+                self.delays.append(self.free_at + self.delay - self.now)
+            self.frame += 1
+            self.now += 1 / self.fps
+        return self.levels[-frames:]
+
+
+def test_the_estimate_finds_rate_and_delay():
+    estimate, random = LinkEstimate(), np.random.default_rng(0)
+    free_at = 0.0
+    for number in range(80):
+        now, size = number / 10, int(random.integers(500, 3500))
+        free_at = max(now, free_at) + size / 30_000
+        estimate.answered(now, free_at + 0.04 + 0.02, size, 0.02)
+    assert estimate.bytes_per_second == pytest.approx(30_000, rel=0.1)
+    assert estimate.base_seconds == pytest.approx(0.04, abs=0.01)
+    assert estimate.server_seconds == pytest.approx(0.02)
+    assert estimate.forecast(3000).seconds == pytest.approx(0.16, abs=0.02)
+    assert estimate.pace_deviation < 0.3
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100), st.integers(1, 10**7), st.floats(0, 10)), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_no_answer_breaks_the_estimate(answers):
+    """Whatever a server makes of times, what is known of the link stays a number."""
+    estimate, controller = LinkEstimate(), RateController(OPTIONS, 0.3)
+    now = 0.0
+    for number, (wait, took, size, server) in enumerate(answers):
+        now += wait
+        estimate.answered(now, now + took, size, server)
+        controller.decide(now)
+        controller.sent(number, size, now)
+        controller.answered(number, now + took, server)
+        for known in (estimate, controller.estimate):
+            forecast = known.forecast(1000, 0.1)
+            assert math.isfinite(forecast.seconds)
+            assert forecast.deviation >= 0
+            assert 0 < known.pace < math.inf
+            assert known.base_seconds >= 0
+
+
+def test_the_envelope_leaves_out_what_is_never_worth_its_bytes():
+    options = [Option(0, 0.6, 700.0), Option(1, 0.61, 1300.0), Option(2, 0.85, 2300.0), Option(3, 0.8, 3500.0)]
+    segments = envelope(options)
+    assert [segment.size for segment in segments] == [700.0, 2300.0]
+    assert segments[0].price == pytest.approx(0.6 / 700)
+    assert segments[1].price == pytest.approx(0.25 / 1600)
+    assert price_at(segments, 100) == segments[0].price
+    assert price_at(segments, 1000) == segments[1].price
+    assert price_at(segments, 2300) == 0.0
+    assert envelope(options, nothing=0.9) == []  # nothing is as good as the local exit
+
+
+@pytest.mark.parametrize(
+    ("rate", "levels"), [(100_000, {3}), (26_000, {2, 1, 3}), (15_000, {1, 2, 0}), (8_000, {0, 1})]
+)
+def test_levels_suit_a_constant_link(rate, levels):
+    link = Link(RateController(OPTIONS, 0.3), rate)
+    link.run(30)
+    later = link.run(300)
+    assert set(later) <= levels
+    assert max(link.delays[30:]) < 0.3
+    mean = np.mean([OPTIONS[level].size for level in later])
+    assert mean * 10 < rate * 1.02
+
+
+def test_a_step_down_and_up():
+    link = Link(RateController(OPTIONS, 0.3), 60_000)
+    assert set(link.run(60)[30:]) == {3}
+    link.rate = 9_000
+    assert set(link.run(60)[30:]) <= {0, 1}
+    link.rate = 60_000
+    assert set(link.run(60)[30:]) == {3}
+
+
+def test_a_dead_link_is_probed_now_and_then():
+    controller = RateController(OPTIONS, 0.3)
+    link = Link(controller, 60_000)
+    link.run(30)
+    link.rate = 100.0  # a frame takes 7 s and more
+    levels = link.run(400)
+    sent = [level for level in levels if level is not None]
+    assert len(sent) <= 3 + 40 / PROBE_SECONDS
+    assert levels.count(None) > 300
+    link.rate, link.free_at = 60_000, link.now
+    link.answers.clear()
+    for frame in list(controller._flights):
+        controller.lost(frame)
+    assert set(link.run(100)[60:]) == {3}
+
+
+def test_without_a_deadline_nothing_is_late():
+    link = Link(RateController(OPTIONS, None), 2_000)
+    assert None not in link.run(100)
+
+
+def test_a_budget_is_a_price():
+    controller = RateController(OPTIONS, 0.3)
+    link = Link(controller, 1e6)
+    link.run(30)
+    assert set(link.run(20)) == {3}
+    link.spend = 7_100.0
+    assert set(link.run(20)) == {0}
+
+
+def test_this_cameras_packets_count():
+    """Packets of twice the size that the figures tell of."""
+    controller = RateController(OPTIONS, 0.3)
+    for _ in range(50):
+        controller.encoded(0, 1400)
+    assert controller.size_of(OPTIONS[0]) == pytest.approx(1400, rel=0.02)
+
+
+def test_budgets_fill_evenly():
+    budget = Budget(1000, now=0.0)
+    assert budget.left(0.0) == 2000
+    budget.spend(2500)
+    assert budget.left(0.0) == -500
+    assert budget.left(1.0) == 500
+    assert budget.left(0.5) == 500  # a clock that goes back
+    assert budget.left(100.0) == 2000
+
+
+class Clocks:
+    """A wall clock that may jump, and one that runs."""
+
+    def __init__(self) -> None:
+        self.wall, self.running = 1_800_000_000.0, 5.0
+
+    def cap(self, most: int, file) -> DailyCap:
+        return DailyCap(most, file, wall=lambda: self.wall, running=lambda: self.running)
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall += seconds
+        self.running += seconds
+
+
+def test_a_cap_outlives_restarts_and_midnight_renews_it(tmp_path):
+    clocks, file = Clocks(), tmp_path / "state" / "used.json"
+    cap = clocks.cap(1_000_000, file)
+    cap.spend(600_000)
+    assert cap.left() == 400_000
+    del cap
+    again = clocks.cap(1_000_000, file)
+    assert 400_000 - 10_000 <= again.left() <= 400_000  # a portion may be lost with the process, never gained
+    other = clocks.cap(1_000_000, file)  # another process on the same file
+    other.spend(300_000)
+    again.spend(150_000)
+    assert again.left() <= 0
+    clocks.pass_by(DAY)
+    assert again.left() == 1_000_000
+    again.spend(10)
+    assert json.loads(file.read_bytes())["taken_bytes"] == 10_000
+
+
+def test_a_cap_and_clocks_that_jump(tmp_path):
+    clocks = Clocks()
+    cap = clocks.cap(1000, tmp_path / "used.json")
+    cap.spend(1000)
+    clocks.wall -= 40 * DAY  # a board without a battery boots in the past
+    assert cap.left() <= 0
+    assert clocks.cap(1000, tmp_path / "used.json").left() <= 0
+    clocks.wall += 45 * DAY  # and is told the time
+    assert cap.left() == 1000
+    cap.spend(1000)
+    clocks.wall += 10 * DAY  # jumping on and on gives no more than a day's bytes an hour
+    assert cap.left() <= 0
+    clocks.running += 3601
+    assert cap.left() == 1000
+    cap.spend(1000)
+    clocks.wall -= 30 * DAY  # the file's day is in the future now: after 24 h of running it is over
+    clocks.running += 0.9 * DAY
+    assert cap.left() <= 0
+    clocks.running += 0.2 * DAY
+    assert cap.left() == 1000
+    clocks.wall = 1e30  # no calendar has that
+    assert cap.left() <= 1000
+
+
+def test_a_damaged_file_spends_nothing(tmp_path):
+    file = tmp_path / "used.json"
+    file.write_bytes(b"{half")
+    clocks = Clocks()
+    cap = clocks.cap(1000, file)
+    assert cap.left() <= 0
+    clocks.pass_by(DAY)
+    assert cap.left() == 1000
+
+
+def test_a_cap_that_cannot_be_kept(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot keep what is used"):
+        DailyCap(1000, tmp_path / "file" / "used.json")
+
+
+@pytest.mark.parametrize(("text", "rate"), [("200kbit", 25_000), ("1.5Mbit", 187_500), ("800bit/s", 100)])
+def test_rates(text, rate):
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["200", "0kbit", "kbit", "1e3kbit", "-2kbit", "200kB"])
+def test_no_rates(text):
+    with pytest.raises(ConfigError, match="bits a second"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("1GB/day", 10**9), ("300 MB/day", 3 * 10**8), ("5b/day", 5)])
+def test_caps(text, count):
+    assert parse_cap(text) == count
+
+
+@pytest.mark.parametrize("text", ["1GB", "GB/day", "0MB/day", "1GB/week"])
+def test_no_caps(text):
+    with pytest.raises(ConfigError, match="bytes a day"):
+        parse_cap(text)
