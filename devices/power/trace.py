@@ -71,10 +71,10 @@ class Trace:
             raise ValueError(f"rails {list(rails)} are no sum: name some, all of power or all of energy")
         whole = [reading for reading in self.readings if _has(reading, rails)]
         energy = kinds == {True}
-        values = [[(r.joules if energy else r.milliwatts)[rail] for rail in rails] for r in whole]
-        kept, stalls = _without_stalls([r.monotonic_ns for r in whole], values, stall_s)
+        values = [sum((r.joules if energy else r.milliwatts)[rail] for rail in rails) for r in whole]
+        kept, stalls = _without_stalls(whole, stall_s)
         times = np.array([whole[k].monotonic_ns / 1e9 for k in kept])
-        sums = np.array([sum(values[k]) for k in kept])
+        sums = np.array([values[k] for k in kept])
         resets = [t.monotonic_ns / 1e9 for t in self.troubles if t.reset]
         return Series(
             times, sums if energy else sums / 1000, energy=energy, resets=resets if energy else [], stalls=stalls
@@ -182,20 +182,21 @@ def _has(reading: Reading, rails: Sequence[str]) -> bool:
     return all(rail in reading.milliwatts or rail in reading.joules for rail in rails)
 
 
-def _without_stalls(
-    times_ns: Sequence[int], values: Sequence[Sequence[float]], stall_s: float
-) -> tuple[list[int], list[tuple[float, float]]]:
-    """Indices of what counts, and the stretches of ``stall_s`` or more without a change. A stretch keeps its ends."""
+def _without_stalls(readings: Sequence[Reading], stall_s: float) -> tuple[list[int], list[tuple[float, float]]]:
+    """Indices of what counts, and the stretches of ``stall_s`` or more without a change. A stretch keeps its ends.
+
+    All rails count, not only those of the sum: one alone may well rest on a coarse sensor's step for a while.
+    """
     kept: list[int] = []
     stalls: list[tuple[float, float]] = []
     begin = 0
-    for k in range(1, len(times_ns) + 1):
-        if k < len(times_ns) and values[k] == values[begin]:
+    for k in range(1, len(readings) + 1):
+        if k < len(readings) and readings[k][1:] == readings[begin][1:]:
             continue
-        seconds = (times_ns[k - 1] - times_ns[begin]) / 1e9
-        if seconds >= stall_s:
+        first, last = readings[begin].monotonic_ns / 1e9, readings[k - 1].monotonic_ns / 1e9
+        if last - first >= stall_s:
             kept += [begin, k - 1]
-            stalls.append((times_ns[begin] / 1e9, times_ns[k - 1] / 1e9))
+            stalls.append((first, last))
         else:
             kept += range(begin, k)
         begin = k

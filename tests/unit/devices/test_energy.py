@@ -142,6 +142,8 @@ def test_a_stalled_sensor_is_a_gap():
     assert "stalled" in series.integrate(0, 15.0, max_gap_s=1.0).why_not
     assert series.integrate(0, 4.9, max_gap_s=1.0).why_not is None
     assert traced(values).series(["A"], stall_s=10.0).stalls == []
+    moving = [Reading(r.monotonic_ns, {**r.milliwatts, "B": float(k)}) for k, r in enumerate(traced(values).readings)]
+    assert Trace(moving).series(["A"], stall_s=5.0).stalls == []  # another rail shows that the sensor lives
 
 
 def test_a_counter_that_stands_still_is_a_gap_and_one_that_lost_its_place_no_figure():

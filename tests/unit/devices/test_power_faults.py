@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,16 @@ def test_a_bus_that_is_not_there():
 def test_a_wrong_meter_is_told(text, message):
     with pytest.raises(MeterError, match=message):
         open_meter(text, made({}))
+
+
+def test_a_meter_by_an_entry_point(monkeypatch):
+    point = EntryPoint("plug", "support.meters:Constant", "narrowcast.meters")
+    monkeypatch.setattr("narrowcast.devices.power.meters.entry_points", lambda group: [point])
+    source = open_meter("plug:1500", made({}))
+    assert (source.reader.name, source.total, source.sample_hz) == ("plug", ["wall"], 5.0)
+    assert source.total_mw(source.reader.read()) == 1500.0
+    with pytest.raises(MeterError, match="did you mean 'plug'"):
+        open_meter("plugg", made({}))
 
 
 def test_a_plugins_failures_are_failed_readings():
