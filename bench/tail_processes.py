@@ -43,6 +43,7 @@ class Server(NamedTuple):
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGTERM)
         found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        self.process.wait(30)
         return found
 
 

@@ -41,6 +41,7 @@ class Sampler:
     def __init__(self) -> None:
         self._seen: dict[str, Counter[str]] = {"loop": Counter(), "thread": Counter()}
         self._began: dict[str, float] = {"loop": 0.0, "thread": 0.0}
+        self._taking = False
 
     def start(self) -> None:
         """From now on."""
@@ -59,12 +60,16 @@ class Sampler:
         return found
 
     def _take(self, _: int, interrupted: FrameType | None) -> None:
+        if self._taking:  # on a busy machine the next signal comes before the last one is done with
+            return
+        self._taking = True
         if interrupted is not None:
             self._seen["loop"][_area(interrupted)] += 1
         stacks = sys._current_frames()  # noqa: SLF001
         for thread in _batchers():
             if thread.ident in stacks:
                 self._seen["thread"][_area(stacks[thread.ident])] += 1
+        self._taking = False
 
 
 def _batchers() -> list[threading.Thread]:
