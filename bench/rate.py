@@ -224,6 +224,7 @@ def main() -> int:
     parser.add_argument("--mahimahi", type=Path, help="a recorded link instead of the made-up ones")
     parser.add_argument("--scale", type=float, default=1.0, help="of the recorded rates")
     parser.add_argument("--links", nargs="*", help="only these")
+    parser.add_argument("--seeds", type=int, default=12, help="at most so many (default: 12)")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write figures there")
     args = parser.parse_args()
@@ -235,7 +236,7 @@ def main() -> int:
     aimd = tuned_aimd(camera, list(SEEDS["tune"])[:2])
     rates = None if args.mahimahi is None else (mahimahi(args.mahimahi) * args.scale).tolist()
     links = [args.mahimahi.stem] if rates else args.links or [*VARYING, *CONSTANT]
-    jobs = [(link, seed, camera, aimd, rates) for link in links for seed in SEEDS[args.part]]
+    jobs = [(link, seed, camera, aimd, rates) for link in links for seed in list(SEEDS[args.part])[: args.seeds]]
     with ProcessPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(one_seed, jobs))
     found = {link: summary([row for row in rows if row["link"] == link]) for link in links}
