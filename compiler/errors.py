@@ -12,6 +12,7 @@
         ├── BottleneckError     a preset cannot serve this cut or budget
         ├── TrainingError       training went wrong (not a number, a checkpoint of another recipe)
         ├── RetuneError         a tail cannot be tuned onto a bundle that is out
+        ├── BoardError          a board that cannot be asked, or a calibration that is not for this plan
         ├── ExportError         a graph that does not export
         ├── ExitError           a network that a local exit cannot stand in for
         └── VerificationError (3)   the compiled parts do not do what the trained network does
@@ -40,6 +41,10 @@ class TraceError(CompilerError):
 
 class CutError(CompilerError):
     """No such cut, or none at all."""
+
+
+class BoardError(CompilerError):
+    """A board that cannot be asked, or a calibration that is not for this plan."""
 
 
 class DataError(CompilerError):

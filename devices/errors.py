@@ -5,6 +5,7 @@
     NarrowcastError
     └── DevicesError
         ├── TargetError      no such target, or a target file that is none
+        ├── CalibrationError a board cannot be calibrated, or a file is no calibration
         ├── RecordingError   a recorded board's file that is none, or cannot be written
         ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
@@ -29,6 +30,10 @@ class RecordingError(DevicesError):
 
 class MeterError(DevicesError):
     """No such meter, or one whose settings or class are wrong."""
+
+
+class CalibrationError(DevicesError):
+    """A board cannot be calibrated, or a file is no calibration."""
 
 
 class SensorError(DevicesError):

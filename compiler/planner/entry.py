@@ -13,6 +13,7 @@ from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.compiler.cuts import CutTable, find_cuts
 from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.data import choose, find_sources, prepare_images
+from narrowcast.compiler.planner.boards import OtherBoard
 from narrowcast.compiler.planner.link import Link, PlanSettings
 from narrowcast.compiler.planner.plan import Plan, Planner
 from narrowcast.compiler.progress import SILENT, Progress
@@ -34,6 +35,7 @@ def plan(
     bottleneck: BottleneckSettings | None = None,
     cache: str | Path = ".narrowcast/cache",
     progress: Progress = SILENT,
+    board: OtherBoard | None = None,
 ) -> Plan:
     """Times every part of a network at its cuts, estimates bytes, and tells which way of getting answers is the fastest.
 
@@ -48,6 +50,7 @@ def plan(
         bottleneck: the preset's settings; ``shallow-residual``'s own where neither it nor a recipe says.
         cache: a folder that keeps prepared images.
         progress: told where it is.
+        board: one that is not this machine, calibrated or asked over ssh; see :mod:`narrowcast.compiler.planner.boards`.
 
     Raises:
         ConfigError, CompilerError: the network, the images or the settings cannot be used; says why.
@@ -69,7 +72,7 @@ def plan(
     progress.note(f"tracing {name}")
     network = load_teacher(name, weights=weights, options=options, folder=folder, part=part)
     table, traced = traced_table(name, network, contract)
-    planner = Planner(table, traced, network, contract, bottleneck, settings, progress)
+    planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board)
     frames = None
     if images is not None:
         frames = _frames(images, contract, settings.images, seed, Path(cache), progress)

@@ -21,6 +21,7 @@ from narrowcast.compiler.errors import BottleneckError, CompilerError, CutError,
 from narrowcast.compiler.modules import Head, flat, output_names
 from narrowcast.compiler.normalize import Normalize
 from narrowcast.compiler.planner.answers import WORDS
+from narrowcast.compiler.planner.boards import BoardTime, OtherBoard
 from narrowcast.compiler.planner.capture import Captured, capture
 from narrowcast.compiler.planner.estimate import Estimate, estimate
 from narrowcast.compiler.planner.images import SentImage, raw_image, sent_images
@@ -45,6 +46,7 @@ class CutPlan:
         trunk_why: what decided, where there was a choice.
         head_macs: of the preset's head.
         head_ms: on this machine.
+        board: on the board, where that is another machine; its energy where it is known.
         decoder_ms: on this machine.
         tail_ms: the layers behind the cut, on this machine.
         estimate: of its bytes.
@@ -57,6 +59,7 @@ class CutPlan:
     trunk_why: str | None = None
     head_macs: int | None = None
     head_ms: float | None = None
+    board: BoardTime | None = None
     decoder_ms: float | None = None
     tail_ms: float | None = None
     estimate: Estimate | None = None
@@ -71,6 +74,7 @@ class CutPlan:
             "trunk_why": self.trunk_why,
             "head_macs": self.head_macs,
             "head_ms": self.head_ms,
+            "board_head": None if self.board is None else self.board._asdict(),
             "decoder_ms": self.decoder_ms,
             "tail_ms": self.tail_ms,
             "estimate": None if self.estimate is None else self.estimate.as_dict(),
@@ -92,6 +96,8 @@ class Plan:
         kept_means: what ``keep`` is a part of, in words; None without images.
         macs: of the whole network.
         whole_ms: of the whole network, on this machine; None where it does not export.
+        whole_board: the same on the board, where that is another machine.
+        board: which one, and where its times are from; None where it is this machine.
         sent: the ways of sending the image.
         cuts: in the order of execution.
         decision: None without a link.
@@ -106,6 +112,8 @@ class Plan:
     kept_means: str | None
     macs: int
     whole_ms: float | None
+    whole_board: BoardTime | None
+    board: dict[str, Any] | None
     sent: Sequence[SentImage]
     cuts: Sequence[CutPlan]
     decision: Decision | None
@@ -132,6 +140,8 @@ class Plan:
             "machine": self.machine,
             "macs": self.macs,
             "whole_ms": self.whole_ms,
+            "whole_board": None if self.whole_board is None else self.whole_board._asdict(),
+            "board": self.board,
             "sent_images": [one.as_dict() for one in self.sent],
             "cuts": [one.as_dict() for one in self.cuts],
             "ways": None if self.decision is None else [way.as_dict() for way in self.decision.ways],
@@ -176,6 +186,7 @@ class Planner:
         bottleneck: the preset's settings.
         settings: see :class:`PlanSettings`.
         progress: told where it is.
+        board: one that is not this machine: its times are those of ``board`` then.
     """
 
     def __init__(
@@ -187,19 +198,21 @@ class Planner:
         bottleneck: BottleneckSettings,
         settings: PlanSettings,
         progress: Progress = SILENT,
+        board: OtherBoard | None = None,
     ) -> None:
+        self.board = board
         self.table, self.traced, self.network = table, traced, network
         self.contract, self.bottleneck, self.settings = contract, bottleneck, settings
         self.progress = progress
         self.cuts = planned_cuts(table, settings.cuts)
         self.normalize = Normalize(contract)
-        self.timing = Timing(contract.size, settings.threads)
+        self.timing = Timing(contract.size, settings.threads, board)
         self.preset = PRESETS[msgspec.to_builtins(bottleneck)["preset"]]
-        self._teacher: tuple[float | None, Tails | None] | None = None
+        self._teacher: tuple[float | None, BoardTime | None, Tails | None] | None = None
 
     def plan(self, frames: npt.NDArray[np.uint8] | None, link: Link | None) -> Plan:
         """Times every part, estimates bytes where there are ``frames`` uint8 ``[N, H, W, 3]``, and compares over a link."""
-        whole_ms, tails = self._teacher = self._teacher or self._time_teacher()
+        whole_ms, whole_board, tails = self._teacher = self._teacher or self._time_teacher()
         captured = None
         if frames is not None:
             captured = capture(self.traced, self.normalize, frames[: self.settings.images], self.cuts, self.progress)
@@ -218,7 +231,10 @@ class Planner:
         if link is not None:
             answer_bytes = captured.answer_bytes if captured is not None else self._answer_bytes()
             rows = [replace(row, way=self._split(row, link, answer_bytes)) for row in rows]
-            ways = [*self._other_ways(whole_ms, sent, link, answer_bytes), *(row.way for row in rows if row.way)]
+            ways = [
+                *self._other_ways(whole_ms, whole_board, sent, link, answer_bytes),
+                *(row.way for row in rows if row.way),
+            ]
             decision = decide(ways)
         return Plan(
             model=self.table.model,
@@ -229,26 +245,28 @@ class Planner:
             kept_means=None if captured is None else WORDS[captured.answers.kind],
             macs=self.table.macs,
             whole_ms=whole_ms,
+            whole_board=whole_board,
+            board=None if self.board is None else self.board.describe(),
             sent=sent,
             cuts=rows,
             decision=decision,
             machine=f"ONNX Runtime, {self.settings.threads} thread{'s' * (self.settings.threads > 1)}, this machine",
         )
 
-    def _time_teacher(self) -> tuple[float | None, Tails | None]:
+    def _time_teacher(self) -> tuple[float | None, BoardTime | None, Tails | None]:
         """The whole network's time, and its graph to take tails from; None, with a note, where it does not export."""
         with self.progress.task("timing the whole network", 2, "exports") as task:
             try:
                 with torch.no_grad():
                     names = output_names(self.network(torch.zeros(1, 3, *self.contract.size)))
-                whole = self.timing.whole_ms(self.normalize, self.network, names)
+                whole, whole_board = self.timing.whole_ms(self.normalize, self.network, names)
                 task.advance(1)
                 tails = Tails(self.traced, self.cuts, self.settings.threads)
                 task.advance(1)
             except CompilerError as error:
                 self.progress.note(f"the whole network cannot be timed: {error}")
-                return None, None
-        return whole, tails
+                return None, None, None
+        return whole, whole_board, tails
 
     def _rows(
         self, tails: Tails | None, captured: Captured | None, frames: npt.NDArray[np.uint8] | None
@@ -289,24 +307,34 @@ class Planner:
         """
         built: dict[str, Bottleneck] = {}
         times: dict[str, float] = {}
+        boards: dict[str, BoardTime | None] = {}
         refused: CompilerError | None = None
         for name, settings in trunks_of(self.bottleneck).items():
             try:
                 candidate = self.preset.build(problem, settings).eval()
                 times[name], built[name] = self.timing.head_ms(problem, candidate), candidate
+                boards[name] = self.timing.board_head(problem, candidate)
             except (BottleneckError, ExportError) as error:
                 refused = error
         if not times:
             assert refused is not None
             raise refused
-        choice = TrunkChoice(next(iter(times)), "", times)
+        on_board = {name: times[name] if (board := boards[name]) is None else board.ms for name in times}
+        choice = TrunkChoice(next(iter(times)), "", on_board)
         if len(trunks_of(self.bottleneck)) > 1:
-            choice = choose_trunk(row.cut.macs_before, getattr(self.bottleneck, "budget", 0), times)
+            choice = choose_trunk(row.cut.macs_before, getattr(self.bottleneck, "budget", 0), on_board)
         bottleneck = built[choice.trunk]
         frame, level = torch.zeros(1, *self.contract.size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
         macs = count_macs(Head(self.normalize, bottleneck).eval(), frame, level)
         return (
-            replace(row, trunk=choice.trunk, trunk_why=choice.why or None, head_macs=macs, head_ms=times[choice.trunk]),
+            replace(
+                row,
+                trunk=choice.trunk,
+                trunk_why=choice.why or None,
+                head_macs=macs,
+                head_ms=times[choice.trunk],
+                board=boards[choice.trunk],
+            ),
             bottleneck,
         )
 
@@ -325,24 +353,31 @@ class Planner:
             link,
             "split",
             row.cut.name,
-            board_ms=row.head_ms * self.settings.slowdown,
+            board_ms=row.head_ms * self.settings.slowdown if row.board is None else row.board.ms,
             up_bytes=row.estimate.packet_bytes,
             server_ms=row.decoder_ms + row.tail_ms,
             answer_bytes=answer_bytes,
         )
 
     def _other_ways(
-        self, whole_ms: float | None, sent: Sequence[SentImage], link: Link, answer_bytes: int
+        self,
+        whole_ms: float | None,
+        whole_board: BoardTime | None,
+        sent: Sequence[SentImage],
+        link: Link,
+        answer_bytes: int,
     ) -> Iterator[Way]:
         if whole_ms is None:
             return
-        yield Way("local", "", whole_ms * self.settings.slowdown, 0.0, 0.0, 0.0)
+        # An image is encoded as much slower there as the whole network runs: nothing else is known of it.
+        slowdown = self.settings.slowdown if whole_board is None else whole_board.ms / whole_ms
+        yield Way("local", "", whole_ms * slowdown, 0.0, 0.0, 0.0)
         for one in sent:
             yield over_link(
                 link,
                 "image",
                 one.codec,
-                board_ms=one.encode_ms * self.settings.slowdown,
+                board_ms=one.encode_ms * slowdown,
                 up_bytes=one.mean_bytes,
                 server_ms=one.decode_ms + whole_ms,
                 answer_bytes=answer_bytes,

@@ -73,7 +73,9 @@ def _draw_bytes(axes: Axes, plan: Plan) -> None:
 
 
 def _draw_heads(axes: Axes, cuts: Sequence[CutPlan]) -> None:
-    heads = {row.cut.name: row.head_ms for row in cuts if row.head_ms is not None}
+    heads = {
+        row.cut.name: row.head_ms if row.board is None else row.board.ms for row in cuts if row.head_ms is not None
+    }
     axes.barh(list(heads), list(heads.values()), color=_BOARD)
     axes.invert_yaxis()
     axes.set_xlabel("head, ms")

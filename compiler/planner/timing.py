@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -25,10 +25,12 @@ from narrowcast.compiler.errors import CompilerError, ExportError
 from narrowcast.compiler.export import export_head, export_network, export_tail, export_whole
 from narrowcast.compiler.modules import Head, Tail, Whole, flat
 from narrowcast.compiler.normalize import Normalize
+from narrowcast.compiler.planner.boards import BoardTime, OtherBoard
 from narrowcast.compiler.verify import OnnxNetwork
 from narrowcast.head.backends import load_backend
 from narrowcast.transport.selfcheck import reference_frames
 
+T = TypeVar("T")
 WARM_RUNS = 2
 LEAST_RUNS, MOST_RUNS = 7, 51
 MEASURING_MS = 600.0
@@ -55,12 +57,14 @@ class Timing:
     Args:
         size: height and width of the input.
         threads: that ONNX Runtime computes with.
+        board: one that is not this machine.
     """
 
-    def __init__(self, size: tuple[int, int], threads: int) -> None:
+    def __init__(self, size: tuple[int, int], threads: int, board: OtherBoard | None = None) -> None:
         self.size = size
         self.threads = threads
-        self._known: dict[Hashable, float] = {}
+        self._board = board
+        self._known: dict[Hashable, Any] = {}
 
     def head_ms(self, problem: Problem, bottleneck: Bottleneck) -> float:
         """Image to symbols: the exported head of a bottleneck.
@@ -68,12 +72,26 @@ class Timing:
         Raises:
             ExportError: it does not export.
         """
+        return self._head_times(problem, bottleneck)[0]
+
+    def board_head(self, problem: Problem, bottleneck: Bottleneck) -> BoardTime | None:
+        """The same on the board; None without one that is not this machine.
+
+        Raises:
+            ExportError, BoardError, BackendError: it does not export, or the board's time cannot be told.
+        """
+        return self._head_times(problem, bottleneck)[1]
+
+    def _head_times(self, problem: Problem, bottleneck: Bottleneck) -> tuple[float, BoardTime | None]:
         head = Head(problem.normalize, bottleneck).eval().cpu()
 
-        def measure() -> float:
-            model = export_head(head, self.size, bottleneck.levels)
-            backend, frame = load_backend("onnxruntime", model, threads=self.threads), reference_frames(self.size, 1)[0]
-            return median_ms(lambda: backend.run(frame, bottleneck.levels - 1))
+        def measure() -> tuple[float, BoardTime | None]:
+            model, frame = export_head(head, self.size, bottleneck.levels), reference_frames(self.size, 1)[0]
+            backend = load_backend("onnxruntime", model, threads=self.threads)
+            here, feed = median_ms(lambda: backend.run(frame, bottleneck.levels - 1)), {"image": frame[None]}
+            if bottleneck.levels > 1:
+                feed["level"] = np.array([bottleneck.levels - 1])
+            return here, None if self._board is None else self._board.time(model, feed)
 
         frames, level = torch.zeros(1, *self.size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
         numbers = sum(value.numel() for value in bottleneck.encoder_state().values())
@@ -98,24 +116,28 @@ class Timing:
 
         return self._once(("decoder", tuple(bottleneck.shape), problem.cut.shape, bottleneck.levels), measure)
 
-    def whole_ms(self, normalize: Normalize, network: nn.Module, outputs: Sequence[str]) -> float:
-        """Image to outputs: the uncut network.
+    def whole_ms(
+        self, normalize: Normalize, network: nn.Module, outputs: Sequence[str]
+    ) -> tuple[float, BoardTime | None]:
+        """Image to outputs: the uncut network here, and on the board where that is another machine.
 
         Raises:
-            ExportError: it does not export.
+            ExportError, BoardError, BackendError: it does not export, or the board's time cannot be told.
         """
 
-        def measure() -> float:
-            exported = OnnxNetwork(export_whole(Whole(normalize, network), self.size, outputs), self.threads)
-            frame = reference_frames(self.size, 1)
-            return median_ms(lambda: exported(image=frame))
+        def measure() -> tuple[float, BoardTime | None]:
+            model, frame = export_whole(Whole(normalize, network), self.size, outputs), reference_frames(self.size, 1)
+            exported = OnnxNetwork(model, self.threads)
+            here = median_ms(lambda: exported(image=frame))
+            return here, None if self._board is None else self._board.time(model, {"image": frame})
 
         return self._once("whole", measure)
 
-    def _once(self, key: Hashable, measure: Callable[[], float]) -> float:
+    def _once(self, key: Hashable, measure: Callable[[], T]) -> T:
         if key not in self._known:
             self._known[key] = measure()
-        return self._known[key]
+        known: T = self._known[key]
+        return known
 
 
 class Tails:

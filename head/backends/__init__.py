@@ -132,6 +132,22 @@ def load_exit(name: str, model: bytes, *, threads: int) -> Exit:
     return Exit(_load(name, model, threads, "local exit"))
 
 
+def load_profiler() -> tuple[Callable[..., Any], str]:
+    """:func:`narrowcast.head.backends.profiling.profile`, and the library's name with its version.
+
+    Raises:
+        BackendError: ONNX Runtime is missing.
+    """
+    try:
+        profiling = import_module("narrowcast.head.backends.profiling")
+    except Exception as error:  # see _load
+        advice = BACKENDS["onnxruntime"].advice
+        raise BackendError(
+            f"ONNX Runtime, which networks are measured with, cannot be used: {error}; {advice}"
+        ) from error
+    return profiling.profile, profiling.NAME
+
+
 def _load(name: str, model: bytes, threads: int, what: str) -> Network:
     if name not in BACKENDS:
         raise BackendError(f"no backend {name!r}{nearest(name, sorted(BACKENDS))}")

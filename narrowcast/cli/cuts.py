@@ -18,6 +18,8 @@ examples:
   narrowcast cuts timm:vit_base_patch16_224 --json | jq '.cuts[].name'
   narrowcast cuts my_net.py:load --data photos/ --uplink 5mbit --rtt 20ms
   narrowcast cuts recipe.toml --slowdown 6 --plot plan.svg
+  narrowcast cuts recipe.toml --calibration pi.json
+  narrowcast cuts recipe.toml --on pi@192.168.1.20 --python /opt/narrowcast/bin/python
 
 MODEL is timm:NAME, torchvision:NAME, package.module:function, file.py:function, FILE.pt2, or a recipe. Its Python code
 runs. Without further options the cuts are listed; with a link or images, or of a recipe, each is measured, and the fastest

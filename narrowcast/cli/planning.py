@@ -14,13 +14,14 @@ from narrowcast.text import human_bytes, human_count, percent
 from narrowcast.transport.errors import ConfigError
 
 if TYPE_CHECKING:
+    from narrowcast.compiler.planner.boards import BoardTime, OtherBoard
     from narrowcast.compiler.planner.link import Link, PlanSettings, Way
     from narrowcast.compiler.planner.plan import CutPlan, Plan
 
 # Any of these makes the verb measure, not only list.
 _PLANNING = (
     "uplink", "downlink", "rtt", "data", "weights", "preset", "encoder_macs", "keep", "images", "slowdown", "threads",
-    "seconds", "at", "target", "plot",
+    "seconds", "at", "target", "plot", "calibration", "on",
 )  # fmt: skip
 
 
@@ -35,7 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     link.add_argument("--keep", type=float, metavar="PART", help="of the teacher's answers to keep (default: 0.97)")
     link.add_argument("--at", metavar="CUT,...", help="look at these cuts only (default: up to 12)")
     link.add_argument("--slowdown", type=float, metavar="F", help="the board takes F times as long as this machine")
-    link.add_argument("--target", metavar="T", help="the kind of board: says whether this machine is one")
+    link.add_argument(
+        "--target",
+        metavar="T",
+        help="the kind of board, or a file of your own: its calibration predicts, where it has one",
+    )
+    link.add_argument("--calibration", type=Path, metavar="FILE", help="predict the board's times (probe --calibrate)")
+    link.add_argument("--on", metavar="USER@HOST", help="measure the board's times there, over ssh")
+    link.add_argument("--python", metavar="FILE", default="python3", help="there, with onnxruntime (default: python3)")
     link.add_argument("--seconds", type=float, metavar="S", help="begin no further cut after these (default: 900)")
     link.add_argument("--threads", type=at_least(1), metavar="N", help="to time with (default: 1)")
     link.add_argument("--plot", type=Path, metavar="FILE.svg", help="write bytes and times as .svg or .png")
@@ -67,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = args.model.endswith(".toml")
     settings = _settings(args)
     link = _link(args, settings, recipe=recipe)
-    where = _times_of(args.target, settings.slowdown)
+    board = _board(args, settings)
+    where = "" if board is not None else _times_of(args.target, settings.slowdown)
     progress = TerminalProgress(quiet=args.quiet)
     found = plan(
         args.model,
@@ -78,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
         contract=None if recipe else _contract(args),
         bottleneck=_bottleneck(args, recipe=recipe),
         progress=progress,
+        board=board,
     )
+    if found.board is not None:
+        where = found.board["words"]
     if args.plot:
         write_plan_plot(found, args.plot)
     if args.json:
@@ -133,6 +145,26 @@ def _bottleneck(args: argparse.Namespace, *, recipe: bool) -> Any:
     return preset_settings(args.preset or DEFAULT_PRESET, **options)
 
 
+def _board(args: argparse.Namespace, settings: PlanSettings) -> OtherBoard | None:
+    """A board that is not this machine, where the options name one."""
+    from narrowcast.devices.targets import calibration_file
+
+    given = [name for name in ("calibration", "on") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise ConfigError("--calibration predicts the board's times, --on measures them: give one of the two")
+    file = args.calibration or (calibration_file(args.target) if args.target and not given else None)
+    if file is None and args.on is None:
+        return None
+    if args.slowdown is not None:
+        raise ConfigError("--slowdown scales this machine's times; with the board's own there is nothing to scale")
+    from narrowcast.compiler.planner.boards import CalibratedBoard, SshBoard
+    from narrowcast.devices.calibration import load_calibration
+
+    if args.on is not None:
+        return SshBoard(args.on, settings.threads, python=args.python)
+    return CalibratedBoard(load_calibration(file or ""), settings.threads)
+
+
 def _times_of(target: str | None, slowdown: float) -> str:
     """Whose times the board's are."""
     from narrowcast.devices.probe import probe
@@ -151,14 +183,19 @@ def _times_of(target: str | None, slowdown: float) -> str:
 
 def _print(found: Plan, where: str) -> None:
     rows = [_row(row, best=_is_best(found, row)) for row in found.cuts]
-    columns = ["", "cut", ">features", ">float32", ">MACs before", ">after", "trunk", ">head", ">tail", ">est. packet"]
+    energy = any(row.board is not None and row.board.mj is not None for row in found.cuts)
+    if energy:
+        rows = [[*cells[:8], _mj(row.board), *cells[8:]] for cells, row in zip(rows, found.cuts, strict=True)]
+    columns = ["", "cut", ">features", ">float32", ">MACs before", ">after", "trunk", ">head"]
+    columns += [*([">its energy"] if energy else []), ">tail", ">est. packet"]
     columns += [">range", ">features at that", ">information"]
     if found.link is not None:
         columns.append(">end to end")
     else:
         rows = [row[:-1] for row in rows]
+    times = "times on this machine" if found.board is None else f"heads on {where}; tails on this machine"
     print_table(
-        f"{found.model}: {human_count(found.macs)} MACs, {found.preset}, times on this machine", columns, rows,
+        f"{found.model}: {human_count(found.macs)} MACs, {found.preset}, {times}", columns, rows,
         note=_note(found),
     )  # fmt: skip
     if found.decision is None:
@@ -181,13 +218,14 @@ def _is_best(found: Plan, row: CutPlan) -> bool:
 
 def _row(row: CutPlan, *, best: bool) -> list[str]:
     cut, estimate = row.cut, row.estimate
+    head_ms = row.head_ms if row.board is None else row.board.ms
     server = None if row.tail_ms is None or row.decoder_ms is None else row.tail_ms + row.decoder_ms
     if row.why_not is not None:
-        ends = [row.trunk, _ms(row.head_ms), _ms(server), "-", "-", "-", "-", "-"]
+        ends = [row.trunk, _ms(head_ms), _ms(server), "-", "-", "-", "-", "-"]
     else:
         ends = [
             row.trunk,
-            _ms(row.head_ms),
+            _ms(head_ms),
             _ms(server),
             human_bytes(estimate and estimate.packet_bytes),
             "-" if estimate is None else f"{human_bytes(estimate.low)} to {human_bytes(estimate.high)}",
@@ -228,8 +266,18 @@ def _note(found: Plan) -> str:
         lines.append("No bytes without images: --data DIR. No labels are needed.")
     if found.link is None:
         lines.append("Which way is the fastest depends on the link: --uplink 5mbit --rtt 20ms.")
+    power = None if found.board is None else found.board.get("power")
+    if power:
+        lines.append(
+            f"Energy: gross (net of idle) for one head, from {power['busy_mw']:.0f} mW busy, {power['idle_mw']:.0f} mW "
+            f"idle: {power['scope']}. As uncertain as the times, and the power of other networks may differ."
+        )
     lines += [f"{row.cut.name}: {row.why_not}" for row in found.cuts if row.why_not is not None]
     return "\n".join(lines)
+
+
+def _mj(time: BoardTime | None) -> str:
+    return "-" if time is None or time.mj is None else f"{time.mj:.3g} mJ ({time.net_mj or 0:.3g})"
 
 
 def _ms(value: float | None) -> str:

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from narrowcast.cli.show import print_json, print_table, stderr, stdout
+from narrowcast.cli.options import at_least
+from narrowcast.cli.show import TerminalProgress, print_json, print_table, stderr, stdout
 from narrowcast.text import human_bytes
+from narrowcast.transport.errors import ConfigError
 
 if TYPE_CHECKING:
     from narrowcast.devices.power.sampler import SamplerInfo
@@ -24,6 +26,8 @@ examples:
   narrowcast probe --root board.jsonl --sample 60                a recorded board
   narrowcast probe --root recorded-board/ --architecture aarch64
   narrowcast probe --targets
+  narrowcast probe --target my-board.toml
+  narrowcast probe --calibrate my-board.json --seconds 120
 """
 _SOURCE = "narrowcast probe --record"
 # Shown one by one up to here; a many-core machine has hundreds of clocks.
@@ -44,12 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--meter", metavar="NAME:SETTINGS", help="a meter on the supply instead of the board's own sensors"
     )
+    parser.add_argument("--target", metavar="T", help="the kind of board, or a file of your own (default: recognised)")
     what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="measure small networks here, for `narrowcast cuts --calibration`",
+    )
     what.add_argument("--sample", type=_seconds, metavar="SECONDS", help="sample power for so long")
     what.add_argument(
         "--record", type=Path, metavar="FILE", help="record this board's files over time, to replay elsewhere"
     )
-    parser.add_argument("--seconds", type=_seconds, default=30.0, help="to record for (default 30)")
+    parser.add_argument("--threads", type=at_least(1), default=1, metavar="N", help="to calibrate with (default 1)")
+    parser.add_argument(
+        "--seconds", type=_seconds, help="to record for (default 30), or about how long to calibrate (default 120)"
+    )
     parser.add_argument(
         "--hz", type=_seconds, help="looks a second, to sample or to record; the sensor's own rate if not given"
     )
@@ -64,31 +78,74 @@ def run(args: argparse.Namespace) -> int:
         return _record(args)
     from narrowcast.devices.probe import probe
 
-    board = probe(args.root, architecture=args.architecture, meter=args.meter)
+    board = probe(args.root, architecture=args.architecture, meter=args.meter, target=args.target)
+    if args.calibrate:
+        return _calibrate(args, board)
     sampled = _sample(args, board) if args.sample else None
     if args.json:
         print_json(board.as_dict() | ({"sampled": sampled} if sampled else {}))
         return 0
-    console = stdout()
+    console, identity = stdout(), board.identity
     backends = ", ".join(f"{name} {version}" for name, version in board.backends.items() if version) or "none installed"
+    system = [identity.os or "unknown system", f"kernel {identity.kernel or 'unknown'}"]
+    system += [identity.jetpack] if identity.jetpack else []
+    here = " (of this machine, not of the recorded board)" if board.recorded else ""
     facts = {
-        "board": board.model or "no device tree: a PC or a virtual machine",
+        "board": f"{board.model or 'does not say what it is'}{' (a virtual machine)' if identity.virtual else ''}",
         "target": f"{board.target} ({board.title})" if board.target else "none that narrowcast knows",
-        "cpu": f"{board.cpus} x {board.architecture}",
+        "cpu": f"{board.cpus} x {identity.cpu or board.architecture}, {board.architecture}",
         "memory": human_bytes(board.memory_bytes),
-        "system": f"{board.os or 'unknown'}, kernel {board.kernel or 'unknown'}, Python {board.python}",
-        "backends": backends,
+        "system": ", ".join(system),
+        "python": f"{board.python}{here}; the system has {', '.join(identity.pythons) or 'none'}",
+        "backends": f"{backends}{here}",
         "coder": "C kernel" if board.coder == "c" else "Python (slow: no C kernel was built)",
     }
     for measure in board.measures:
         facts[measure.what] = _measured(measure)
         for rail, why in measure.missing.items():
             facts[f"  {rail}"] = f"cannot be measured ({why})"
+        if measure.fix:
+            facts[f"{measure.what}: fix"] = measure.fix
     width = max(map(len, facts))
     for name, value in facts.items():
-        console.print(f"{name:<{width}} {value}", soft_wrap=True)
+        console.print(f"{name:<{width}} {value}", soft_wrap=True, highlight=False, markup=False)
+    for advice in board.advice:
+        console.print(f"{'note':<{width}} {advice.what}: {advice.fix}", soft_wrap=True, highlight=False, markup=False)
     if sampled:
         _print_sampled(sampled)
+    return 0
+
+
+def _calibrate(args: argparse.Namespace, board: Board) -> int:
+    import msgspec
+
+    from narrowcast.devices.calibration import save_calibration
+    from narrowcast.devices.calibration.graphs import graphs
+    from narrowcast.devices.calibration.measure import calibrate
+    from narrowcast.devices.calibration.power import power_meter
+
+    if board.recorded:
+        raise ConfigError(f"--calibrate measures this machine; --root {args.root} is a recorded one")
+    meter = power_meter(args.target or board.target, meter=args.meter)
+    chosen = list(graphs())
+    with TerminalProgress(quiet=args.quiet).task("calibrating", len(chosen), "networks") as task:
+        found = calibrate(
+            board, threads=args.threads, seconds=args.seconds or 120.0, meter=meter, only=chosen, progress=task.advance
+        )
+    save_calibration(found, args.calibrate)
+    if args.json:
+        print_json({"file": str(args.calibrate), **msgspec.to_builtins(found)})
+        return 0
+    power = "not measured (`narrowcast probe` says why)"
+    if found.power is not None:
+        power = f"{found.power.idle_mw:.0f} mW idle, {found.power.busy_mw:.0f} mW busy: {found.power.scope}"
+    for name, value in {
+        "machine": f"{found}, {found.threads} thread{'s' * (found.threads > 1)}",
+        "times": str(found.error),
+        "power": power,
+        "written": str(args.calibrate),
+    }.items():
+        stdout().print(f"{name:<9} {value}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -108,12 +165,13 @@ def _record(args: argparse.Namespace) -> int:
     from narrowcast.devices.machine import open_machine
     from narrowcast.devices.record import record
 
+    seconds = args.seconds or 30.0
     if not args.quiet:
-        stderr().print(f"recording {args.seconds:.0f} s to {args.record}", soft_wrap=True)
+        stderr().print(f"recording {seconds:.0f} s to {args.record}", soft_wrap=True)
     done = record(
         args.record,
         open_machine(args.root),
-        args.seconds,
+        seconds,
         hz=args.hz,
         meter=args.meter,
         architecture=args.architecture,
