@@ -47,7 +47,7 @@ class Spool:
         overflow: what goes where there is no room, by ``max_bytes`` or on the disk: the ``oldest`` packets (a segment of
             them), or the ``newest``, which is then not taken.
         sync: when packets are put on disk so that a power loss does not take them: ``always``, before :meth:`append` returns;
-            ``interval``, at the first call ``sync_seconds`` after the last time; ``segment``, when a segment is full. What
+            ``interval``, at the first call ``sync_seconds`` after the last; ``segment``, when a segment is full. What
             the process has written survives its own end in any case.
         sync_seconds: see there.
 
