@@ -36,6 +36,7 @@ from narrowcast.head.replay import ReplayCounters, Replayed, Replayer
 from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
+from narrowcast.head.sources.base import Captured
 from narrowcast.head.spool import Spool
 from narrowcast.head.timing import FrameTimes
 from narrowcast.head.unanswered import LinkCounters
@@ -481,8 +482,10 @@ class Client:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
         return self._submit(frame, level, deadline_ms).result()
 
-    def stream(self, frames: Iterable[Image], level: int | None = None) -> Iterator[Result]:
+    def stream(self, frames: Iterable[Image | Captured], level: int | None = None) -> Iterator[Result]:
         """Results in the order of the frames, with up to ``window`` frames under way at once.
+
+        Frames of a :class:`narrowcast.head.sources.Feed` keep the time of their capture.
 
         ``frames`` is read on a thread of its own, so that a result comes when it is there and not when the next frame is:
         a camera may block. At most ``window`` frames are read ahead of the results that were taken.
@@ -519,13 +522,17 @@ class Client:
             stopped.set()
             room.release()  # a reader that waits for room ends
 
-    def _submit(self, frame: Image, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
+    def _submit(self, frame: Image | Captured, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""
         started = time.perf_counter()
-        encoded = self._client.prepare(frame, level, started, deadline_ms)
+        image, captured_at = (
+            (frame.image, frame.captured_at) if isinstance(frame, Captured) else (frame, time.monotonic())
+        )
+        encoded = self._client.prepare(image, level, started, deadline_ms)
 
         async def send() -> Result:
-            return await (await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms))
+            task = await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms, captured_at=captured_at)
+            return await task
 
         return background.start(send())
 

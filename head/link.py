@@ -186,12 +186,13 @@ class Link:
         self._meter.read()
         if self.audit is not None:
             await self.audit.close()
-        running = [task for task in (self._task, *self._drained) if task is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        self.endpoints.close()
         self._fail(LinkClosedError(f"the client was closed while frames were under way to {self.endpoints}"))
+        running = {task for task in (self._task, *self._drained) if task is not None}
+        while running:  # a call that fails in the moment in which it is cancelled takes the cancelling with it
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=0.2)
+        self.endpoints.close()
 
     def _fail(self, error: LinkError) -> None:
         self._failure = self._failure or error

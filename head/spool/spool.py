@@ -46,7 +46,7 @@ class Spool:
         max_age_seconds: packets that have been here for longer are dropped; None for no bound.
         overflow: what goes where there is no room, by ``max_bytes`` or on the disk: the ``oldest`` packets (a segment of
             them), or the ``newest``, which is then not taken.
-        sync: when packets are put on disk so that a power loss does not take them: ``always``, before :meth:`append` returns;
+        sync: when packets are put on disk, out of a power loss's reach: ``always``, before :meth:`append` returns;
             ``interval``, at the first call ``sync_seconds`` after the last; ``segment``, when a segment is full. What
             the process has written survives its own end in any case.
         sync_seconds: see there.
