@@ -159,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
         image_quality=args.image_quality, audit=audit_consent(args), on_outage=args.on_outage, spool=spool,
-        on_replayed=lambda replayed: tell(_replayed_line(replayed, labels, full=args.full)), tls=tls, **rating.client_options(args),
+        on_replayed=lambda replayed: tell(_replayed_line(replayed, labels, full=args.full)), tls=tls,
+        **rating.client_options(args),
     ) as client, sources.feed_of(source, args, client, progress.note) as feed:  # fmt: skip
         failed = 0
         for result in client.stream(sources.named(feed, names)):
