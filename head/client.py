@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -22,15 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head import background
+from narrowcast.head.accounting import Ledger
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.audit import AuditConsent
 from narrowcast.head.endpoints import To
+from narrowcast.head.errors import LinkClosedError, LinkError, RefusedError
 from narrowcast.head.link import Link, Priority
+from narrowcast.head.outage import OnOutage, SpoolWriter, Turns, check_policy
 from narrowcast.head.rate.budget import DailyCap
 from narrowcast.head.rate.control import RateControl
+from narrowcast.head.replay import ReplayCounters, Replayed, Replayer
 from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
+from narrowcast.head.sources.base import Captured
+from narrowcast.head.spool import Spool
 from narrowcast.head.timing import FrameTimes
 from narrowcast.head.unanswered import LinkCounters
 from narrowcast.transport.bundle import Bundle
@@ -49,6 +56,14 @@ IMAGE_CODECS = {"jpeg": CodecId.JPEG, "webp": CodecId.WEBP}
 
 class _PutOffError(Exception):
     """The server does not answer this frame for now."""
+
+
+def _reason(error: BaseException) -> str:
+    """Why a frame has no result, in a few words."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    reasons = {LinkClosedError: "closed", RefusedError: "refused", LinkError: "no server"}
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "failed")
 
 
 class AsyncClient:
@@ -85,6 +100,15 @@ class AsyncClient:
         data_cap: the same for a day's bytes.
         max_packet_bytes: no packet has more: a frame whose packet would is sent at a lower level, or not at all. None: with
             ``level="auto"`` twice what the highest level takes on average, otherwise no limit.
+        on_outage: what becomes of a frame that no server answers within ``exit_after_seconds`` or by its deadline: ``drop``;
+            ``block``, which waits for ever; ``local``, the exit's answer; ``spool``, on disk, and sent when there is one.
+            None: the exit's answer where there is one, else what ``give_up_seconds`` says.
+        spool: where to, with ``on_outage="spool"``. The client does not close it.
+        on_replayed: told, on the client's event loop, what a server says of a spooled frame, of this run or an earlier one.
+            Must not block.
+
+    Attributes:
+        ledger: what became of every frame.
 
     Raises:
         AddressError: ``address`` is none.
@@ -115,6 +139,9 @@ class AsyncClient:
         budget_kbit: float | None = None,
         data_cap: DailyCap | None = None,
         max_packet_bytes: int | None = None,
+        on_outage: OnOutage | None = None,
+        spool: Spool | None = None,
+        on_replayed: Callable[[Replayed], None] | None = None,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None or level == "auto" else level
@@ -129,12 +156,20 @@ class AsyncClient:
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
         self._answers = AnswerReader(manifest, tails)
         asked = any(tail.name == MAIN for tail in self._answers.tails)
+        check_policy(on_outage, local_exit, spool)
+        if on_outage is not None:
+            local_exit = on_outage == "local"
+            give_up_seconds = None if on_outage == "block" else give_up_seconds
         if local_exit and not asked:
             raise ConfigError(f"the local exit answers as the tail {MAIN!r} does, which is not asked for")
         self.local_exit = self.session.has_exit and asked if local_exit is None else local_exit
         if self.local_exit:
             _ = self.session.exit  # now, and not when the link is down
         self._exit_after_seconds = exit_after_seconds
+        self._gives_up = self.local_exit or on_outage in ("drop", "spool")
+        self.ledger = Ledger()
+        self._turns = Turns()
+        self._tasks: set[asyncio.Task[Result]] = set()
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
         if level == "auto" and way == "image":
             raise ConfigError("images have no levels to choose from: level='auto' is for way='symbols'")
@@ -146,18 +181,31 @@ class AsyncClient:
                 on_socket=self.socket_bytes,
             )  # fmt: skip
         self._offline = False  # a frame has waited in vain for a link that is still down
-        self._link = Link(
-            address, manifest.name, fingerprint, tails=[tail.name for tail in self._answers.tails], window=window,
-            give_up_seconds=give_up_seconds, keep_trying=self.local_exit, on_trouble=on_trouble,
-            tls=client_tls(tls), priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
+        tls = client_tls(tls)
+        link = partial(Link, address, manifest.name, tails=[tail.name for tail in self._answers.tails], tls=tls)
+        self._link = link(
+            fingerprint, window=window, give_up_seconds=give_up_seconds, keep_trying=self._gives_up,
+            on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
             listener=self.rate,
         )  # fmt: skip
+        self._spool = self._replayer = None
+        if spool is not None:
+            self._spool = SpoolWriter(spool)
+            self._replayer = Replayer(
+                spool, partial(link, fingerprint, keep_trying=True, priority="background"), self._answers,
+                manifest.input.size, fingerprint, is_busy=self._room.locked, on_replayed=on_replayed,
+            )  # fmt: skip
         self._next_id = 0
 
     @property
     def counters(self) -> LinkCounters:
         """What the link has done so far."""
         return self._link.counters
+
+    @property
+    def replay_counters(self) -> ReplayCounters | None:
+        """What became of spooled frames; None without a spool."""
+        return None if self._replayer is None else self._replayer.counters
 
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on the link's sockets so far; None where the system does not tell."""
@@ -178,19 +226,35 @@ class AsyncClient:
         return await (await self.submit(frame, level, deadline_ms=deadline_ms))
 
     async def submit(
-        self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None
+        self,
+        frame: Image,
+        level: int | None = None,
+        *,
+        deadline_ms: float | None = None,
+        captured_at: float | None = None,
     ) -> asyncio.Task[Result]:
-        """Encodes and queues a frame; waits while the window is full. The task gives the result."""
+        """Encodes and queues a frame; waits while the window is full. The task gives the result.
+
+        Args:
+            frame: see :meth:`infer`.
+            level: see there.
+            deadline_ms: see there.
+            captured_at: when it was captured, in seconds of ``time.monotonic()``; now if None.
+        """
         started = time.perf_counter()
         encoded = await asyncio.to_thread(self.prepare, frame, level, started, deadline_ms)
-        return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms)
+        return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms, captured_at=captured_at)
 
     def encode(self, frame: Image, level: int | None = None) -> Encoded:
         """What is to be sent of a frame; safe to call on any thread."""
-        if self._way == "image":
-            return self.session.encode_image(frame, *self._image)
-        level = self.level if level is None else level
-        return self.session.encode(frame, level, keep_source=self._link.audit is not None)
+        try:
+            if self._way == "image":
+                return self.session.encode_image(frame, *self._image)
+            level = self.level if level is None else level
+            return self.session.encode(frame, level, keep_source=self._link.audit is not None)
+        except Exception:
+            self.ledger.drop("not encoded")
+            raise
 
     def prepare(self, frame: Image, level: int | None, started: float, deadline_ms: float | None = None) -> Encoded:
         """As :meth:`encode`, by rate control where there is any: at the level that it chooses, or as a dropped frame.
@@ -222,21 +286,45 @@ class AsyncClient:
         )  # fmt: skip
 
     async def submit_encoded(
-        self, encoded: Encoded, started: float, *, deadline_ms: float | None = None
+        self, encoded: Encoded, started: float, *, deadline_ms: float | None = None, captured_at: float | None = None
     ) -> asyncio.Task[Result]:
         """Queues a frame that is encoded already; ``started`` is its ``time.perf_counter()``."""
+        number = self.ledger.capture()
+        try:
+            task = await self._queued(encoded, started, deadline_ms, captured_at)
+        except BaseException as error:
+            self.ledger.end(number, "dropped", _reason(error))
+            raise
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._end, number))
+        return task
+
+    def _end(self, number: int, task: asyncio.Task[Result]) -> None:
+        """A frame's one end, in the ledger."""
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            self.ledger.end(number, "dropped", _reason(error))
+            return
+        result = task.result()
+        self.ledger.end(number, result.fate, (result.dropped or result.status) if result.fate == "dropped" else "")
+
+    async def _queued(
+        self, encoded: Encoded, started: float, deadline_ms: float | None, captured_at: float | None
+    ) -> asyncio.Task[Result]:
         expires_at = self._expires_at(started, deadline_ms)
         frame_id, self._next_id = self._next_id, self._next_id + 1
         if encoded.dropped is not None:
             return asyncio.create_task(self._not_sent(encoded, frame_id, started))
         context = self._link.context
+        capture_us = self._link.now_us() if captured_at is None else self._link.us_at(captured_at)
         packet = Packet(
-            encoded.codec, encoded.level, frame_id, self._link.now_us(), encoded.payload, context.stream_id,
+            encoded.codec, encoded.level, frame_id, capture_us, encoded.payload, context.stream_id,
             context.fingerprint, encoded.kind,
         )  # fmt: skip
         if encoded.source is not None and self._link.audit is not None:
             self._link.audit.remember(frame_id, packet.capture_us, encoded.source)
-        if self.local_exit:
+        if self._gives_up:
             await self._room.acquire()
             task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
@@ -252,7 +340,38 @@ class AsyncClient:
         return None if limit_ms is None else time.monotonic() + limit_ms / 1000 - (time.perf_counter() - started)
 
     async def _answered(self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None) -> Result:
-        """The server's result where it comes in time, else the local exit's."""
+        """The server's result where it comes in time, else what ``on_outage`` says."""
+        with self._turns.taken(packet.frame_id):
+            try:
+                result = await self._answered_in_time(packet, encoded, started, expires_at)
+                trouble = "no server answered in time"
+            except LinkError as error:
+                if self.local_exit:
+                    raise
+                result, trouble = None, str(error)
+            if result is None and self.local_exit:
+                return await self._from_exit(encoded, packet.frame_id, started)
+            if result is None:
+                return await self._given_up(packet, encoded, started, trouble)
+            return result
+
+    async def _given_up(self, packet: Packet, encoded: Encoded, started: float, trouble: str) -> Result:
+        """Spooled, or dropped."""
+        failed = "dropped"
+        if self._spool is not None:
+            await self._turns.come(packet.frame_id)
+            reason = await self._spool.append(packet, encoded.placement)
+            failed = "spooled" if reason is None else f"dropped (spool: {reason})"
+        return Result(
+            frame_id=packet.frame_id, outputs={}, error=f"{failed}: {trouble}", level=encoded.level, packet_bytes=0,
+            times=encoded.times, latency_ms=(time.perf_counter() - started) * 1000, placement=encoded.placement,
+            status="UNAVAILABLE", spooled=failed == "spooled",
+        )  # fmt: skip
+
+    async def _answered_in_time(
+        self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None
+    ) -> Result | None:
+        """The server's result; None where there is none in time."""
         if self._link.failure is not None:  # refused while nothing was sent
             raise self._link.failure
         self._offline = self._offline and not self._link.connected
@@ -266,7 +385,7 @@ class AsyncClient:
                 return await asyncio.wait_for(self._sent(packet, encoded, started, expires_at), left)
             except (asyncio.TimeoutError, _PutOffError):  # TimeoutError itself from Python 3.11 on
                 self._offline = not self._link.connected and time.monotonic() >= expires_at
-        return await self._from_exit(encoded, packet.frame_id, started)
+        return None
 
     async def _not_sent(self, encoded: Encoded, frame_id: int, started: float) -> Result:
         """The answer to a frame that rate control dropped."""
@@ -277,6 +396,7 @@ class AsyncClient:
         return not_sent(encoded, frame_id, started)
 
     async def _from_exit(self, encoded: Encoded, frame_id: int, started: float) -> Result:
+        """The local exit's result."""
         before = time.perf_counter()
         outputs, level = await asyncio.to_thread(self._answer_here, encoded)
         now = time.perf_counter()
@@ -302,10 +422,15 @@ class AsyncClient:
         return await finish(encoded, packet.frame_id, answer, started, self._answers)
 
     async def close(self) -> None:
-        """Ends the link; unanswered frames fail."""
+        """Ends the link; unanswered frames fail, or are spooled."""
         if self.rate is not None:
             self.rate.close()
+        if self._replayer is not None:
+            await self._replayer.close()
         await self._link.close()
+        if self._spool is not None:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._spool.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -339,6 +464,16 @@ class Client:
         """What rate control has decided so far; None where there is none."""
         return self._client.rate
 
+    @property
+    def ledger(self) -> Ledger:
+        """What became of every frame."""
+        return self._client.ledger
+
+    @property
+    def replay_counters(self) -> ReplayCounters | None:
+        """What became of spooled frames; None without a spool."""
+        return self._client.replay_counters
+
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on the link's sockets so far; None where the system does not tell."""
         return self._client.socket_bytes()
@@ -347,8 +482,10 @@ class Client:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
         return self._submit(frame, level, deadline_ms).result()
 
-    def stream(self, frames: Iterable[Image], level: int | None = None) -> Iterator[Result]:
+    def stream(self, frames: Iterable[Image | Captured], level: int | None = None) -> Iterator[Result]:
         """Results in the order of the frames, with up to ``window`` frames under way at once.
+
+        Frames of a :class:`narrowcast.head.sources.Feed` keep the time of their capture.
 
         ``frames`` is read on a thread of its own, so that a result comes when it is there and not when the next frame is:
         a camera may block. At most ``window`` frames are read ahead of the results that were taken.
@@ -385,13 +522,17 @@ class Client:
             stopped.set()
             room.release()  # a reader that waits for room ends
 
-    def _submit(self, frame: Image, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
+    def _submit(self, frame: Image | Captured, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
         """Encodes on the caller's thread, while earlier frames are on the wire."""
         started = time.perf_counter()
-        encoded = self._client.prepare(frame, level, started, deadline_ms)
+        image, captured_at = (
+            (frame.image, frame.captured_at) if isinstance(frame, Captured) else (frame, time.monotonic())
+        )
+        encoded = self._client.prepare(image, level, started, deadline_ms)
 
         async def send() -> Result:
-            return await (await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms))
+            task = await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms, captured_at=captured_at)
+            return await task
 
         return background.start(send())
 

@@ -5,6 +5,11 @@
     NarrowcastError
     └── HeadError
         ├── BackendError            the head does not load or run
+    ├── AccountingError         a frame that ends twice, or was never captured: a fault of the program
+    ├── SpoolError              a folder that cannot be spooled to
+    │   ├── SpoolLockedError    another process has it
+    │   └── SpoolFormatError    written by a newer release
+    ├── SourceError             a source of frames that does not open or go on
         └── LinkError
             ├── PeerUnreachableError (4)   no server answers there
             ├── RefusedError               the server is there and will not serve this client; trying again is no use
@@ -22,6 +27,26 @@ class HeadError(NarrowcastError):
 
 class BackendError(HeadError):
     """The head does not load or run."""
+
+
+class AccountingError(HeadError):
+    """A frame that ends twice, or was never captured: a fault of the program."""
+
+
+class SpoolError(HeadError):
+    """A folder that cannot be spooled to."""
+
+
+class SpoolLockedError(SpoolError):
+    """Another process has it."""
+
+
+class SpoolFormatError(SpoolError):
+    """Written by a newer release."""
+
+
+class SourceError(HeadError):
+    """A source of frames that does not open or go on."""
 
 
 class LinkError(HeadError):

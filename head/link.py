@@ -68,6 +68,7 @@ class Link:
         priority: which frames go first where they have to wait.
         audit: whether and how sources of frames are sent where the server asks for them; None: never.
         listener: is told of each packet.
+        context: of a stream of an earlier run that is gone on with; one of its own if None.
 
     Attributes:
         audit: is to be told of each frame's source; None where none is sent.
@@ -91,12 +92,13 @@ class Link:
         priority: Priority = "normal",
         audit: AuditConsent | None = None,
         listener: Listener | None = None,
+        context: StreamContext | None = None,
     ) -> None:
         self.counters = LinkCounters()
         self.endpoints = Endpoints(parse_endpoints(to))
         self._model = model
         self._tails = list(tails)
-        self._context = StreamContext(os.urandom(16), fingerprint, time.time_ns() // 1000)
+        self._context = context or StreamContext(os.urandom(16), fingerprint, time.time_ns() // 1000)
         self._began = time.monotonic_ns()
         self._window = max(1, window)
         self._give_up_seconds = give_up_seconds
@@ -136,7 +138,11 @@ class Link:
 
         It goes on evenly where the system's clock jumps: boards without a battery for it boot in the past.
         """
-        return self._context.epoch_us + (time.monotonic_ns() - self._began) // 1000
+        return self.us_at(time.monotonic())
+
+    def us_at(self, seconds: float) -> int:
+        """A moment of ``time.monotonic()`` as :meth:`now_us` tells it, at the earliest when the link was made."""
+        return self._context.epoch_us + max(0, round(seconds * 1e6) - self._began // 1000)
 
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on this link's sockets so far; None where the system does not tell."""
@@ -180,12 +186,13 @@ class Link:
         self._meter.read()
         if self.audit is not None:
             await self.audit.close()
-        running = [task for task in (self._task, *self._drained) if task is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        self.endpoints.close()
         self._fail(LinkClosedError(f"the client was closed while frames were under way to {self.endpoints}"))
+        running = {task for task in (self._task, *self._drained) if task is not None}
+        while running:  # a call that fails in the moment in which it is cancelled takes the cancelling with it
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=0.2)
+        self.endpoints.close()
 
     def _fail(self, error: LinkError) -> None:
         self._failure = self._failure or error

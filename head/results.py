@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.head.accounting import Fate
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.session import Encoded
 from narrowcast.head.timing import FrameTimes
@@ -45,6 +46,7 @@ class Result:
         placement: leads boxes and masks back to the frame.
         source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
         dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
+        spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
     """
@@ -58,9 +60,19 @@ class Result:
     latency_ms: float
     placement: Placement
     source: Literal["server", "exit"] = "server"
+    spooled: bool = False
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
     dropped: str | None = None
+
+    @property
+    def fate(self) -> Fate:
+        """How it ended, in the client's ledger."""
+        if self.spooled:
+            return "spooled"
+        if self.error is not None:
+            return "dropped"
+        return "local" if self.source == "exit" else "answered"
 
     @property
     def detections(self) -> Detections | None:

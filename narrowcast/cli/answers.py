@@ -13,10 +13,11 @@ from narrowcast.transport.frames import SUFFIXES
 from narrowcast.transport.tasks import MAIN, Detections, Segmentation
 
 if TYPE_CHECKING:
+    from narrowcast.head.replay import Replayed
     from narrowcast.head.results import Result
 
 
-def answers(result: Result) -> dict[str, Any]:
+def answers(result: Result | Replayed) -> dict[str, Any]:
     """A result's boxes and maps, for JSON; those of the main tail under ``detections`` or ``segmentation``.
 
     Those of further tails lie under ``tails`` and the tail's name. Boxes are x1, y1, x2, y2 in pixels of the source image;

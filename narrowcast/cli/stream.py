@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from narrowcast.cli import rating
+from narrowcast.cli import rating, sources
 from narrowcast.cli.answers import answers, write_masks
 from narrowcast.cli.consent import add_audit, audit_consent
 from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
 from narrowcast.text import human_bytes
-from narrowcast.transport.errors import ConfigError, FrameError
-from narrowcast.transport.frames import SUFFIXES, read_image
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.frames import SUFFIXES
 from narrowcast.transport.tasks import MAIN, DetectTask, SegmentTask
 
 if TYPE_CHECKING:
     from narrowcast.head.client import Client
+    from narrowcast.head.replay import Replayed
     from narrowcast.head.results import Result
+    from narrowcast.head.spool import Spool
     from narrowcast.transport.bundle import Bundle, TailSpec
-    from narrowcast.transport.contract import Image
 
 EXAMPLES = """\
 examples:
@@ -37,8 +39,12 @@ examples:
   narrowcast stream detector.ncb photos/ --to server:7433 | jq .detections
   narrowcast stream both.ncb photos/ --to server:7433 --tail segment --masks masks/
   narrowcast stream model.ncb photos/ --to server:7433 --audit          # its operator may have some of the images
+  narrowcast stream model.ncb rtsp://camera/1 --to server:7433 --fps 5 --on-outage spool --spool /var/lib/camera-1
+  narrowcast stream model.ncb inbox/ --watch --to server:7433
+  capture | narrowcast stream model.ncb - --raw 640x480:nv12 --to server:7433
 
-SOURCE is an image file or a folder of them. One JSON line per frame goes to stdout, in the order of the frames. Where
+SOURCE is an image or video file, a folder of images, a camera (/dev/video0), a stream (rtsp://, http://), or raw frames
+from stdin (-) or a socket (unix:PATH). One JSON line per frame goes to stdout, in the order of the frames. Where
 the bundle has a local exit, it answers while there is no server ("from": "exit"), and the server is tried for ever. Of
 several servers (or addresses of one name) one is used, and another when it dies, hangs, drains or refuses.
 """
@@ -48,7 +54,7 @@ TOP = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("bundle", type=Path, metavar="MODEL.ncb")
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="an image file or a folder of them")
+    parser.add_argument("source", metavar="SOURCE", help="a file, folder, camera, stream, - or unix:PATH")
     parser.add_argument(
         "--to",
         required=True,
@@ -115,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_audit(parser)
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     rating.add_arguments(parser)
+    sources.add_arguments(parser)
     add_tls(parser)
     add_trust(parser)
 
@@ -127,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.transport.rpc.credentials import client_tls
 
     progress = TerminalProgress(quiet=args.quiet)
-    files = _files(args.source)
+    source = sources.source_of(args, progress.note)
     tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
     bundle = open_bundle(args, "device")
     if args.masks is not None:
@@ -139,32 +146,53 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(args.level, int) and not 0 <= args.level < session.levels:
         raise ConfigError(f"--level {args.level}; {bundle.manifest.name} has levels 0..{session.levels - 1}")
     labels = {tail.name: _labels(bundle, tail) for tail in bundle.manifest.all_tails()}
-    sent: list[Path] = []
+    names: dict[int, str] = {}
+    lock = threading.Lock()  # what was spooled is told by another thread
+
+    def tell(line: dict[str, Any]) -> None:
+        with lock:
+            print(json.dumps(line), flush=True)
+
     started = time.perf_counter()
-    with Client(
+    with sources.spool_of(args) as spool, Client(
         session, args.to, tails=args.tail, window=args.window, give_up_seconds=args.give_up,
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
-        image_quality=args.image_quality, audit=audit_consent(args), tls=tls, **rating.client_options(args),
-    ) as client:  # fmt: skip
-        failed = alone = 0
-        for result in client.stream(_frames(files, sent, progress)):
-            path = sent[result.frame_id]
+        image_quality=args.image_quality, audit=audit_consent(args), on_outage=args.on_outage, spool=spool,
+        on_replayed=lambda replayed: tell(_replayed_line(replayed, labels, full=args.full)), tls=tls,
+        **rating.client_options(args),
+    ) as client, sources.feed_of(source, args, client, progress.note) as feed:  # fmt: skip
+        failed = 0
+        for result in client.stream(sources.named(feed, names)):
+            name = names.pop(result.frame_id)
             found = answers(result)
             if args.masks is not None:
-                found["masks"] = write_masks(result, args.masks, path, args.source)
-            print(json.dumps(_line(result, path, labels, full=args.full) | found), flush=True)
-            failed += result.error is not None and result.dropped is None
-            alone += result.source == "exit"
-        _summary(client, len(sent), time.perf_counter() - started, progress)
-        if alone:
-            progress.note(f"{alone} of {len(sent)} frames answered by the local exit: no server answered in time")
-    return 1 if failed or len(sent) < len(files) else 0
+                found["masks"] = write_masks(result, args.masks, Path(name), Path(args.source))
+            tell(_line(result, name, labels, full=args.full) | found)
+            failed += result.fate == "dropped" and result.dropped is None
+        if spool is not None:
+            _drain(spool, args.drain)
+        _summary(client, time.perf_counter() - started, progress)
+        if spool is not None and spool.waiting:
+            progress.note(
+                f"{spool.waiting} frames wait in {spool.folder}: they are sent when there is a server, also by a later run"
+            )
+    return 1 if failed or getattr(source, "skipped", 0) else 0
+
+
+def _drain(spool: Spool, seconds: float) -> None:
+    """Waits for the spool to be sent."""
+    end = time.monotonic() + seconds
+    while spool.waiting and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _check_masks(args: argparse.Namespace, bundle: Bundle) -> None:
     """Whether ``--masks`` has something to write, and nothing of the user's to write over."""
-    folder = args.source.parent if args.source.is_file() else args.source
+    source = Path(args.source)
+    if not source.is_dir() and source.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--masks: maps are written for image files; {args.source} is none, and no folder")
+    folder = source.parent if source.is_file() else source
     if args.masks.resolve() == folder.resolve():
         raise ConfigError(f"--masks {args.masks} is where the images are: maps would be written over them")
     tails = [tail for tail in bundle.manifest.all_tails() if not args.tail or tail.name in args.tail]
@@ -181,38 +209,35 @@ def _labels(bundle: Bundle, tail: TailSpec) -> list[str] | None:
     return bundle.read("labels").decode().splitlines() if tail.name == MAIN and bundle.has("labels") else []
 
 
-def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise FrameError(f"no image or folder {source}")
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise FrameError(f"no images under {source}")
-    return files
-
-
-def _frames(files: list[Path], sent: list[Path], progress: TerminalProgress) -> Iterator[Image]:
-    """Each file's frame; files that cannot be read are told of and left out."""
-    for path in files:
-        try:
-            frame = read_image(path)
-        except FrameError as error:
-            progress.note(f"skipped: {error}")
-            continue
-        sent.append(path)
-        yield frame
-
-
-def _line(result: Result, path: Path, labels: dict[str, list[str] | None], *, full: bool) -> dict[str, Any]:
+def _outputs(outputs: Mapping[str, Any], labels: dict[str, list[str] | None], *, full: bool) -> dict[str, Any]:
     def of(output: str) -> list[str] | None:
         tail = output.partition("/")[0]
         return labels[tail if tail in labels and "/" in output else MAIN]
 
+    return {name: _output(values, of(name), full=full) for name, values in outputs.items()}
+
+
+def _replayed_line(replayed: Replayed, labels: dict[str, list[str] | None], *, full: bool) -> dict[str, Any]:
+    """What a server says of a frame that was spooled, by this run or an earlier one."""
+    return {
+        "frame": replayed.frame_id,
+        "stream_id": replayed.stream_id.hex(),
+        "captured_us": replayed.capture_us,
+        "from": "spool",
+        "level": replayed.level,
+        "error": replayed.error,
+        "status": replayed.status,
+        "outputs": _outputs(replayed.outputs, labels, full=full),
+        **answers(replayed),
+    }
+
+
+def _line(result: Result, name: str, labels: dict[str, list[str] | None], *, full: bool) -> dict[str, Any]:
     return {
         "frame": result.frame_id,
-        "source": str(path),
+        "source": name,
         "from": result.source,
+        "fate": result.fate,
         "level": result.level,
         "packet_bytes": result.packet_bytes,
         "latency_ms": round(result.latency_ms, 3),
@@ -220,7 +245,7 @@ def _line(result: Result, path: Path, labels: dict[str, list[str] | None], *, fu
         "error": result.error,
         "status": result.status,
         "dropped": result.dropped,
-        "outputs": {name: _output(values, of(name), full=full) for name, values in result.outputs.items()},
+        "outputs": _outputs(result.outputs, labels, full=full),
     }
 
 
@@ -246,8 +271,9 @@ def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, A
     return found
 
 
-def _summary(client: Client, frames: int, seconds: float, progress: TerminalProgress) -> None:
-    counters = client.counters
+def _summary(client: Client, seconds: float, progress: TerminalProgress) -> None:
+    counters, account, replays = client.counters, client.ledger.account, client.replay_counters
+    frames = account.captured
     line = (
         f"{frames} frames in {seconds:.2f} s ({frames / seconds:.1f} a second), "
         f"{human_bytes(counters.packet_bytes_sent / max(1, counters.packets_sent))} a packet"
@@ -266,3 +292,10 @@ def _summary(client: Client, frames: int, seconds: float, progress: TerminalProg
     progress.note(line)
     if (rated := rating.summary(client)) is not None:
         progress.note(rated)
+    if account.local:
+        progress.note(f"{account.local} of {frames} frames answered by the local exit: no server answered in time")
+    ends = [f"{count} {reason}" for reason, count in sorted(account.dropped.items())]
+    if ends or account.spooled:
+        progress.note(f"{account.answered} answered, {account.spooled} spooled, dropped: {', '.join(ends) or 'none'}")
+    if replays is not None and (replays.answered or replays.dropped):
+        progress.note(f"of spooled frames {replays.answered} answered, {sum(replays.dropped.values())} given up")

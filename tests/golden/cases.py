@@ -117,6 +117,18 @@ def packets(payload: bytes) -> dict[str, bytes]:
     }
 
 
+def spool(packet: bytes, image: bytes) -> dict[str, bytes]:
+    """A segment with two records, of which one is acknowledged."""
+    from narrowcast.head.spool.cursor import slot
+    from narrowcast.head.spool.records import VERSION, Record, SegmentHeader
+
+    now_us = CONTEXT.epoch_us + 9_000_000
+    segment = SegmentHeader(VERSION, 41, now_us).to_bytes()
+    segment += Record(41, now_us, bytes(range(9)), packet).to_bytes() + Record(42, now_us + 1, b"", image).to_bytes()
+    copies = b"".join(slot(number).ljust(512, b"\0") for number in (41, 42))
+    return {"spool-segment.bin": segment, "spool-acknowledged.bin": copies}
+
+
 def files() -> dict[str, bytes]:
     """Every golden file, made by the readable coder."""
     from narrowcast.transport.coder import Coder
@@ -138,4 +150,5 @@ def files() -> dict[str, bytes]:
     made["fingerprint.txt"] = (spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
     made["free-fingerprint.txt"] = (free_spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
     made["free-payload.bin"] = bytes((3, 1)) + Coder(tables(4), "python").encode(free_symbols(), 1)
-    return {**made, **packets(made["payload-4-1.bin"])}
+    made |= packets(made["payload-4-1.bin"])
+    return made | spool(made["packet-alone.bin"], made["packet-image-alone.bin"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from narrowcast.head.spool import Spool
 from narrowcast.transport.codec import open_codec
 from narrowcast.transport.coder import Coder
 from narrowcast.transport.coder.native import load
@@ -80,3 +81,16 @@ def test_packets():
     image = Packet.from_bytes(FILES["packet-image-alone.bin"])
     assert image == Packet.from_stream_bytes(FILES["packet-image-stream.bin"], cases.CONTEXT)
     assert (image.kind, image.codec, image.frame_id) == (Kind.IMAGE, CodecId.WEBP, 123_457)
+
+
+def test_spool(tmp_path):
+    (tmp_path / f"{41:016x}.spool").write_bytes(FILES["spool-segment.bin"])
+    (tmp_path / "acknowledged").write_bytes(FILES["spool-acknowledged.bin"])
+    with Spool(tmp_path) as spool:
+        assert spool.waiting == 1
+        record = spool.next()
+        assert (record.number, record.note, record.data) == (42, b"", FILES["packet-image-alone.bin"])
+    (tmp_path / "acknowledged").unlink()
+    with Spool(tmp_path) as spool:
+        record = spool.next()
+        assert (record.number, record.note, record.data) == (41, bytes(range(9)), FILES["packet-alone.bin"])
