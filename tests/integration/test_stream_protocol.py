@@ -183,8 +183,8 @@ class TestFrames:
             await raw.send(0)
             await until(lambda: model.backend.batches, "a batch runs")
             await raw.send(1, 2, 3)
-            slot = next(iter(server.table))
-            await until(lambda: slot.batcher.queued == 2, "two wait")
+            await raw.call.write(pb.StreamRequest(ping=pb.Ping(number=1)))
+            assert (await raw.read()).pong.number == 1  # all before it is read: two wait, and the third is refused
             model.backend.go.set()
             results = [await raw.result() for _ in range(4)]
             assert [result.code for result in results] == [0, 0, 0, EXHAUSTED]
