@@ -178,10 +178,7 @@ def test_a_server_that_is_not_there_is_exit_code_4(tiny_folder, pictures, truste
 
 def test_interrupting_is_exit_code_130(tiny_folder, pictures, trusted):
     command = [sys.executable, "-m", "narrowcast", "stream", str(tiny_folder / "tiny.ncb"), str(pictures / "0.png")]
-    process = subprocess.Popen(
-        [*command, "--to", "127.0.0.1:9", "--give-up", "60"], stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )  # fmt: skip
+    process = subprocess.Popen([*command, "--to", "127.0.0.1:9", "--give-up", "60"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen: list[str] = []
     until(
