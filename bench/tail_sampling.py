@@ -89,7 +89,7 @@ def _area(innermost: FrameType) -> str:
     while frame is not None:
         name = frame.f_code.co_filename
         if _OURS.search(name) and "site-packages" not in name and frame.f_code.co_name not in ("main", "<module>"):
-            if _STREAM_CALL.search(linecache.getline(name, frame.f_lineno)):
+            if _STREAM_CALL.search(linecache.getline(name, frame.f_lineno or 0)):
                 return GRPC
             return next((area for area, files in _AREAS.items() if re.search(files, name)), OTHER)
         frame = frame.f_back
