@@ -6,7 +6,7 @@
     python bench/tail.py --only ray               one plain server and Ray Serve (pip install 'narrowcast[ray]')
 
 null      A tail that does nothing and a codec that decodes nothing: left are gRPC, parsing, checksum, credits, fair
-          queue, batcher and the answer's bytes. The server answers a model that takes less than 50 us a frame on its event
+          queue, batcher and the answer's bytes. The server answers a model that takes less than 100 us a frame on its event
           loop; a null tail may (`on loop` says how often it did), hardly any real one. `threaded` is the same with that
           shortcut off, `decode` also decodes (shortcut off too). The raw server takes the same messages and answers each
           with as many bytes, on the same options of gRPC. Goals, for `null` and shown for `threaded`: p50 with one frame
@@ -50,7 +50,7 @@ def show_null(found: dict[str, Any]) -> None:
     print(f"\nnull tail, packets of {found['packet_bytes']} B, answers of {found['answer_bytes']} B ({CLASSES} scores)")
     _table(found, "raw")
     print(
-        "null answers frames on the event loop, as it does for models under 50 us a frame; threaded has that shortcut off"
+        "null answers frames on the event loop, as it does for models under 100 us a frame; threaded has that shortcut off"
     )
     for name in ("null", "threaded"):
         _goal(f"p50, {name} / raw", found["latency_ratios"][name], LATENCY_GOAL, most=True)

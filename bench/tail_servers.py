@@ -5,7 +5,7 @@ null    narrowcast's own server with a tail that does nothing and symbols that n
 decode  the same, with range decoding
 bundle  narrowcast's own server on a folder of bundles
 
-The server answers frames that take less than 50 us on its event loop, without handing them to the model's thread. A null
+The server answers frames that take less than 100 us on its event loop, without handing them to the model's thread. A null
 tail does, hardly any real one. ``--no-shortcut`` hands every frame over, as a tail that takes longer would have it.
 """
 

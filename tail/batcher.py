@@ -36,7 +36,7 @@ _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 SWEEP_SECONDS = 0.005
 RETRY_MS = (10, 60_000)
 # Waking a thread, and the event loop afterwards, costs 0.05 to 0.1 ms; a frame that takes less is answered on the loop.
-LIGHT_SECONDS = 50e-6
+LIGHT_SECONDS = 100e-6
 LIGHT_BYTES = 65_536
 # Of the time per frame, the newest batch counts this much.
 _SMOOTHING = 0.2

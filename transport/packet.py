@@ -28,6 +28,7 @@ _STREAM_HEADER = struct.Struct("<BBBBI6sHI")
 _ALONE_HEADER = struct.Struct("<BBBB16s16sIQII")
 _CHECKSUM = struct.Struct("<I")
 _NO_REFERENCE = 0  # only predicted packets will have one
+_CRC_PIECE, _CRC_WHOLE = 5 * 1024, 256 * 1024
 STREAM_HEADER_BYTES = _STREAM_HEADER.size + _CHECKSUM.size
 HEADER_BYTES = _ALONE_HEADER.size + _CHECKSUM.size
 
@@ -176,7 +177,18 @@ class Packet(NamedTuple):
 
 
 def _sealed(header: bytes, payload: bytes) -> bytes:
-    return b"".join((header, _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(header))), payload))
+    return b"".join((header, _CHECKSUM.pack(_checksum(header, payload)), payload))
+
+
+def _checksum(header: bytes, payload: bytes) -> int:
+    """CRC-32 of both, in pieces: beyond 5 kB zlib lets go of Python's lock, and on a busy loop waits to have it back."""
+    value = zlib.crc32(header)
+    if len(payload) <= _CRC_PIECE or len(payload) > _CRC_WHOLE:
+        return zlib.crc32(payload, value)
+    view = memoryview(payload)
+    for start in range(0, len(payload), _CRC_PIECE):
+        value = zlib.crc32(view[start : start + _CRC_PIECE], value)
+    return value
 
 
 def _check_form(data: bytes, form: int, header_bytes: int) -> None:
@@ -201,7 +213,7 @@ def _opened(data: bytes, header_bytes: int, size: int) -> bytes:
         raise PacketTrailingError(f"a packet of {len(data)} bytes announces {header_bytes + size}")
     payload = data[header_bytes:]
     (wanted,) = _CHECKSUM.unpack_from(data, header_bytes - _CHECKSUM.size)
-    if zlib.crc32(payload, zlib.crc32(data[: header_bytes - _CHECKSUM.size])) != wanted:
+    if _checksum(data[: header_bytes - _CHECKSUM.size], payload) != wanted:
         raise PacketChecksumError("a packet's checksum does not match: it was damaged on its way")
     return payload
 
