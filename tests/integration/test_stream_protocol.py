@@ -147,6 +147,7 @@ class TestFrames:
             await raw.send(1)
             await raw.send(2, deadline_ms=60_000)
             await raw.send(3, deadline_ms=5)
+            await raw.settle()
             slot = next(iter(server.table))
             await until(lambda: slot.batcher.queued == 1, "two have expired")
             model.backend.go.set()
@@ -160,6 +161,7 @@ class TestFrames:
             async with stream(server, model) as raw:
                 await raw.send(*range(8))
                 slot = next(iter(server.table))
+                await until(lambda: model.backend.batches, "the first is computed")
                 await until(lambda: slot.batcher.queued == 7, "seven wait")
                 await other.send(8)
                 await until(lambda: slot.batcher.queued == 8, "eight wait")
@@ -183,8 +185,7 @@ class TestFrames:
             await raw.send(0)
             await until(lambda: model.backend.batches, "a batch runs")
             await raw.send(1, 2, 3)
-            await raw.call.write(pb.StreamRequest(ping=pb.Ping(number=1)))
-            assert (await raw.read()).pong.number == 1  # all before it is read: two wait, and the third is refused
+            await raw.settle()  # two wait, and the third is refused
             model.backend.go.set()
             results = [await raw.result() for _ in range(4)]
             assert [result.code for result in results] == [0, 0, 0, EXHAUSTED]

@@ -159,6 +159,12 @@ class RawStream:
             data = self.packet(frame_id, **change).to_stream_bytes(self.context)
             await self.call.write(pb.StreamRequest(packet=data, deadline_ms=deadline_ms))
 
+    async def settle(self) -> None:
+        """Returns when the server has read all that was sent, while no answer is on its way."""
+        await self.call.write(pb.StreamRequest(ping=pb.Ping(number=1)))
+        response = await self.read()
+        assert response.pong.number == 1, response
+
     async def read(self) -> pb.StreamResponse:
         response = await asyncio.wait_for(self.call.read(), 20)
         assert response is not grpc.aio.EOF, "the stream has ended"
