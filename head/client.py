@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +27,8 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image
 
 __all__ = ["AsyncClient", "Client"]
+
+INTERRUPTED_SECONDS = 5.0
 
 
 class Client:
@@ -134,4 +138,8 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None or issubclass(kind, Exception):
+            self.close()
+        else:  # Ctrl-C: whoever wants to end does not wait for a network that is stuck
+            with suppress(FutureTimeoutError):
+                background.start(self._client.close()).result(INTERRUPTED_SECONDS)
