@@ -46,10 +46,8 @@ RATE_SPEED = 5.0
 TUNING_SHARE = 0.2
 # The part of matching outputs that comes after the channels were found.
 SETTLED_SHARE = 0.25
-# Squared error that a level of START_WEIGHT starts from, as a part of the features' variance: networks bear so much at low
-# rates. A level of another weight starts from the step that belongs to its own, whether it is trained alone or with others.
+# Squared error that training starts from, as a part of the features' variance: networks bear so much at low rates.
 START_DISTORTION = 0.3
-START_WEIGHT = 8.0**0.5
 
 
 class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", tag="shallow-residual"):
@@ -263,7 +261,8 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
     ) -> None:
         """Starts from the best linear code of the teacher's features, and steps and densities from what they are."""
         taken = take(batches)
-        steps = (torch.tensor(rate_weights(settings), device=problem.device) / START_WEIGHT).sqrt()
+        steps = torch.tensor(rate_weights(settings), device=problem.device).sqrt()
+        steps = steps / steps.log().mean().exp()
         linear = settings.linear_start and isinstance(bottleneck.encoder, Neck)
         if linear:
             grids = [bottleneck.grid.to_grid(batch.features).cpu() for batch in taken]
