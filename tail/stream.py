@@ -48,7 +48,8 @@ class OpenStream:
     """A reader, which takes packets in, and a writer, which sends answers out in the order of the packets.
 
     The reader is a task of its own; the writer is gRPC's handler. A frame costs neither a task nor a future: when the
-    batcher has finished one, the writer is woken.
+    batcher has finished one, the writer is woken. A frame that is answered at once, while the writer has nothing to do, the
+    reader answers itself.
     """
 
     def __init__(
@@ -77,6 +78,9 @@ class OpenStream:
         self._drain: pb.Drain | None = None  # to be sent
         self._draining = False
         self._writer: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._taking = False  # the reader is handing a frame to the batcher
+        self._reader_writes = False
         self._timers: list[asyncio.TimerHandle] = []
         self._heard = time.monotonic()
         self._silence_limit: float | None = None
@@ -138,7 +142,7 @@ class OpenStream:
             self._timers.append(self._loop.call_later(age, self.drain, "age", True, self._ageing.grace_seconds))
         self._observer.stream_opened(self.info)
         reason = "OK"
-        reader = self._loop.create_task(self._take_in())
+        self._reader = self._loop.create_task(self._take_in())
         self._writer = asyncio.current_task()
         try:
             await self._send_out()
@@ -155,7 +159,7 @@ class OpenStream:
             reason = "CANCELLED"
             raise EndedError(grpc.StatusCode.CANCELLED, f"writing to the client failed: {error}") from error
         finally:
-            reader.cancel()
+            self._reader.cancel()
             for timer in self._timers:
                 timer.cancel()
             self._drop_pending()
@@ -174,7 +178,9 @@ class OpenStream:
         """Ends the stream at once."""
         self._end_now = ended
         self._drop_pending()
-        if self._awake is None and self._writer is not None:  # it is in the middle of a write, perhaps for ever
+        if self._reader_writes and self._reader is not None:  # perhaps for ever
+            self._reader.cancel()
+        elif self._awake is None and self._writer is not None:  # it is in the middle of a write, too
             self._writer.cancel()
         self._wake()
 
@@ -207,7 +213,7 @@ class OpenStream:
 
     def _wake(self) -> None:
         awake = self._awake
-        if awake is not None and not awake.done():
+        if awake is not None and not self._reader_writes and not awake.done():
             awake.set_result(None)
 
     # The writer
@@ -259,7 +265,13 @@ class OpenStream:
                 self._heard = time.monotonic()
                 message = request.WhichOneof("message")
                 if message == "packet":
-                    self._take(request)
+                    self._taking = True
+                    try:
+                        self._take(request)
+                    finally:
+                        self._taking = False
+                    if self._pending[0].response is not None:
+                        await self._answer_soon()
                 elif message == "ping":
                     self._limit_silence(request.ping.silence_limit_ms)
                     self._pong = request.ping.number
@@ -282,6 +294,27 @@ class OpenStream:
             self._ending = EndedError(grpc.StatusCode.UNAVAILABLE, f"reading from the client failed: {error}")
         self._no_more = True
         self._wake()
+
+    async def _answer_soon(self) -> None:
+        """The first answer is there: the writer's, or the reader's own where the writer is idle and so saves no time."""
+        awake = self._awake
+        if awake is None or awake.done():
+            return  # the writer comes to it by itself
+        self._reader_writes = True
+        try:
+            await self._answer(self._pending.popleft())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever gRPC raises)
+            self.end(EndedError(grpc.StatusCode.CANCELLED, f"writing to the client failed: {error}"))
+        finally:
+            self._reader_writes = False
+            if self._has_something_to_write():
+                self._wake()
+
+    def _has_something_to_write(self) -> bool:
+        first_is_answered = bool(self._pending) and self._pending[0].response is not None
+        return first_is_answered or self._end_now is not None or self._drain is not None or self._pong is not None
 
     def _take(self, request: pb.StreamRequest) -> None:
         """One packet: refused, or to the batcher that is the model's now."""
@@ -320,7 +353,7 @@ class OpenStream:
             )
         refused = refused or refusal_of(batcher, packet, self._tails)
         if refused is None:
-            batcher.put(frame)
+            batcher.put(frame, more=len(self._pending) > 1)
         else:
             frame.release = batcher.model.manifest.release
             frame.refuse(refused)
@@ -339,7 +372,7 @@ class OpenStream:
         return len(self._pending) > 1 and sum(len(one.packet.payload) for one in self._pending) > MAX_PENDING_BYTES
 
     def _frame_done(self, frame: Frame) -> None:
-        if self._pending and self._pending[0] is frame:
+        if not self._taking and self._pending and self._pending[0] is frame:
             self._wake()
 
 
