@@ -10,6 +10,8 @@
     │   ├── SpoolLockedError    another process has it
     │   └── SpoolFormatError    written by a newer release
     ├── SourceError             a source of frames that does not open or go on
+    ├── StateError              a daemon's folder that cannot be used
+    │   └── StateLockedError    another daemon has it
         └── LinkError
             ├── PeerUnreachableError (4)   no server answers there
             ├── RefusedError               the server is there and will not serve this client; trying again is no use
@@ -47,6 +49,14 @@ class SpoolFormatError(SpoolError):
 
 class SourceError(HeadError):
     """A source of frames that does not open or go on."""
+
+
+class StateError(HeadError):
+    """A daemon's folder that cannot be used."""
+
+
+class StateLockedError(StateError):
+    """Another daemon has it."""
 
 
 class LinkError(HeadError):
