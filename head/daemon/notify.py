@@ -30,6 +30,10 @@ class Notifier:
         mine = self._socket is not None and pid in ("", str(os.getpid()))
         self.watchdog_seconds = int(usec) / 1e6 if mine and usec.isdigit() and int(usec) else None
 
+    def starting(self, status: str) -> None:
+        """It takes its time to start, and goes on with it: systemd waits for another minute."""
+        self._send("EXTEND_TIMEOUT_USEC=60000000", f"STATUS={status}")
+
     def ready(self, status: str) -> None:
         """It serves; or it does so again, after :meth:`reloading`."""
         self._send("READY=1", f"STATUS={status}")
