@@ -55,7 +55,7 @@ class Teller:
         def make() -> Record:
             body = {
                 **self._place(stream_id, result.frame_id, capture_us, result.level),
-                "frame": name, "from": result.source, "packet_bytes": result.packet_bytes,
+                "frame": name, "packet_bytes": result.packet_bytes,
                 "latency_ms": round(result.latency_ms, 3),
                 "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
             }  # fmt: skip
@@ -69,7 +69,7 @@ class Teller:
                 for answer in answers.values():
                     if "boxes" in answer:
                         answer["source_size"] = list(result.placement.source)
-                body |= {"code": 0, "answers": answers}
+                body |= {"from": result.source, "code": 0, "answers": answers}
             return self._record(record_id(stream_id, result.frame_id), "result", body)
 
         return Telling(make, sum(values.nbytes for values in result.outputs.values()))
