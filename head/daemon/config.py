@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from narrowcast.head.affinity import parse_cpus
-from narrowcast.head.daemon.outputs.config import Output
+from narrowcast.head.daemon.output_config import Output
 from narrowcast.head.endpoints import parse_endpoints
 from narrowcast.head.link import Priority
 from narrowcast.head.outage import OnOutage

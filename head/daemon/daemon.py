@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from narrowcast.head.daemon.figures import Figures, age
 from narrowcast.head.daemon.http import HttpServer, Page
 from narrowcast.head.daemon.lane import Lane
 from narrowcast.head.daemon.lock import StateLock
-from narrowcast.head.daemon.model import Backends, Stamp, load_model, stamp_of
+from narrowcast.head.daemon.logs import for_journal
+from narrowcast.head.daemon.model import Backends, Model, Stamp, load_model, stamp_of
 from narrowcast.head.daemon.notify import Notifier
+from narrowcast.head.daemon.output_config import LinesOutput
 from narrowcast.head.daemon.outputs import Outputs
-from narrowcast.head.daemon.outputs.config import LinesOutput
 from narrowcast.head.daemon.status import (
     LedgerStatus,
     ModelStatus,
@@ -33,7 +36,6 @@ from narrowcast.head.daemon.status import (
 )
 from narrowcast.head.endpoints import parse_endpoints
 from narrowcast.head.errors import StuckSourceError
-from narrowcast.head.session import HeadSession
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.transport.errors import NarrowcastError
 from narrowcast.transport.sinks import SinkCounts
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 # Without a watchdog, a frame that has not got on for so long makes the daemon not ready.
 STUCK_SECONDS = 30.0
+# A source that blocks may wait for a server that is there and has no room for it, again and again.
+BLOCK_SECONDS = 300.0
 
 
 class Daemon:
@@ -69,7 +73,7 @@ class Daemon:
         self.model_changes = 0
         self.started_at = time.time()
         self._state = config.state_folder
-        self._session: HeadSession
+        self._model: Model
         self._stamp: Stamp | None = None  # of the bundle's file that was looked at last
         self._refused: dict[str, str] = {}
         self._outputs = Outputs(self._state)
@@ -112,26 +116,28 @@ class Daemon:
     async def _start(self) -> None:
         started = time.monotonic()
         self._stamp = stamp_of(self._config.bundle)
-        self._session = await asyncio.to_thread(load_model, self._config, self._preferred)
+        self._model = await asyncio.to_thread(load_model, self._config, self._preferred)
         for source in self._config.sources:
-            check_source(self._config, source, self._session)
+            check_source(self._config, source, self._model)
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
+        if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
+            log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
         await self._listen()
         for source in self._config.sources:
             self._start_lane(self._config, source.name)
         self._running = True
         self._write()
-        manifest = self._session.bundle.manifest
+        manifest = self._model.manifest
         log.info(
             "ready in %.2f s: %s release %d, %s, %d source%s", time.monotonic() - started, manifest.name,
-            manifest.release, self._session.choice, len(self.lanes), "" if len(self.lanes) == 1 else "s",
+            manifest.release, self._model.session.choice, len(self.lanes), "" if len(self.lanes) == 1 else "s",
         )  # fmt: skip
         self._notifier.ready(self._line())
 
     def _start_lane(self, config: DaemonConfig, name: str) -> None:
         source = next(one for one in config.sources if one.name == name)
         figures = self.figures.setdefault(name, Figures())
-        self.lanes[name] = Lane(config, source, self._session, figures, self._outputs.tell)
+        self.lanes[name] = Lane(config, source, self._model, figures, self._outputs.tell)
 
     async def _listen(self) -> None:
         """Figures over HTTP, where they are wanted."""
@@ -165,14 +171,17 @@ class Daemon:
     async def _go_on(self, stop: asyncio.Event) -> BaseException | None:
         """Ticks; what ended it, where that was a fault."""
         while not stop.is_set():
-            woken = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._reload.wait())]
-            await asyncio.wait(woken, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            for one in woken:
-                one.cancel()
-            if self._reload.is_set():
-                self._reload.clear()
-                await self._reload_all()
-            await self._look_after()
+            work = asyncio.create_task(
+                self._look_after()
+            )  # a model may take minutes to load: the end does not wait for it
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+                return None
+            work.result()
             if all(lane.ended for lane in self.lanes.values()):
                 failures = [lane.failure for lane in self.lanes.values() if lane.failure is not None]
                 log.info("all sources have ended")
@@ -204,7 +213,12 @@ class Daemon:
             Metrics(self).write(Path(metrics.textfile))
 
     async def _look_after(self) -> None:
-        """What may take its time: links that have failed, a bundle that was replaced."""
+        """About once a second, what may take its time: settings, links that have failed, a bundle that was replaced."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._reload.wait(), TICK_SECONDS)
+        if self._reload.is_set():
+            self._reload.clear()
+            await self._reload_all()
         for lane in list(self.lanes.values()):
             await lane.tick()
         if time.monotonic() - self._looked_at >= self._config.check_bundle_seconds:
@@ -230,7 +244,8 @@ class Daemon:
     def _patience(self, lane: Lane) -> float:
         """Seconds within which a frame gets on, whatever the network does."""
         least = STUCK_SECONDS if self._notifier.watchdog_seconds is None else self._notifier.watchdog_seconds / 2
-        return max(least, lane.source.exit_after_seconds + 5.0)
+        waits = BLOCK_SECONDS if lane.source.on_outage == "block" else lane.source.exit_after_seconds + 5.0
+        return max(least, waits)
 
     # Another model, other settings.
 
@@ -244,15 +259,15 @@ class Daemon:
         """Loads the configured model, which is then that of frames to come; whether it is."""
         self._stamp = stamp
         try:
-            session = await asyncio.to_thread(load_model, config, self._preferred, self._session)
+            model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
             for source in config.sources:
-                check_source(config, source, session)
+                check_source(config, source, model)
         except (NarrowcastError, OSError) as error:
-            self._refuse("bundle", f"{error}; release {self._session.bundle.manifest.release} goes on")
+            self._refuse("bundle", f"{error}; release {self._model.manifest.release} goes on")
             return False
         self._refused.pop("bundle", None)
-        old, self._session = self._session.bundle.manifest, session
-        new = session.bundle.manifest
+        old, self._model = self._model.manifest, model
+        new = model.manifest
         self.model_changes += 1
         log.info("%s release %d takes over from %s release %d", new.name, new.release, old.name, old.release)
         return True
@@ -280,7 +295,7 @@ class Daemon:
             other_model = await self._load(config, stamp)
             config = config if other_model else msgspec.structs.replace(config, **_model_of(old))
         for source in config.sources:
-            check_source(config, source, self._session)
+            check_source(config, source, self._model)
         await self._outputs.change(list(config.outputs) or [LinesOutput()])
         self._config = config
         if config.metrics.listen != old.metrics.listen:
@@ -298,7 +313,7 @@ class Daemon:
                 await lane.stop(config.drain_seconds)
                 del self.lanes[name]
             elif other_model or source != lane.source or config.link != old.link:
-                await lane.change(config, source, self._session)
+                await lane.change(config, source, self._model)
         for name in wanted:
             if name not in self.lanes:
                 self._start_lane(config, name)
@@ -318,7 +333,7 @@ class Daemon:
         latest = max(self.figures.values(), key=lambda one: one.captured_at or 0.0, default=None)
         answers = [one.answer_age_s for one in sources.values() if one.answer_age_s is not None]
         frames = [one.frame_age_s for one in sources.values() if one.frame_age_s is not None]
-        manifest = self._session.bundle.manifest
+        manifest = self._model.manifest
         stuck = any(lane.stuck_seconds() > self._patience(lane) for lane in self.lanes.values())
         return Status(
             pid=os.getpid(), started_at=rfc3339(self.started_at),

@@ -17,11 +17,12 @@ from typing import NamedTuple
 from narrowcast.head.daemon.clients import Running, make_client, make_spool
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
+from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller, Telling
 from narrowcast.head.errors import LinkError
 from narrowcast.head.replay import Replayed
 from narrowcast.head.results import Result
-from narrowcast.head.session import Encoded, HeadSession
+from narrowcast.head.session import Encoded
 from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.transport.errors import NarrowcastError
@@ -48,7 +49,7 @@ class Lane:
     Args:
         config: the daemon's.
         source: this one's.
-        session: the model that runs.
+        model: that runs.
         figures: are kept up.
         tell: takes records; must not block.
     """
@@ -57,13 +58,13 @@ class Lane:
         self,
         config: DaemonConfig,
         source: SourceConfig,
-        session: HeadSession,
+        model: Model,
         figures: Figures,
         tell: Callable[[Telling], None],
     ) -> None:
         self.source, self.figures, self._tell = source, figures, tell
         self.failure: BaseException | None = None
-        self._config, self._session = config, session
+        self._config, self._model = config, model
         self._loop = asyncio.get_running_loop()
         self._mutex = threading.Lock()  # which client is used, and by how many frames
         self._old: set[asyncio.Task[None]] = set()
@@ -105,7 +106,7 @@ class Lane:
 
     def _make(self) -> Running:
         return make_client(
-            self._config, self.source, self._session, self.spool, self.figures.ledger, on_trouble=self._trouble,
+            self._config, self.source, self._model, self.spool, self.figures.ledger, on_trouble=self._trouble,
             on_replayed=self._replayed,
         )  # fmt: skip
 
@@ -208,12 +209,12 @@ class Lane:
             self._renewal_seconds = FIRST_RENEWAL_SECONDS
         self._tell(sent.running.teller.result(result, client.stream_id, capture_us, sent.captured.name))
 
-    async def change(self, config: DaemonConfig, source: SourceConfig, session: HeadSession) -> None:
+    async def change(self, config: DaemonConfig, source: SourceConfig, model: Model) -> None:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
 
         The source itself, and what it is captured by, stay as they are.
         """
-        self._config, self.source, self._session = config, source, session
+        self._config, self.source, self._model = config, source, model
         old = self._running
         if self.spool is not None:  # one client at a time sends what is in it
             await old.client.retire()
@@ -246,7 +247,7 @@ class Lane:
             self._renewal_seconds = min(2 * self._renewal_seconds, LONGEST_RENEWAL_SECONDS)
         elif now >= self._renew_at and not self._stopping:
             self._renew_at = 0.0
-            await self.change(self._config, self.source, self._session)
+            await self.change(self._config, self.source, self._model)
 
     def stuck_seconds(self) -> float:
         """For how long a frame has not got on although nothing outside keeps it; 0 while there is none."""

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import numpy as np
 
+from narrowcast.head.daemon.model import Model
 from narrowcast.head.replay import Replayed
 from narrowcast.head.results import Result
-from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.sinks import Record, summarize
 from narrowcast.transport.sinks.records import SCHEMA, record_id
 from narrowcast.transport.tasks import MAIN, Answer, Detections
@@ -42,12 +42,11 @@ class Teller:
 
     Args:
         source: its name.
-        bundle: of the model.
+        model: that they go through.
     """
 
-    def __init__(self, source: str, bundle: Bundle) -> None:
-        self._source, self._manifest = source, bundle.manifest
-        self._labels = bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
+    def __init__(self, source: str, model: Model) -> None:
+        self._source, self._manifest, self._labels = source, model.manifest, model.labels
 
     def result(self, result: Result, stream_id: bytes, capture_us: int, name: str) -> Telling:
         """Of a frame that ended; ``name`` is the frame's, for people."""

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from narrowcast.head.daemon.outputs.config import LinesOutput, MqttOutput, Output, SocketOutput, WebhookOutput
+from narrowcast.head.daemon.output_config import LinesOutput, MqttOutput, Output, SocketOutput, WebhookOutput
 from narrowcast.head.daemon.outputs.lines import JsonLines
 from narrowcast.head.daemon.outputs.readers import Readers
 from narrowcast.head.daemon.records import Telling
