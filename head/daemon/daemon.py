@@ -182,13 +182,13 @@ class Daemon:
                 await asyncio.wait([work])
                 return None
             work.result()
+            for name, lane in self.lanes.items():
+                if lane.failure is not None and lane.feed.source.live:
+                    return StuckSourceError(f"source {name!r} is lost: {lane.failure}")
             if all(lane.ended for lane in self.lanes.values()):
                 failures = [lane.failure for lane in self.lanes.values() if lane.failure is not None]
                 log.info("all sources have ended")
                 return failures[0] if failures else None
-            for name, lane in self.lanes.items():
-                if lane.failure is not None and lane.feed.source.live:
-                    return StuckSourceError(f"source {name!r} is lost: {lane.failure}")
         return None
 
     async def _tick_all(self) -> None:
