@@ -7,6 +7,7 @@ end there, new ones go to the new one, and none is lost between.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -232,6 +233,7 @@ class Lane:
             await asyncio.sleep(0.02)
         await old.client.close()
         self.figures.end_client(old.client.counters)
+        gc.collect()  # lets go of its connection; see Daemon
 
     async def tick(self) -> None:
         """Once a second: a link that has failed for good is made anew, now and then."""

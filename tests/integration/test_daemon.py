@@ -171,9 +171,11 @@ def test_models_are_exchanged_while_frames_flow_and_none_is_lost(settings, tmp_p
             until(more, what)
 
         send(20)
+        held = None
         for release in (2, 3, 5):
             write(bundle, bundles.make(release=release))
             send_until(lambda release=release: edge.status()["model"]["release"] == release, f"release {release} runs")
+            held = held or edge.held()
         for made, key, why in (
             (bundles.make(release=4), bundles.KEY, "release 4 of tiny, and release 5 runs"),
             (bundles.make(release=6), None, "is not signed"),
@@ -190,6 +192,7 @@ def test_models_are_exchanged_while_frames_flow_and_none_is_lost(settings, tmp_p
         send_until(lambda: edge.status()["model"]["release"] == 7, "release 7 runs")
         assert edge.status()["refused"] is None
         send(20)
+        until(lambda: edge.held() <= held, "models and links that have gone hold no file and no thread")
         edge.process.stdin.close()
         edge.process.stdin = None
         assert edge.wait() == 0

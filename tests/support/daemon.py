@@ -77,6 +77,10 @@ class DaemonProcess:
         """Its ``status.json``."""
         return json.loads((self.folder / "run" / "status.json").read_text())
 
+    def held(self) -> int:
+        """Files and threads of it."""
+        return sum(len(list(Path(f"/proc/{self.process.pid}/{what}").iterdir())) for what in ("fd", "task"))
+
     def reload(self) -> None:
         """SIGHUP, and waits for the end of it."""
         before = self.count("READY=1")
