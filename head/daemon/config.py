@@ -200,6 +200,16 @@ class DaemonConfig(Settings, frozen=True):
         return Path(found) if found else self.state_folder
 
     @property
+    def model(self) -> dict[str, Any]:
+        """What a model is loaded by."""
+        return {name: getattr(self, name) for name in ("bundle", "trust", "allow_unsigned", "runtime")}
+
+    @property
+    def ports(self) -> list[int]:
+        """Of all servers."""
+        return sorted({address.port for address in parse_endpoints(self.to)})
+
+    @property
     def link(self) -> tuple[Any, ...]:
         """What a running client was made with, beside its source's settings."""
         return (self.to, self.tls)

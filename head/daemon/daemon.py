@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -35,7 +34,6 @@ from narrowcast.head.daemon.status import (
     rfc3339,
     rss_bytes,
 )
-from narrowcast.head.endpoints import parse_endpoints
 from narrowcast.head.errors import StuckSourceError
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.transport.errors import NarrowcastError
@@ -81,7 +79,7 @@ class Daemon:
         self._outputs = Outputs(self._state)
         self._status_file = StatusFile(config.run_folder)
         self._http: HttpServer | None = None
-        self._meter = SocketMeter(*_ports(config))
+        self._meter = SocketMeter(*config.ports)
         self._reload = asyncio.Event()
         self._running = self._ending = False
         self._told_stuck = False
@@ -300,17 +298,17 @@ class Daemon:
     async def _change_config(self, config: DaemonConfig) -> None:
         old, stamp = self._config, stamp_of(config.bundle)
         other_model = False
-        if _model_of(config) != _model_of(old) or stamp != self._stamp or "bundle" in self._refused:
+        if config.model != old.model or stamp != self._stamp or "bundle" in self._refused:
             other_model = await self._load(config, stamp)
-            config = config if other_model else msgspec.structs.replace(config, **_model_of(old))
+            config = config if other_model else msgspec.structs.replace(config, **old.model)
         for source in config.sources:
             check_source(config, source, self._model)
         await self._outputs.change(list(config.outputs) or [LinesOutput()])
         self._config = config
         if config.metrics.listen != old.metrics.listen:
             await self._listen()
-        if _ports(config) != _ports(old):
-            self._meter = SocketMeter(*_ports(config))
+        if config.ports != old.ports:
+            self._meter = SocketMeter(*config.ports)
         await self._change_lanes(config, old, other_model=other_model)
 
     async def _change_lanes(self, config: DaemonConfig, old: DaemonConfig, *, other_model: bool) -> None:
@@ -397,13 +395,3 @@ class Daemon:
             await self._http.stop()
         if self.figures:
             log.info("ended: %s", self._line())
-
-
-def _ports(config: DaemonConfig) -> list[int]:
-    return sorted({address.port for address in parse_endpoints(config.to)})
-
-
-def _model_of(config: DaemonConfig) -> dict[str, Any]:
-    """What a model is loaded by."""
-    names = ("bundle", "trust", "allow_unsigned", "runtime")
-    return {name: getattr(config, name) for name in names}

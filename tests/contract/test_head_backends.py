@@ -148,3 +148,18 @@ def test_all_threads_stay_on_the_chosen_processors(tmp_path):
     cpu = max(os.sched_getaffinity(0))
     command = [sys.executable, "-c", AFFINE, str(cpu), str(tmp_path / "head.onnx")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"[({cpu},)]\n"
+
+
+def test_onnx_runtime_tells_nobody_what_it_runs(tmp_path):
+    """From 1.31 on it keeps a file of what it would report, in the user's caches, and sends it."""
+    code = (
+        "from pathlib import Path; import sys; from narrowcast.head.backends import load_backend\n"
+        "load_backend('onnxruntime', Path(sys.argv[1]).read_bytes(), threads=1)"
+    )
+    (tmp_path / "head.onnx").write_bytes(bundles.head_model())
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path / "head.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.rglob("*")] == ["head.onnx"]
