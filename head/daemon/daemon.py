@@ -90,7 +90,7 @@ class Daemon:
         self._reload.set()
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Until ``stop`` is set, or all sources have ended; the exit code.
+        """Until ``stop`` is set, or all sources have ended: 0.
 
         Raises:
             NarrowcastError: it cannot start; or a source is lost in the system, which another process may not be.
@@ -106,6 +106,7 @@ class Daemon:
             self._running, self._ending = False, True
             await self._stop()
             ticking.cancel()
+            gc.unfreeze()
             self._status_file.remove()
             self._notifier.close()
             lock.close()
@@ -123,8 +124,8 @@ class Daemon:
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
         await self._listen()
-        # Calls of grpc.aio are rings of objects, and keep their connection open until they are collected. What is there by
-        # now stays as long as the process does, so that looking for rings among the rest takes a millisecond.
+        # Calls of grpc.aio are rings of objects that keep their connection until they are collected. What is there by now
+        # stays in any case, so that looking for rings among the rest takes a millisecond.
         gc.collect()
         gc.freeze()
         for source in self._config.sources:
@@ -319,7 +320,12 @@ class Daemon:
             if source is None or source.kept != lane.source.kept:
                 await lane.stop(config.drain_seconds)
                 del self.lanes[name]
-            elif other_model or source != lane.source or config.link != old.link:
+            elif (
+                other_model
+                or source != lane.source
+                or config.link != old.link
+                or lane.client.client.failure is not None
+            ):
                 await lane.change(config, source, self._model)
         for name in wanted:
             if name not in self.lanes:

@@ -126,6 +126,7 @@ class Lane:
             for captured in self.feed:
                 self.figures.captured_at = time.monotonic()
                 self._room.acquire()
+                self._wait_for_link()
                 if self._giving_up:
                     self.figures.ledger.drop("closed")
                     self._room.release()
@@ -135,6 +136,11 @@ class Lane:
             self.failure = error
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
+
+    def _wait_for_link(self) -> None:
+        """Where frames are to wait for a server, they wait for a new link, too, when every server refuses this one."""
+        while self.source.on_outage == "block" and self._running.client.failure is not None and not self._giving_up:
+            time.sleep(0.05)
 
     def _encode(self, captured: Captured) -> None:
         with self._mutex:

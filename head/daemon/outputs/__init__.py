@@ -122,8 +122,12 @@ class Outputs:
             one.tell(telling)
 
     def counts(self) -> dict[str, SinkCounts]:
-        """What became of what was told, by sink."""
-        return {one.sink.name: one.counts for one in self._open.values()}
+        """What became of what was told, by sink; several of one name have a number behind it."""
+        found: dict[str, SinkCounts] = {}
+        for one in self._open.values():
+            number = sum(name.partition(" #")[0] == one.sink.name for name in found)
+            found[f"{one.sink.name} #{number + 1}" if number else one.sink.name] = one.counts
+        return found
 
     async def close(self, seconds: float) -> None:
         """Delivers what waits, for so long."""

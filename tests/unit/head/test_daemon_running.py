@@ -102,6 +102,29 @@ async def test_servers_that_refuse_are_an_outage_and_are_tried_anew(tmp_path, mo
             assert ledger.dropped == {"INVALID_ARGUMENT": 1}
 
 
+async def test_who_blocks_waits_for_servers_that_refuse(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "FIRST_RENEWAL_SECONDS", 0.0)
+    refusals = 2
+
+    async def script(talk):
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise EndedError(grpc.StatusCode.PERMISSION_DENIED, "not you")
+        await echo(talk)
+
+    async with scripted(script) as server:
+        tables = '[[sources]]\nname = "in"\nuri = "pipe"\nraw = "8x8"\non_outage = "block"\nwindow = 2'
+        config = settings(tmp_path, server.address, tables)
+        (tmp_path / "pipe").write_bytes(bytes(8 * 8 * 3 * 40))
+        async with Run(config, tmp_path) as run:
+            assert await asyncio.wait_for(run.task, 60) == 0
+            ledger = run.daemon.status().ledger
+    assert list(ledger.dropped) == ["refused"]
+    assert ledger.dropped["refused"] <= 4, "what was under way when it was refused, twice"
+    assert len(told(tmp_path)) == 40 == ledger.answered + ledger.dropped["refused"]
+
+
 async def test_a_source_that_is_lost_in_the_system_ends_it(tmp_path, monkeypatch):
     monkeypatch.setattr(feed, "MAX_STUCK", 0)
     config = settings(
