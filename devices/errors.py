@@ -7,6 +7,8 @@
         ├── TargetError      no such target, or a target file that is none
         ├── CalibrationError a board cannot be calibrated, or a file is no calibration
         ├── RecordingError   a recorded board's file that is none, or cannot be written
+        ├── LinkSettingsError     no such link to emulate, or one whose figures are wrong
+        ├── LinkUnavailableError  a link cannot be emulated here, or no longer
         ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
 """
@@ -30,6 +32,14 @@ class RecordingError(DevicesError):
 
 class MeterError(DevicesError):
     """No such meter, or one whose settings or class are wrong."""
+
+
+class LinkSettingsError(DevicesError):
+    """No such link to emulate, or one whose figures are wrong."""
+
+
+class LinkUnavailableError(DevicesError):
+    """A link cannot be emulated here, or no longer: a tun device, a namespace or a right is missing."""
 
 
 class CalibrationError(DevicesError):
