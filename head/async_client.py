@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head.accounting import Ledger
+from narrowcast.head.ahead import Ready, made_ready
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.audit import AuditConsent
 from narrowcast.head.endpoints import To
@@ -239,7 +240,7 @@ class AsyncClient:
         encoded = await asyncio.to_thread(self.prepare, frame, level, started, deadline_ms)
         return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms, captured_at=captured_at)
 
-    def encode(self, frame: Image, level: int | None = None) -> Encoded:
+    def encode(self, frame: Image | Ready, level: int | None = None) -> Encoded:
         """What is to be sent of a frame; safe to call on any thread."""
         try:
             if self._way == "image":
@@ -250,7 +251,9 @@ class AsyncClient:
             self.ledger.drop("not encoded")
             raise
 
-    def prepare(self, frame: Image, level: int | None, started: float, deadline_ms: float | None = None) -> Encoded:
+    def prepare(
+        self, frame: Image | Ready, level: int | None, started: float, deadline_ms: float | None = None
+    ) -> Encoded:
         """As :meth:`encode`, by rate control where there is any: at the level that it chooses, or as a dropped frame.
 
         A call that names a level has it, within the limits.
@@ -265,12 +268,10 @@ class AsyncClient:
             frame, level, self.level, started, limit_ms, encode=self.encode, drop=self._dropped
         )  # fmt: skip
 
-    def _dropped(self, frame: Image, reason: str) -> Encoded:
+    def _dropped(self, frame: Image | Ready, reason: str) -> Encoded:
         """What stands for a frame that is not sent: for the local exit, its symbols."""
-        before = time.perf_counter()
-        prepared = self.session.contract.prepare(frame)
-        resized = time.perf_counter()
-        times = FrameTimes(resize_ms=(resized - before) * 1000)
+        ready = made_ready(frame, self.session.contract)
+        prepared, resized, times = ready.prepared, time.perf_counter(), FrameTimes(resize_ms=ready.resize_ms)
         symbols = None
         if self.local_exit:
             symbols = self.session.symbols(prepared.image, self.level)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from narrowcast.head.ahead import Ready
 from narrowcast.head.rate.budget import Budget, DailyCap
 from narrowcast.head.rate.controller import Decision, RateController
 from narrowcast.head.rate.options import Option
@@ -118,14 +119,14 @@ class RateControl:
 
     def encode(
         self,
-        frame: Image,
+        frame: Image | Ready,
         wanted: int | None,
         level: int,
         started: float,
         deadline_ms: float | None,
         *,
-        encode: Callable[[Image, int], Encoded],
-        drop: Callable[[Image, str], Encoded],
+        encode: Callable[[Image | Ready, int], Encoded],
+        drop: Callable[[Image | Ready, str], Encoded],
     ) -> Encoded:
         """A frame as it is to be sent, or dropped.
 
