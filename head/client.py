@@ -17,6 +17,7 @@ from narrowcast.head.accounting import Ledger
 from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
 from narrowcast.head.async_client import AsyncClient
 from narrowcast.head.endpoints import To
+from narrowcast.head.offload import OffloadControl
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.replay import ReplayCounters
 from narrowcast.head.results import Result
@@ -56,6 +57,11 @@ class Client:
     def rate(self) -> RateControl | None:
         """What rate control has decided so far; None where there is none."""
         return self._client.rate
+
+    @property
+    def offload(self) -> OffloadControl | None:
+        """What the offload decision has done so far; None where there is none."""
+        return self._client.offload
 
     @property
     def ledger(self) -> Ledger:

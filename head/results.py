@@ -44,7 +44,8 @@ class Result:
         times: where its time went.
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
-        source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
+        source: who answered: the server; or the bundle's local exit, or its uncut network here, whose answers cost no bytes
+            (``packet_bytes`` is 0).
         dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
         spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
@@ -61,7 +62,7 @@ class Result:
     times: FrameTimes
     latency_ms: float
     placement: Placement
-    source: Literal["server", "exit"] = "server"
+    source: Literal["server", "exit", "whole"] = "server"
     spooled: bool = False
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
@@ -76,7 +77,7 @@ class Result:
             return "spooled"
         if self.error is not None:
             return "dropped"
-        return "local" if self.source == "exit" else "answered"
+        return "answered" if self.source == "server" else "local"
 
     @property
     def detections(self) -> Detections | None:

@@ -39,6 +39,7 @@ class Encoded(NamedTuple):
         image: with an image, the network's input; None with symbols.
         source: what would have been sent as an image, for audit; None where it was not asked for, or an image is sent.
         dropped: why it is not to be sent; None where it is.
+        outputs: the answer itself, where the board has given it; nothing is sent then.
     """
 
     payload: bytes
@@ -50,6 +51,7 @@ class Encoded(NamedTuple):
     image: Image | None = None
     source: Image | None = None
     dropped: str | None = None
+    outputs: dict[str, Array] | None = None
 
     @property
     def kind(self) -> Kind:

@@ -52,6 +52,18 @@ class Decision(NamedTuple):
     reason: Reason | None = None
 
 
+class Outlook(NamedTuple):
+    """What becomes of a packet.
+
+    Attributes:
+        chance: that its answer is in time.
+        seconds: to its answer.
+    """
+
+    chance: float
+    seconds: float
+
+
 class _Flight(NamedTuple):
     at: float
     size: int
@@ -161,6 +173,22 @@ class RateController:
         self.switches += self._level is not None and option.level != self._level
         self._level = option.level
         return Decision(option.level, chance)
+
+    def outlook(self, size: float, left: float, now: float) -> Outlook:
+        """What becomes of a packet of so many bytes that is sent now, with ``left`` seconds to its answer."""
+        guesses = self._guesses(now)
+        chance = sum(guess.weight * self._chance(size, guess, left) for guess in guesses)
+        seconds = sum(
+            guess.weight
+            * (self.estimate.forecast(size, guess.ahead).seconds + (guess.pace - self.estimate.pace) * size)
+            for guess in guesses
+        )
+        return Outlook(chance, seconds)
+
+    def likely(self, left: float, now: float) -> Option:
+        """The level, with this camera's bytes, that answers most of those frames that are sent now."""
+        options = [one._replace(size=self.size_of(one)) for one in self._options]
+        return max(options, key=lambda one: self.outlook(one.size, left, now).chance * one.accuracy)
 
     def sent(self, frame_id: int, size: int, now: float) -> None:
         """A packet of so many bytes was handed to the link."""
