@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--offload",
         choices=["auto", "split", "local", "image"],
-        help="where frames are answered: split (the default), image (as --way image), local (the uncut network here; nothing "
-        "is sent), or auto: frame by frame where most is answered rightly in time, of what is as good the cheapest",
+        help="where frames are answered: split (the default), image (as --way image), local (the uncut network here; "
+        "nothing is sent), or auto: frame by frame where most is answered rightly in time, of what is as good the cheapest",
     )
     group.add_argument(
         "--way-joules",

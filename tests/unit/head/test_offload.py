@@ -43,7 +43,9 @@ def test_it_changes_over_when_another_way_is_better_several_times_in_a_row():
     assert chooser.switches == 0
     ways = [chooser.choose([worse, better], 20 + k, may_probe=False).way for k in range(IN_A_ROW)]
     assert ways == ["local"] * (IN_A_ROW - 1) + ["split"]
-    assert chooser.choose([worse, better._replace(value=0.89)], 40, may_probe=False).why == "stays"
+    assert (
+        chooser.choose([LOCAL._replace(value=0.91), better._replace(value=0.895)], 40, may_probe=False).why == "stays"
+    )
     assert chooser.switches == 1
     assert chooser.chosen.total() == chooser.reasons.total() == 23 + IN_A_ROW
 
