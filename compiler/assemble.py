@@ -17,6 +17,7 @@ import torch
 import narrowcast
 from narrowcast.compiler.clipping import check_alphabet
 from narrowcast.compiler.codec import collect_symbols, fit_codec, symbols_of
+from narrowcast.compiler.codecs import SENT_IMAGES
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
 from narrowcast.compiler.exit import exit_figures, train_exit, verify_exit
@@ -33,6 +34,7 @@ from narrowcast.compiler.wholes import try_wholes, whole_figures, whole_times, w
 from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, TailSpec, describe_part, write_bundle
 from narrowcast.transport.bundle.manifest import PartKind, Precision, Role
 from narrowcast.transport.codec import Codec, CodecSpec, open_codec
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.structs import to_json
 
 VERIFY_FRAMES = 8
@@ -276,7 +278,8 @@ class Assembly:
     def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
         """What is measured on held-out images: no labels needed, only the teacher."""
         frames = self._figure_frames()
-        result: Evaluation = evaluate_frames(draft, frames, None, codecs=(), progress=self.progress)
+        sent = SENT_IMAGES if draft.has("whole") else ()
+        result: Evaluation = evaluate_frames(draft, frames, None, codecs=sent, progress=self.progress)
         levels = [
             {
                 "level": score.setting,
@@ -286,10 +289,22 @@ class Assembly:
             }
             for score in result.of("split")
         ]
+        images = [
+            {
+                "codec": codec.name,
+                "quality": score.setting,
+                "mean_packet_bytes": round((score.mean_bytes or 0) + STREAM_HEADER_BYTES, 1),
+                "agreement": score.agreement,
+                "output_error": score.output_error,
+            }
+            for codec in sent
+            for score in result.of(codec.name)
+        ]
         return {
             "images": len(frames),
             "metric": result.metric,
             "levels": levels,
+            **({"sent_images": images} if images else {}),
             **tail_figures(draft, self.further, frames, self.progress),
             "moved_symbols": verified.moved_symbols,
             "output_difference": verified.output_difference,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from narrowcast.head.accounting import Fate
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.session import Encoded
-from narrowcast.head.timing import FrameTimes
+from narrowcast.head.timing import Exchange, FrameTimes
 from narrowcast.head.unanswered import Answered
 from narrowcast.transport.contract import Placement
 from narrowcast.transport.errors import TransportError
@@ -44,11 +44,14 @@ class Result:
         times: where its time went.
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
-        source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
+        source: who answered: the server; or the bundle's local exit, or its uncut network here, whose answers cost no bytes
+            (``packet_bytes`` is 0).
         dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
         spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
+        exchange: when it went, came there, left there and was answered; None where no server answered, or it does not tell.
+        answer_bytes: what the answer took as a message, without the stream's framing.
     """
 
     frame_id: int
@@ -59,11 +62,13 @@ class Result:
     times: FrameTimes
     latency_ms: float
     placement: Placement
-    source: Literal["server", "exit"] = "server"
+    source: Literal["server", "exit", "whole"] = "server"
     spooled: bool = False
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
     dropped: str | None = None
+    exchange: Exchange | None = None
+    answer_bytes: int = 0
 
     @property
     def fate(self) -> Fate:
@@ -72,7 +77,7 @@ class Result:
             return "spooled"
         if self.error is not None:
             return "dropped"
-        return "local" if self.source == "exit" else "answered"
+        return "answered" if self.source == "server" else "local"
 
     @property
     def detections(self) -> Detections | None:
@@ -124,7 +129,7 @@ async def finish(
     Raises:
         LinkError: the link failed.
     """
-    result, waited_ms = await answer
+    result, waited_ms, answered_at = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
     answers: dict[str, Answer] = {}
     status = STATUS.get(result.code, "UNKNOWN")
@@ -139,6 +144,10 @@ async def finish(
         times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
         times.tail_ms = server.tail_us / 1000
         times.wire_ms = max(0.0, waited_ms - server.total_us / 1000)
+    exchange = None
+    if waited_ms and server.arrived_us:
+        arrived = server.arrived_us / 1e6
+        exchange = Exchange(answered_at - waited_ms / 1000, arrived, arrived + server.total_us / 1e6, answered_at)
     return Result(
         frame_id=frame_id,
         outputs=outputs,
@@ -150,4 +159,6 @@ async def finish(
         placement=encoded.placement,
         answers=answers,
         status=status,
+        exchange=exchange,
+        answer_bytes=result.ByteSize(),
     )

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from narrowcast.head.ahead import Ready
 from narrowcast.head.rate.budget import Budget, DailyCap
-from narrowcast.head.rate.controller import Decision, RateController
+from narrowcast.head.rate.controller import Decision, Outlook, RateController
 from narrowcast.head.rate.options import Option
 from narrowcast.head.session import Encoded
 from narrowcast.head.socket_bytes import SocketBytes
@@ -90,6 +91,7 @@ class RateControl:
         self.dropped: Counter[str] = Counter()
         self.downgraded = 0
         self._lock = threading.Lock()
+        self._most_asked = max_packet_bytes
         self._controller: RateController | None = None
         if automatic:
             options = options_of(manifest)
@@ -118,14 +120,14 @@ class RateControl:
 
     def encode(
         self,
-        frame: Image,
+        frame: Image | Ready,
         wanted: int | None,
         level: int,
         started: float,
         deadline_ms: float | None,
         *,
-        encode: Callable[[Image, int], Encoded],
-        drop: Callable[[Image, str], Encoded],
+        encode: Callable[[Image | Ready, int], Encoded],
+        drop: Callable[[Image | Ready, str], Encoded],
     ) -> Encoded:
         """A frame as it is to be sent, or dropped.
 
@@ -156,16 +158,42 @@ class RateControl:
         with self._lock:
             return drop(frame, str(self._drop("too-large").reason))
 
+    def encode_image(
+        self,
+        frame: Image | Ready,
+        *,
+        encode: Callable[[Image | Ready], Encoded],
+        drop: Callable[[Image | Ready, str], Encoded],
+    ) -> Encoded:
+        """An image, which has no level: within the budgets and the cap on packets that somebody asked for."""
+        with self._lock:
+            decision = self._within(time.monotonic())
+        if decision is not None:
+            return drop(frame, str(decision.reason))
+        encoded = encode(frame)
+        if self._most_asked is not None and STREAM_HEADER_BYTES + len(encoded.payload) > self._most_asked:
+            with self._lock:
+                return drop(frame, str(self._drop("too-large").reason))
+        return encoded
+
+    def outlook(self, size: float, left: float, now: float) -> Outlook:
+        """See :meth:`RateController.outlook`; levels must be chosen here."""
+        with self._lock:
+            assert self._controller is not None
+            return self._controller.outlook(size, left, now)
+
+    def likely(self, left: float, now: float) -> Option:
+        """See :meth:`RateController.likely`; levels must be chosen here."""
+        with self._lock:
+            assert self._controller is not None
+            return self._controller.likely(left, now)
+
     def _decide(self, started: float, deadline_ms: float | None) -> Decision | None:
         """What to do with a frame; None where it is to be sent at its own level."""
         with self._lock:
             now = time.monotonic()
-            self._count(now)
-            if self._data_cap is not None and self._data_cap.left() <= 0:
-                return self._drop("data-cap")
-            left = math.inf if self._budget is None else self._budget.left(now)
-            if left <= 0:
-                return self._drop("budget")
+            if (over := self._within(now)) is not None:
+                return over
             if self._controller is None:
                 return None
             elapsed = time.perf_counter() - started + self._encode_seconds
@@ -173,6 +201,14 @@ class RateControl:
             deadline = None if deadline_ms is None else deadline_ms / 1000
             decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead)
             return self._drop(decision.reason) if decision.reason is not None else decision
+
+    def _within(self, now: float) -> Decision | None:
+        """Why no byte may be spent now; None where it may."""
+        self._count(now)
+        if self._data_cap is not None and self._data_cap.left() <= 0:
+            return self._drop("data-cap")
+        left = math.inf if self._budget is None else self._budget.left(now)
+        return self._drop("budget") if left <= 0 else None
 
     def _may_send(self, level: int, payload_bytes: int, seconds: float) -> bool:
         """Whether an encoded frame's packet is within the limit."""
