@@ -272,9 +272,15 @@ def print_run(run: Run) -> None:
         "way", "link", ">median", ">95 % interval", ">p95", ">frames/s", ">in flight", ">sent", ">energy", ">agrees",
     ]  # fmt: skip
     print_table("", columns, [_row(way) for way in run.ways])
-    warnings = [*run.warnings, *dict.fromkeys(warning for way in run.ways for warning in way.warnings)]
-    for line in warnings:
+    for line in run.warnings:
         stdout().print(f"warning: {line}", soft_wrap=True)
+    about: dict[str, list[str]] = {}
+    for way in run.ways:
+        for line in way.warnings:
+            about.setdefault(line, []).append(way.id)
+    for line, ways in about.items():
+        who = "all ways" if len(ways) == len(run.ways) else ", ".join(ways)
+        stdout().print(f"warning: {who}: {line}", soft_wrap=True)
 
 
 def _row(way: Way) -> list[str]:
