@@ -50,6 +50,6 @@ def human_joules(joules: float | None) -> str:
     if joules is None:
         return "-"
     for unit, size in (("kJ", 1e3), ("J", 1.0), ("mJ", 1e-3)):
-        if abs(joules) >= size:
+        if abs(joules) >= size or (joules == 0 and unit == "J"):
             return f"{joules / size:.3g} {unit}"
     return f"{joules * 1e6:.3g} µJ"

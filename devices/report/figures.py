@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from narrowcast.devices.profile.figures import Bytes, Distribution, Energy, Estimate, Way
+from narrowcast.devices.report.markup import Child, tag
 from narrowcast.devices.report.noise import Figure, Rule
 from narrowcast.text import human_bytes, human_joules, human_ms, percent
 
@@ -67,6 +68,13 @@ def _plain(value: float | None) -> Figure | None:
     return None if value is None else Figure(value)
 
 
+def _bytes(name: str) -> Callable[[Way], Figure | None]:
+    def of(way: Way) -> Figure | None:
+        return None if way.bytes is None else _plain(getattr(way.bytes, name))
+
+    return of
+
+
 def _median(way: Way) -> Figure | None:
     return _estimate(way.median_ms) or _plain(way.latency.p50_ms)
 
@@ -108,10 +116,10 @@ QUANTITIES = (
     Quantity("latency_mean_ms", "latency, mean", human_ms, _percentile("mean_ms")),
     Quantity("single_fps", "frames a second, one in flight", fps, lambda way: _plain(way.throughput.single_fps)),
     Quantity("windowed_fps", "frames a second, several in flight", fps, lambda way: _plain(way.throughput.windowed_fps)),
-    Quantity("packet_up_bytes", "packet", human_bytes, lambda way: _plain(way.bytes and way.bytes.packet_up)),
-    Quantity("socket_up_bytes", "on the socket, up", human_bytes, lambda way: _plain(way.bytes and way.bytes.socket_up)),
+    Quantity("packet_up_bytes", "packet", human_bytes, _bytes("packet_up")),
+    Quantity("socket_up_bytes", "on the socket, up", human_bytes, _bytes("socket_up")),
     Quantity("socket_down_bytes", "on the socket, down", human_bytes,
-             lambda way: _plain(way.bytes and way.bytes.socket_down)),
+             _bytes("socket_down")),
     Quantity("gross_joules_per_frame", "energy, gross", human_joules, lambda way: _energy(way.energy, net=False),
              Rule(0.05)),
     Quantity("net_joules_per_frame", "energy, net of idle", human_joules, lambda way: _energy(way.energy, net=True),
@@ -123,6 +131,20 @@ QUANTITIES = (
 BY_KEY = {quantity.key: quantity for quantity in QUANTITIES}
 
 
+def cell(quantity: Quantity, figure: Figure | None) -> Child:
+    """For a table: the interval below the value."""
+    if figure is None or figure.low is None or figure.high is None:
+        return with_interval(quantity, figure)
+    return [quantity.form(figure.value), tag("small", span(quantity, figure.low, figure.high))]
+
+
+def span(quantity: Quantity, low: float, high: float) -> str:
+    """``11.9 to 12.8 ms``: the unit once, where it is the same."""
+    first, second = quantity.form(low), quantity.form(high)
+    value, _, unit = first.partition(" ")
+    return f"{value if unit and second.endswith(' ' + unit) else first} to {second}"
+
+
 def with_interval(quantity: Quantity, figure: Figure | None) -> str:
     """``12.3 ms (11.9 to 12.8)``."""
     if figure is None:
@@ -130,4 +152,4 @@ def with_interval(quantity: Quantity, figure: Figure | None) -> str:
     value = quantity.form(figure.value)
     if figure.low is None or figure.high is None:
         return value
-    return f"{value} ({quantity.form(figure.low)} to {quantity.form(figure.high)})"
+    return f"{value} ({span(quantity, figure.low, figure.high)})"

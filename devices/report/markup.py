@@ -42,7 +42,7 @@ def join(children: Child) -> Markup:
     return Markup("".join(join(child) for child in children))
 
 
-def tag(name: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
+def tag(name: str, /, *children: Child, **attributes: str | float | bool | None) -> Markup:
     """An element.
 
     Args:

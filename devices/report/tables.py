@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from narrowcast.devices.report.markup import Child, Markup, tag
 
 
-def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Child]], *, words: Sequence[int] = ()) -> Markup:
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Child]], *, words: Sequence[int] = (),
+          left: Sequence[int] = ()) -> Markup:  # fmt: skip
     """A table that scrolls by itself where it is wider than the page, by keyboard too.
 
     Args:
@@ -15,10 +16,11 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Child]],
         columns: their names; the first one names the rows.
         rows: cells.
         words: columns that hold sentences, which may wrap.
+        left: further columns that hold words.
     """
 
     def kind(k: int) -> str | None:
-        return "words" if k in words else "left" if k == 0 else None
+        return "words" if k in words else "left" if k == 0 or k in left else None
 
     head = tag("tr", [tag("th", name, scope="col", class_=kind(k)) for k, name in enumerate(columns)])
     body = [

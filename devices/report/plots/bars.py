@@ -140,7 +140,7 @@ def dots(
 ) -> Markup:
     """A row per way with its figures and their intervals, or why there is none."""
     most = max((len(row.dots) for row in rows), default=1)
-    each = 18.0 + 14 * max(most, 1)
+    each = 10.0 + 12 * max(most, 1)
     place, box, height, beside = _rows(width, [row.name for row in rows], each)
     values = [v for row in rows for d in row.dots for v in (d.value, d.low, d.high) if v is not None]
     x = linear([*values, *also], box.left, box.right - 10, label, form)
@@ -151,7 +151,7 @@ def dots(
         if not row.dots:
             parts.append(text(shortened(row.why_not, box.right - box.left), box.left + 4, at + 4, kind="soft halo"))
         for n, dot in enumerate(row.dots):
-            y = at + 14 * (n - (len(row.dots) - 1) / 2)
+            y = at + 12 * (n - (len(row.dots) - 1) / 2)
             if dot.low is not None and dot.high is not None:
                 parts.append(whisker(y, x(dot.low), x(dot.high), dot.style.colour, upright=False))
             parts.append(dot.style.mark(x(dot.value), y, dot.title))

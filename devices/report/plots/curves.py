@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from narrowcast.devices.report.markup import Markup
+from narrowcast.devices.report.markup import Markup, tag
 from narrowcast.devices.report.plots.drawing import (
     LETTER,
     WIDE,
@@ -16,7 +16,6 @@ from narrowcast.devices.report.plots.drawing import (
     left_room,
     path,
     shortened,
-    tag,
     text,
     whisker,
 )
@@ -59,10 +58,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Upright:
-    """A line at a value of ``x``, with words."""
+    """A line at a value of ``x``, with words above the plot; or, ``inside``, words alone, at the top within it."""
 
     x: float
     words: str
+    inside: bool = False
 
 
 Form = Callable[[float], str]
@@ -97,13 +97,15 @@ def curves(
             return logarithmic(ys, bottom, top, y_label, y_form)
         return linear(ys, bottom, top, y_label, y_form, zero=y_zero)
 
-    top = 26 + 14 * min(len(uprights), 4)
+    above = [one for one in uprights if not one.inside]
+    top = 26 + 14 * min(len(above), 4)
     y = upright_axis(top, height - 44)
     box = Box(left_room(y), top, width - 14, height - 44)
     x = logarithmic([*xs, *x_values], box.left, box.right, x_label, x_form)
-    parts = [axes(box, x, y), _uprights(uprights, box, x)]
+    parts = [axes(box, x, y), _uprights(above, box, x)]
     parts += [_level(c, box, y) for c in series if c.level is not None]
     parts += [_curve(c, x, y) for c in series]
+    parts += _inside([one for one in uprights if one.inside], box, x)
     return drawing(width, height, title, description, parts)
 
 
@@ -131,6 +133,19 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> list[Markup]:
     return parts + [curve.style.mark(x(p.x), y(p.y), p.title) for p in curve.points]
 
 
+def _inside(words: Sequence[Upright], box: Box, x: Scale) -> list[Markup]:
+    """Words within the plot, at its top: those that have room."""
+    parts: list[Markup] = []
+    free = box.left
+    for one in sorted(words, key=lambda u: u.x):
+        length = len(one.words) * LETTER
+        start = min(max(x(one.x) - length / 2, box.left), box.right - length)
+        if start >= free:
+            parts.append(text(one.words, start, box.top + 13, kind="soft halo"))
+            free = start + length + 4
+    return parts
+
+
 def _uprights(uprights: Sequence[Upright], box: Box, x: Scale) -> list[Markup]:
     parts: list[Markup] = []
     for k, one in enumerate(sorted(uprights, key=lambda u: u.x)):
@@ -138,6 +153,8 @@ def _uprights(uprights: Sequence[Upright], box: Box, x: Scale) -> list[Markup]:
         words = shortened(one.words, box.right)
         length = len(words) * LETTER
         start = min(max(at - length / 2, 2), box.right - length)
-        parts.append(tag("path", tag("title", one.words), class_="upright", d=f"M{at:.1f} {row + 3:.1f}V{box.bottom:.1f}"))
+        parts.append(
+            tag("path", tag("title", one.words), class_="upright", d=f"M{at:.1f} {row + 3:.1f}V{box.bottom:.1f}")
+        )
         parts.append(text(words, start, row, kind="halo"))
     return parts

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from narrowcast.devices.report.markup import Child, Markup, join, tag
 from narrowcast.devices.report.scales import Scale
 
-WIDE, NARROW = 720, 340
-LETTER = 6.6  # mean width of a letter, at the size that the style sheet gives to text in drawings
+WIDE, NARROW = 880, 340
+LETTER = 6.9  # mean width of a letter, at the size that the style sheet gives to text in drawings
 _MARKS = ("circle", "square", "diamond", "triangle", "cross", "ring")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "10 4", "1 4")
 
@@ -89,8 +89,16 @@ def path(points: Sequence[tuple[float, float]], kind: str, dash: str | None = No
 def whisker(x: float, low: float, high: float, colour: str, *, upright: bool = True) -> Markup:
     """An interval: a line with ends."""
     if upright:
-        return tag("path", class_=f"whisker {colour}", d=f"M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8M{x:.1f} {low:.1f}V{high:.1f}")
-    return tag("path", class_=f"whisker {colour}", d=f"M{low:.1f} {x - 4:.1f}v8M{high:.1f} {x - 4:.1f}v8M{low:.1f} {x:.1f}H{high:.1f}")
+        return tag(
+            "path",
+            class_=f"whisker {colour}",
+            d=f"M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8M{x:.1f} {low:.1f}V{high:.1f}",
+        )
+    return tag(
+        "path",
+        class_=f"whisker {colour}",
+        d=f"M{low:.1f} {x - 4:.1f}v8M{high:.1f} {x - 4:.1f}v8M{low:.1f} {x:.1f}H{high:.1f}",
+    )
 
 
 def axes(box: Box, x: Scale, y: Scale | None, x_ticks: Sequence[float] | None = None) -> Markup:
@@ -100,7 +108,9 @@ def axes(box: Box, x: Scale, y: Scale | None, x_ticks: Sequence[float] | None = 
     places = _apart(x, x_ticks if x_ticks is not None else x.ticks(3 if width < 300 else 6))
     for value in places:
         parts.append(tag("path", class_="rule", d=f"M{x(value):.1f} {box.top:.1f}V{box.bottom:.1f}"))
-        parts.append(text(x.form(value), x(value), box.bottom + 16, "middle"))
+        words = x.form(value)
+        half = len(words) * LETTER / 2
+        parts.append(text(words, min(max(x(value), half), box.right + 12 - half), box.bottom + 16, "middle"))
     for value in y.ticks(5) if y else ():
         assert y is not None
         parts.append(tag("path", class_="rule", d=f"M{box.left:.1f} {y(value):.1f}H{box.right:.1f}"))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from narrowcast.devices.report.markup import Markup, join, tag
+from narrowcast.devices.report.markup import Markup, tag
 from narrowcast.devices.report.plots.drawing import (
-    LETTER,
     WIDE,
     Box,
     Style,
@@ -15,8 +14,6 @@ from narrowcast.devices.report.plots.drawing import (
     drawing,
     left_room,
     path,
-    shortened,
-    text,
 )
 from narrowcast.devices.report.scales import Scale, linear
 
@@ -56,8 +53,7 @@ def over_time(
 ) -> Markup:
     """The plot. Samples further apart than ``max_gap_s`` are not joined. ``also``: values that the axis reaches too."""
     height = 300 if width == WIDE else 260
-    named = sorted({w.name for w in windows if w.kind == "loaded"})
-    top = 40.0 if named else 24.0
+    top = 24.0
     values = [v for track in tracks for v in track.values if v is not None]
     y = linear([*values, *also], height - 44, top, label, form, zero=zero)
     box = Box(left_room(y), top, width - 14, height - 44)
@@ -72,18 +68,16 @@ def _time_axis(times: Sequence[float], box: Box) -> Scale:
     low, high = (min(times), max(times)) if times else (0.0, 1.0)
     if high <= low:
         high = low + 1.0
-    return Scale(low, high, box.left, box.right, log=False, label="seconds since the beginning", form=lambda s: f"{s:g}")
+    return Scale(
+        low, high, box.left, box.right, log=False, label="seconds since the beginning", form=lambda s: f"{s:g}"
+    )
 
 
 def _shade(window: Window, x: Scale, box: Box) -> Markup:
     left, right = x(window.start_s), x(window.end_s)
-    words = f"{window.name}: {window.kind}, {window.start_s:.1f} to {window.end_s:.1f} s"
-    shade = tag("rect", tag("title", words), class_=f"window {window.kind}", x=left, y=box.top,
-                width=max(right - left, 0.5), height=box.bottom - box.top)  # fmt: skip
-    if window.kind != "loaded" or right - left < 3 * LETTER:
-        return shade
-    name = shortened(window.name, right - left - 2)
-    return join([shade, text(name, (left + right) / 2, box.top - 5, "middle")])
+    words = f"{window.name}, {window.start_s:.1f} to {window.end_s:.1f} s"
+    return tag("rect", tag("title", words), class_=f"window {window.kind}", x=left, y=box.top,
+               width=max(right - left, 0.5), height=box.bottom - box.top)  # fmt: skip
 
 
 def _track(track: Track, x: Scale, y: Scale, max_gap_s: float) -> list[Markup]:
@@ -106,7 +100,7 @@ def _track(track: Track, x: Scale, y: Scale, max_gap_s: float) -> list[Markup]:
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most four points for each unit of width: the first, the least, the greatest, the last. Nothing that is seen is lost."""
+    """At most four points for each unit of width: the first, the least, the greatest, the last."""
     columns: dict[int, list[tuple[float, float]]] = {}
     for point in points:
         columns.setdefault(int(point[0]), []).append(point)
