@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from narrowcast.devices.profile.figures import Stage, Way
+from narrowcast.devices.profile.figures import STAGE_ORDER, Stage, Way
 from narrowcast.devices.profile.schema import Link
 from narrowcast.devices.report.entries import Entry, link_words, short_title, uplink_mbit
 from narrowcast.devices.report.figures import BY_KEY, QUANTITIES, cell
@@ -62,8 +62,11 @@ def stack_plot(entry: Entry, link: Link | None, also: Sequence[float], heading: 
         )
         for way in ways
     ]
-    names: list[str] = list(dict.fromkeys(stage.name for way in ways for stage in parts(way)))
-    entries = [(tag("span", class_=f"swatch s-{name}", aria_hidden="true"), name) for name in names]
+    there = {stage.name for way in ways for stage in parts(way)}
+    names = [name for name in STAGE_ORDER if name in there]
+    entries: list[tuple[Markup, str]] = [
+        (tag("span", class_=f"swatch s-{name}", aria_hidden="true"), name) for name in names
+    ]
     if any(row.mark is not None for row in rows):
         entries.append((_tick(), "95 % of the frames are faster"))
     if link is not None and entry.links and link != entry.links[0]:

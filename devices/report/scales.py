@@ -83,4 +83,4 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
         if len(found) <= count + 1:
             return found
     every = max(1, round((last - first) / count))
-    return [10.0**e for e in range(first, last + 1, every)]
+    return [10.0**e for e in range(math.ceil(math.log10(low)), last + 1, every)]
