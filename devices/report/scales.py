@@ -50,11 +50,12 @@ class Scale:
 def linear(values: Iterable[float], start: float, end: float, label: str, form: Callable[[float], str], *,
            zero: bool = True, room: float = 0.04) -> Scale:  # fmt: skip
     """An axis over all values, with some room; from 0 on unless told otherwise."""
-    known = [min(max(v, -_LARGE), _LARGE) for v in values if math.isfinite(v)] or [0.0, 1.0]
+    known = [min(max(v, -_LARGE), _LARGE) if abs(v) > _TINY else 0.0 for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    span = (high - low) or abs(high) or 1.0
+    largest = max(abs(low), abs(high)) or 1.0
+    span = max(high - low, 1e-6 * largest) if high > low else largest
     low = low - room * span if low < 0 or not zero else low
     return Scale(low, high + room * span, start, end, log=False, label=label, form=form)
 
