@@ -9,6 +9,8 @@
         ├── RecordingError   a recorded board's file that is none, or cannot be written
         ├── RunError         a file that is no run record of the profiler
         ├── ProfileError     nothing that can be profiled: no ways, no frames
+        ├── LinkSettingsError     no such link to emulate, or one whose figures are wrong
+        ├── LinkUnavailableError  a link cannot be emulated here, or no longer
         ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
 """
@@ -40,6 +42,14 @@ class ProfileError(DevicesError):
 
 class MeterError(DevicesError):
     """No such meter, or one whose settings or class are wrong."""
+
+
+class LinkSettingsError(DevicesError):
+    """No such link to emulate, or one whose figures are wrong."""
+
+
+class LinkUnavailableError(DevicesError):
+    """A link cannot be emulated here, or no longer: a tun device, a namespace or a right is missing."""
 
 
 class CalibrationError(DevicesError):

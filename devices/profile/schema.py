@@ -23,6 +23,9 @@ SCHEMA = 1
 
 Goal = Literal["latency", "energy", "bytes", "accuracy"]
 Mode = Literal["single", "windowed"]
+WindowKind = Literal["idle-before", "warm-up", "loaded", "idle-after"]
+Unit = Literal["ms", "J", "B", "share"]
+Outcome = Literal["below", "above", "always", "never", "unknown"]
 
 
 class LinkSettings(Settings, frozen=True):
@@ -97,7 +100,7 @@ class Window(Settings, frozen=True):
         mean_watts: of the board's total; None where not measured.
     """
 
-    kind: Literal["idle-before", "warm-up", "loaded", "idle-after"]
+    kind: WindowKind
     start_ns: int
     end_ns: int
     conditions: WindowConditions
@@ -235,7 +238,7 @@ class Best(Settings, frozen=True):
     goal: Goal
     link: str | None
     way: str | None
-    unit: Literal["ms", "J", "B", "share"]
+    unit: Unit
     value: float | None = None
     runner_up: str | None = None
     runner_up_value: float | None = None
@@ -260,7 +263,7 @@ class BreakEven(Settings, frozen=True):
 
     way: str
     against: str
-    outcome: Literal["below", "above", "always", "never", "unknown"]
+    outcome: Outcome
     text: str
     uplink_mbit: float | None = None
     round_trip_ms: float = 0.0
