@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from narrowcast.devices.profile.figures import WindowConditions
-from narrowcast.devices.profile.schema import Link
+from narrowcast.devices.profile.schema import Link, Run
 from narrowcast.devices.report.energy import instruments
 from narrowcast.devices.report.entries import Entry, full_title
 from narrowcast.devices.report.figures import QUANTITIES, cell
@@ -20,7 +20,7 @@ _MANY = 8
 def identity(entry: Entry) -> Markup:
     """The board, its software, the model and the server."""
     run = entry.run
-    board, model, server = run.board, run.model, run.server
+    board, model = run.board, run.model
     libraries = ", ".join(f"{name} {version}" for name, version in board.libraries.items() if version) or "none"
     virtual = " (a virtual machine)" if board.virtual else ""
     recorded = " (recorded: times, Python and libraries are the machine's that replayed it)" if board.recorded else ""
@@ -38,10 +38,16 @@ def identity(entry: Entry) -> Markup:
                   f"{human_bytes(model.bytes)}, from {model.file}"),
         ("codec", model.fingerprint),
         ("signed by", model.signed_by or "nobody"),
-        ("server", f"{server.address}{', TLS' if server.tls else ', no TLS'}"
-                   f"{'' if server.release is None else f', release {server.release}'}"),
+        ("server", _server(run)),
         ("run", f"{run.id}, {run.started}, {run.seconds:.0f} s, {run.tool}"),
     ])  # fmt: skip
+
+
+def _server(run: Run) -> str:
+    if run.server is None:
+        return "none: everything ran on the board"
+    release = "" if run.server.release is None else f", release {run.server.release}"
+    return f"{run.server.address}, {'TLS' if run.server.tls else 'no TLS'}{release}"
 
 
 def conditions(entry: Entry) -> Markup:

@@ -51,8 +51,9 @@ def _head(entries: Sequence[Entry]) -> list[Markup]:
     if len(entries) == 1:
         model, run = first.run.model, first.run
         title = f"{model.name} on {first.board}"
+        against = f"against {run.server.address}" if run.server else "on the board alone"
         when = run.started.replace("T", " ").removesuffix("Z")
-        line = f"Measured {when} UTC in {run.seconds:.0f} s, against {run.server.address}."
+        line = f"Measured {when} UTC in {run.seconds:.0f} s, {against}."
     else:
         title = f"{len(entries)} runs side by side"
         line = "; ".join(
