@@ -1,6 +1,6 @@
 """A whole run record with every kind of way, several links and power: made up, by a model of a board and from one seed.
 
-``python tests/golden/regenerate.py`` writes it to ``tests/fixtures/runs``.
+``python tests/fixtures/runs/regenerate.py`` writes a small one to ``tests/fixtures/runs/example.json``.
 """
 
 from __future__ import annotations
@@ -206,6 +206,41 @@ def example_run(seed: int = 1, *, scale: float = 1.0) -> Run:
         blocks=blocks, power=power_of(ways, blocks, end, random), verdict=verdict_of(ways), conditions=state,
         warnings=["none of these values was measured: this is an example"],
     )  # fmt: skip
+
+
+def small_run() -> Run:
+    """The run with two links, three images or splits on each, and without the stages' histograms."""
+    run = example_run()
+    kept = [way for way in run.ways if way.link in (None, "real", "lte") and way.id.partition("@")[0] in
+            ("local", "jpeg-60", "jpeg-85", "split-0", "split-2")]  # fmt: skip
+    ways = [msgspec.structs.replace(way, stages=[bare(stage) for stage in way.stages]) for way in kept]
+    names = {way.id for way in ways}
+    power, verdict = run.power, verdict_of(ways)
+    power = msgspec.structs.replace(
+        power,
+        watts=thinned(power.watts),
+        temperatures_c=thinned(power.temperatures_c),
+        clocks_mhz=thinned(power.clocks_mhz),
+    )
+    verdict = msgspec.structs.replace(
+        verdict,
+        break_evens=verdict.break_evens[:2],
+        best=[best for best in verdict.best if best.link in ("real", "lte")],
+    )
+    return msgspec.structs.replace(
+        run, ways=ways, links=[link for link in run.links if link.name in ("real", "lte")], power=power, verdict=verdict,
+        blocks=[block for block in run.blocks if block.way in names],
+    )  # fmt: skip
+
+
+def bare(stage: Stage) -> Stage:
+    """Without its histogram."""
+    return msgspec.structs.replace(stage, times=msgspec.structs.replace(stage.times, histogram=None))
+
+
+def thinned(series: Series) -> Series:
+    """Every fourth value."""
+    return Series(at_s=series.at_s[::4], values={name: values[::4] for name, values in series.values.items()})
 
 
 def blocks_of(ways: list[Way]) -> tuple[list[Block], float]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 import pytest
 from support.colours import ratio, variables
-from support.example_run import example_run
+from support.example_run import example_run, small_run
 from support.runs import make_run, make_way
 
 from narrowcast.devices.errors import RunError
 from narrowcast.devices.profile.figures import Distribution, Histogram
-from narrowcast.devices.profile.schema import Power, Run, Series, Verdict, write_run
+from narrowcast.devices.profile.schema import Power, Run, Series, Verdict, parse_run, write_run
 from narrowcast.devices.report.data import data
 from narrowcast.devices.report.entries import Entry, read_entries
 from narrowcast.devices.report.page import page
@@ -203,6 +204,14 @@ def test_the_json_has_every_figure(example):
     assert split["figures"]["agreement"]["value"] == 0.955
     assert split["stages"]["network"]["within"] == "wire"
     assert ways["local"]["figures"]["packet_up_bytes"] is None
+
+
+def test_the_example_of_a_record_is_up_to_date():
+    """If not: ``python tests/fixtures/runs/regenerate.py``."""
+    path = Path(__file__).resolve().parents[3] / "fixtures" / "runs" / "example.json"
+    (entry,) = read_entries([path])
+    assert entry.run == parse_run(to_json(small_run()), "small")
+    assert path.stat().st_size < 100_000
 
 
 def test_names_of_runs_are_told_apart(tmp_path):
