@@ -292,7 +292,7 @@ def verdict_of(ways: list[Way]) -> Verdict:
         "bytes": ("B", lambda w: w.bytes.socket_up if w.bytes else None),
         "accuracy": ("share", lambda w: -w.agreement.share if w.kind != "local" else None),
     }
-    for net in NETS:
+    for net in (net for net in NETS if any(way.link == net.name for way in ways)):
         for goal, (unit, of) in figures.items():
             there = [w for w in ways if w.link in (None, net.name) and (w.kind != "exit") and of(w) is not None]
             first, second = sorted(there, key=of)[:2]
