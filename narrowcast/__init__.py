@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from narrowcast.compiler.evaluate import evaluate as evaluate
     from narrowcast.compiler.planner.entry import plan as plan
     from narrowcast.devices.probe import probe as probe
+    from narrowcast.devices.report.entry import report as report
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
     from narrowcast.head.session import HeadSession as HeadSession
@@ -55,6 +56,7 @@ _HOME = {
     "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
     "read_image": "narrowcast.transport.frames",
+    "report": "narrowcast.devices.report.entry",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are the keys above)

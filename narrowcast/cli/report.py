@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,22 +57,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no run record given: narrowcast report RUN.json (narrowcast profile -o RUN.json writes one)")
     from narrowcast.devices.report.data import data
     from narrowcast.devices.report.entries import read_entries
-    from narrowcast.devices.report.page import page
-    from narrowcast.transport.files import replacing
+    from narrowcast.devices.report.entry import beside_of, write_report
 
-    entries = read_entries(args.runs)
-    figures = data(entries)
     output = args.output or (None if args.json else Path("report.html"))
     if output is not None:
-        beside = _beside(output, args.runs)
-        with replacing(output) as out:
-            out.write(page(entries).encode("utf-8", "replace"))
-        with replacing(beside) as out:
-            out.write(json.dumps(figures, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        beside_of(output, args.runs)  # first of all: whether it can be called so
+    entries = read_entries(args.runs)
+    if output is not None:
+        beside = write_report(entries, output, args.runs)
         if not args.quiet:
             stderr().print(f"{output} is written, its figures in {beside}", soft_wrap=True)
     if args.json:
-        print_json(figures)
+        print_json(data(entries))
         return 0
     for entry in entries:
         verdict = entry.run.verdict
@@ -81,17 +76,6 @@ def run(args: argparse.Namespace) -> int:
         for line in verdict.text or ["the run says nothing of what it means"]:
             stdout().print(prefix + line, soft_wrap=True)
     return 0
-
-
-def _beside(output: Path, runs: list[Path]) -> Path:
-    """Where the JSON goes: never over a run record that it is made from."""
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"-o {output}: the page is HTML, so its name ends in .html; its JSON goes beside it")
-    beside = output.with_suffix(".json")
-    taken = [path for path in runs if path.resolve() in (beside.resolve(), output.resolve())]
-    if taken:
-        raise ConfigError(f"-o {output} would write {beside} over the run record {taken[0]}: take another name")
-    return beside
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 import pytest
 from support.runs import make_run, make_way
 
+import narrowcast as nc
 from narrowcast.cli import main
 from narrowcast.devices.profile.schema import write_run
 
@@ -33,6 +34,14 @@ def test_a_page_and_its_json(folder, capsys):
     assert main(["report", "good.json", "slow.json", "-o", "deep/er.html", "--quiet"]) == 0
     assert (folder / "deep" / "er.json").exists()
     assert capsys.readouterr() == ("good: Splitting pays.\nslow: Splitting pays.\n", "")
+
+
+def test_the_same_in_python(folder):
+    found = nc.report("good.json", "one.html")
+    assert json.loads((folder / "one.json").read_text()) == found
+    assert len(nc.report(["good.json", folder / "slow.json"], folder / "two.html")["runs"]) == 2
+    with pytest.raises(nc.NarrowcastError, match="over the run record"):
+        nc.report("good.json", "good.html")
 
 
 def test_json_alone_writes_no_file(folder, capsys):
