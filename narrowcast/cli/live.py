@@ -141,6 +141,8 @@ class LiveView(Silent):
 
     def part(self) -> float:
         """How much of it is done, 0 to 1."""
+        if not self._ways:
+            return 0.0  # it has not begun
         passed = self._now() - self._began
         whole = passed + self.left_s()
         return min(1.0, passed / whole) if whole > 0 else 0.0
@@ -159,7 +161,8 @@ class LiveView(Silent):
         grid = Table.grid(padding=(0, 2))
         words = Text(_PHASES.get(self._phase, self._phase) + turn, style="bold")
         bar = ProgressBar(total=1.0, completed=self.part(), width=28)
-        grid.add_row(words, bar, f"{100 * self.part():.0f} %", f"{_clock(self.left_s())} left")
+        left = f"{_clock(self.left_s())} left" if self._ways else ""
+        grid.add_row(words, bar, f"{100 * self.part():.0f} %", left)
         return grid
 
     def _table(self) -> Table:

@@ -52,6 +52,16 @@ def line(text: str, start: str) -> list[str]:
     return next(found.split() for found in text.splitlines() if start in found)
 
 
+def test_before_it_begins_nobody_knows_how_long_it_takes():
+    clock = Clock()
+    view = LiveView(clock)
+    view.phase("preparing", 0.0)
+    clock.s += 5
+    assert "preparing" in screen(view)
+    assert "0 %" in screen(view)
+    assert "left" not in screen(view)
+
+
 def test_a_way_in_its_turn():
     view, clock = running()
     view.block_started("split-0@real", "single", 0, 6)
