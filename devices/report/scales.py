@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _TINY = 1e-12
+_NARROW = 2.5
 _LARGE = 1e15  # beyond it nothing that is measured lies; a scale stays finite whatever a file says
 
 
@@ -65,6 +66,8 @@ def logarithmic(values: Iterable[float], start: float, end: float, label: str, f
     """A logarithmic axis over all values above 0."""
     known = [min(max(v, _TINY), _LARGE) for v in values if math.isfinite(v) and v > 0] or [1.0, 10.0]
     low, high = min(known) / room, max(known) * room
+    if high < _NARROW * low:  # room for ticks around a single value
+        low, high = math.sqrt(low * high / _NARROW), math.sqrt(low * high * _NARROW)
     return Scale(low, high, start, end, log=True, label=label, form=form)
 
 
@@ -78,7 +81,7 @@ def _linear_ticks(low: float, high: float, count: int) -> list[float]:
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for marks in ((1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+    for marks in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         found = [m * 10.0**e for e in range(first, last + 1) for m in marks]
         found = [value for value in found if low <= value <= high]
         if len(found) <= count + 1:

@@ -62,7 +62,7 @@ def plot(entry: Entry, heading: str | None) -> Markup:
     if span is None or not any(curve.points or curve.model for curve in series):
         text = "No figure: no link of this run has a known uplink rate, so there is nothing to draw latency against. "
         return tag("div", tag("h3", heading) if heading else None,
-                   tag("p", text, "Emulated links (narrowcast profile --links) have one."), texts(entry))  # fmt: skip
+                   tag("p", text, "Emulated links (narrowcast profile --link lte) have one."), texts(entry))  # fmt: skip
     evens = [
         e for e in entry.run.verdict.break_evens if e.uplink_mbit is not None and span[0] <= e.uplink_mbit <= span[1]
     ]

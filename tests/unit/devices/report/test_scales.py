@@ -35,6 +35,7 @@ def test_places_and_ticks():
     assert upside_down(100) == 0
     log = logarithmic([1, 100], 0, 200, "x", str, room=1.0)
     assert [log(v) for v in (1, 10, 100)] == [0, pytest.approx(100), 200]
+    assert len(logarithmic([240], 0, 1, "x", str).ticks()) >= 3  # a single value has ticks around it
     assert logarithmic([1, 1e9], 0, 1, "x", str).ticks(4)[:2] == [1, pytest.approx(1000)]
 
 
