@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _TINY = 1e-12
-_NARROW = 2.5
+_NARROW = 3.0
 _LARGE = 1e15  # beyond it nothing that is measured lies; a scale stays finite whatever a file says
 
 
