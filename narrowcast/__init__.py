@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from narrowcast.compiler.evaluate import evaluate as evaluate
     from narrowcast.compiler.planner.entry import plan as plan
     from narrowcast.devices.probe import probe as probe
+    from narrowcast.devices.profile.entry import profile as profile
+    from narrowcast.devices.profile.schema import read_run as read_run
+    from narrowcast.devices.profile.settings import ProfileSettings as ProfileSettings
     from narrowcast.devices.report.entry import report as report
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
@@ -47,6 +50,7 @@ _HOME = {
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",
+    "ProfileSettings": "narrowcast.devices.profile.settings",
     "PublicKey": "narrowcast.transport.bundle",
     "SecretKey": "narrowcast.transport.bundle",
     "TailServer": "narrowcast.tail.server",
@@ -55,7 +59,9 @@ _HOME = {
     "evaluate": "narrowcast.compiler.evaluate",
     "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
+    "profile": "narrowcast.devices.profile.entry",
     "read_image": "narrowcast.transport.frames",
+    "read_run": "narrowcast.devices.profile.schema",
     "report": "narrowcast.devices.report.entry",
 }
 

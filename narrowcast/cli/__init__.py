@@ -24,6 +24,7 @@ VERBS = {
     "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
+    "profile": ("profile", "ms and joules per stage: on the board alone, images sent, split; side by side"),
     "report": ("report", "run records of narrowcast profile as a page that needs no network, or compared"),
     "keys": (
         "keys",
