@@ -42,6 +42,8 @@ def human_ms(milliseconds: float | None) -> str:
         return "-"
     if abs(milliseconds) >= 999.5:
         return f"{milliseconds / 1000:.3g} s"
+    if abs(milliseconds) < 0.1:
+        return f"{milliseconds:.2g} ms"
     return f"{milliseconds:.2f} ms" if abs(milliseconds) < 1 else f"{milliseconds:.3g} ms"
 
 

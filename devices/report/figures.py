@@ -52,7 +52,9 @@ def share_interval(share: float, frames: int) -> tuple[float, float] | None:
 
 def fps(value: float | None) -> str:
     """Frames a second."""
-    return "-" if value is None else f"{value:.3g}/s"
+    if value is None:
+        return "-"
+    return f"{value:.0f}/s" if value >= 1000 else f"{value:.3g}/s"
 
 
 def watts(value: float | None) -> str:

@@ -69,7 +69,7 @@ def plot(entry: Entry, heading: str | None) -> Markup:
     uprights = [Upright(e.uplink_mbit or 0, human_rate((e.uplink_mbit or 0) * 1e6)) for e in evens[:4]]
     entries = [(curve.style.key(), curve.name) for curve in series if curve.level is None]
     uprights += [
-        Upright(rate, link.name, inside=True) for link in entry.links if (rate := uplink_mbit(link)) is not None
+        Upright(rate, link.name, beside=True) for link in entry.links if (rate := uplink_mbit(link)) is not None
     ]
 
     def draw(width: int) -> Markup:
@@ -103,8 +103,9 @@ def _note(entry: Entry) -> str:
     left = len(bases(entry)) - len(chosen(entry))
     more = f" {left} more ways are in the table." if left > 0 else ""
     return (
-        f"Marks are measured; lines are the model, for a round trip of {human_ms(_round_trip(entry))} and a downlink as "
-        f"fast as the uplink: marks of links with another round trip, jitter or loss lie off them.{more}"
+        f"Marks are measured; lines are the model, for a round trip of {human_ms(_round_trip(entry))}, a downlink as "
+        f"fast as the uplink. Marks of links with another round trip lie off them; a ring is what the model says of the link "
+        f"of the mark that it is around or beside.{more}"
     )
 
 
@@ -122,18 +123,20 @@ def _curve(entry: Entry, base: str, span: tuple[float, float] | None) -> Curve |
         if median is None or median.value <= 0:
             return None
         return Curve(f"{name}: {human_ms(median.value)}", style, level=median.value)
-    points = []
+    points, rings, line = [], [], []
+    model = model_of(ways)
     for rate, middle, way, link in measured_points(entry, base):
         found = way.median_ms
         interval = (found.low, found.high) if found else (None, None)
         words = f"{name} over {link.name} ({human_rate(rate * 1e6)}): {human_ms(middle)} measured"
         points.append(Point(rate, middle, words, interval))
-    model, line = model_of(ways), []
+        if model is not None and (said := middle + model.errors_ms.get(link.name, -middle)) > 0:
+            rings.append(Point(rate, said, f"{name} over {link.name}: {human_ms(said)} by the model"))
     if model is not None and span is not None:
         step = (span[1] / span[0]) ** (1 / _STEPS)
         places = [span[0] * step**k for k in range(_STEPS + 1)]
         line = [(x, y) for x in places if 0 < (y := predicted_ms(model, x, _round_trip(entry))) < 1e12]
-    return Curve(name, style, points, joined=False, model=line) if points or line else None
+    return Curve(name, style, points, joined=False, model=line, rings=rings) if points or line else None
 
 
 def _table(entry: Entry) -> Markup:

@@ -185,7 +185,7 @@ class LiveView(Silent):
         way = self._ways[name]
         median, high = _figures(list(way.latencies))
         failed = Text(str(way.failed), style="red" if way.failed else "")
-        rate = "-" if way.rate is None else f"{way.rate:.3g}"
+        rate = "-" if way.rate is None else f"{way.rate:.0f}" if way.rate >= 100 else f"{way.rate:.3g}"
         mark = "" if name != self._current else "▸▸" if self._mode == "windowed" else "▸"
         title = Text(way.title)  # a title is words, whatever brackets it has
         return [mark, title, Text(way.link or "-"), str(way.frames), failed, human_ms(median), human_ms(high), rate]

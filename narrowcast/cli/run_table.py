@@ -36,7 +36,8 @@ def print_run(run: Run) -> None:
         for way in run.ways
     ]  # fmt: skip
     print_table("", ["way", "link", ">frames", ">failed", *(f">{_NAMES[q.key]}" for q in shown)], rows)
-    if not any(BY_KEY["gross_joules_per_frame"].of(way) for way in run.ways):
+    measured = any(BY_KEY["gross_joules_per_frame"].of(way) for way in run.ways)
+    if not measured and not any("nergy was not measured" in line for line in run.verdict.text):
         told = [way.energy.why_not for way in run.ways if way.energy.why_not]
         why = run.power.why_not or (told[0] if told else "no reason is given")
         out.print(f"energy was not measurable: {why}", soft_wrap=True)

@@ -45,6 +45,7 @@ class Curve:
         points: measured, in the order in which a line joins them.
         joined: whether one does.
         model: a fitted line, drawn beside the points.
+        rings: what the model says of each point, at the place of that point.
         level: the series is one value of ``y`` whatever ``x`` is: a line across, with its name on it.
     """
 
@@ -53,16 +54,17 @@ class Curve:
     points: list[Point] = field(default_factory=list)
     joined: bool = True
     model: list[tuple[float, float]] = field(default_factory=list)
+    rings: list[Point] = field(default_factory=list)
     level: float | None = None
 
 
 @dataclass(frozen=True)
 class Upright:
-    """A line at a value of ``x``, with words above the plot; or, ``inside``, words alone, at the top within it."""
+    """A line at a value of ``x``, with words above the plot; or, ``beside``, words alone."""
 
     x: float
     words: str
-    inside: bool = False
+    beside: bool = False
 
 
 Form = Callable[[float], str]
@@ -90,6 +92,7 @@ def curves(
     xs += [v for c in series for p in c.points for v in p.x_interval if v is not None] + [u.x for u in uprights]
     ys = [p.y for c in series for p in c.points] + [y for c in series for _, y in c.model]
     ys += [v for c in series for p in c.points for v in p.y_interval if v is not None]
+    ys += [p.y for c in series for p in c.rings]
     ys += [c.level for c in series if c.level is not None] + list(y_values)
 
     def upright_axis(top: float, bottom: float) -> Scale:
@@ -97,15 +100,16 @@ def curves(
             return logarithmic(ys, bottom, top, y_label, y_form)
         return linear(ys, bottom, top, y_label, y_form, zero=y_zero)
 
-    above = [one for one in uprights if not one.inside]
-    top = 26 + 14 * min(len(above), 4)
+    above = [one for one in uprights if not one.beside]
+    beside = [one for one in uprights if one.beside]
+    top = 26 + 14 * min(len(above), 4) + (14 if beside else 0)
     y = upright_axis(top, height - 44)
     box = Box(left_room(y), top, width - 14, height - 44)
     x = logarithmic([*xs, *x_values], box.left, box.right, x_label, x_form)
-    parts = [axes(box, x, y), _uprights(above, box, x)]
+    parts = [axes(box, x, y), _uprights(above, box, x, 14 if beside else 0)]
     parts += [_level(c, box, y) for c in series if c.level is not None]
     parts += [_curve(c, x, y) for c in series]
-    parts += _inside([one for one in uprights if one.inside], box, x)
+    parts += _beside([one for one in uprights if one.beside], box, x)
     return drawing(width, height, title, description, parts)
 
 
@@ -130,26 +134,28 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> list[Markup]:
             parts.append(whisker(x(p.x), y(low), y(high), colour))
         if left is not None and right is not None and right > left:
             parts.append(whisker(y(p.y), x(left), x(right), colour, upright=False))
+    ring = Style(colour, 5)
+    parts += [ring.mark(x(p.x), y(p.y), p.title, 7.0) for p in curve.rings]
     return parts + [curve.style.mark(x(p.x), y(p.y), p.title) for p in curve.points]
 
 
-def _inside(words: Sequence[Upright], box: Box, x: Scale) -> list[Markup]:
-    """Words within the plot, at its top: those that have room."""
+def _beside(words: Sequence[Upright], box: Box, x: Scale) -> list[Markup]:
+    """Words just above the plot: those that have room."""
     parts: list[Markup] = []
     free = box.left
     for one in sorted(words, key=lambda u: u.x):
         length = len(one.words) * LETTER
         start = min(max(x(one.x) - length / 2, box.left), box.right - length)
         if start >= free:
-            parts.append(text(one.words, start, box.top + 13, kind="soft halo"))
+            parts.append(text(one.words, start, box.top - 5, kind="soft halo"))
             free = start + length + 4
     return parts
 
 
-def _uprights(uprights: Sequence[Upright], box: Box, x: Scale) -> list[Markup]:
+def _uprights(uprights: Sequence[Upright], box: Box, x: Scale, below: float) -> list[Markup]:
     parts: list[Markup] = []
     for k, one in enumerate(sorted(uprights, key=lambda u: u.x)):
-        at, row = x(one.x), box.top - 5 - 14 * (min(len(uprights), 4) - 1 - k % 4)
+        at, row = x(one.x), box.top - 5 - below - 14 * (min(len(uprights), 4) - 1 - k % 4)
         words = shortened(one.words, box.right)
         length = len(words) * LETTER
         start = min(max(at - length / 2, 2), box.right - length)
