@@ -25,6 +25,7 @@ VERBS = {
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
     "profile": ("profile", "ms and joules per stage: on the board alone, images sent, split; side by side"),
+    "report": ("report", "run records of narrowcast profile as a page that needs no network, or compared"),
     "keys": (
         "keys",
         "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",
