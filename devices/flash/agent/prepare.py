@@ -80,16 +80,19 @@ def choose(work: Work) -> str:
     words = ["choose", str(work.folder / "model.ncb"), _keys(work), json.dumps(work.job["backends"])]
     found = work.checks(*words, str(work.job["precision"]), kind="BoardVerifyError")
     record: Any = read_json(work.folder / "release.json") or {}
-    write_json(work.folder / "release.json", {**record, "head": found})
-    return str(found["words"])
+    write_json(work.folder / "release.json", {**record, **found})
+    return str(found["head"]["words"])
 
 
 def self_test(work: Work) -> str:
-    """Known frames in, symbols within the bound out; golden symbols in, golden bytes out."""
+    """Known frames in, symbols within the bound out; golden symbols in, golden bytes out.
+
+    What was loaded to be measured was tested right away; here it counts.
+    """
     record: Any = read_json(work.folder / "release.json") or {}
-    head = record.get("head") or {}
-    words = ["selftest", str(work.folder / "model.ncb"), _keys(work), json.dumps(work.job["backends"])]
-    found = work.checks(*words, str(head.get("precision", "fp32")), kind="BoardVerifyError")
+    found = record.get("selftest") or {"passed": False, "words": "the self-test did not run"}
+    if not found["passed"]:
+        raise AgentError("BoardVerifyError", str(found["words"]))
     return str(found["words"])
 
 
@@ -106,7 +109,8 @@ def install(work: Work) -> str:
         trial = Path(folder) / "edge.toml"
         text = (work.folder / "edge.toml").read_text(encoding="utf-8")
         # What the daemon will read by way of `current` is read from the new release here.
-        trial.write_text(text.replace(f"{work.layout.current}/", f"{work.folder}/"), encoding="utf-8")
+        text = text.replace(f"{work.layout.current}/", f"{work.folder}/")
+        trial.write_text(text.replace(f"{work.layout.config}/tls", f"{work.folder}/tls"), encoding="utf-8")
         Path(folder).chmod(0o755)
         work.run_in_release("-m", "narrowcast", "stream", "--config", str(trial), "--check", kind="EdgeConfigError")
     return "the daemon's configuration holds"
