@@ -35,7 +35,7 @@ def verify(path: str, keys: str) -> dict[str, Any]:
 
 def choose(path: str, keys: str, backends: Sequence[str], precision: str) -> dict[str, Any]:
     """Which head runs on this board: its engine built, its precisions measured, the answer kept for the daemon; tested."""
-    session = HeadSession(open_bundle(path, keys), backend=backends, precision=cast(Wanted, precision))
+    session = HeadSession(open_bundle(path, keys), backend=backends, precision=cast("Wanted", precision))
     choice = session.choice
     head = {
         "precision": choice.precision, "backend": choice.backend, "head_ms": choice.head_ms,
@@ -101,10 +101,7 @@ def main(words: Sequence[str]) -> int:
     """Runs one check; returns the exit code."""
     word, path, keys, *rest = words
     try:
-        if word == "verify":
-            found = verify(path, keys)
-        else:
-            found = choose(path, keys, json.loads(rest[0]), rest[1])
+        found = verify(path, keys) if word == "verify" else choose(path, keys, json.loads(rest[0]), rest[1])
     except NarrowcastError as error:
         print(f"BoardVerifyError: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 1

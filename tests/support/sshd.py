@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.waiting import until
 
 from narrowcast.devices.flash import Connection
+from support.waiting import until
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 
@@ -39,7 +39,8 @@ class Sshd:
         self.fingerprint = self._fingerprint(folder / "host.pub")
         self.port = self._free_port()
         (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
+            f"Port {self.port}\nListenAddress 127.0.0.1\n"
+            f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
             "PidFile none\nMaxStartups 50\nMaxSessions 50\nLogLevel ERROR\n"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -126,12 +125,10 @@ def _lay(work: Work) -> None:
             raise AgentError("UploadError", f"{entry['path']!r} does not lie in the release")
         secret = bool(entry.get("secret"))
         path.parent.mkdir(exist_ok=True)
-        give(path.parent if path.parent != work.folder else path, work.user) if path.exists() else None
         _copy(source, path, 0o600 if secret else 0o644, work.user if secret else "")
     keep = work.job.get("keep_from")
-    for inside in ("edge.toml", "tls"):
-        if keep and not (work.folder / inside).exists():
-            _keep(work, work.layout.release(str(keep)) / inside, work.folder / inside)
+    if keep and not (work.folder / "tls").exists():
+        _keep(work, work.layout.release(str(keep)) / "tls", work.folder / "tls")
     for folder in (work.layout.state, work.layout.cache):
         path = Path(folder)
         if not path.exists():
@@ -142,12 +139,8 @@ def _lay(work: Work) -> None:
 
 def _keep(work: Work, old: Path, new: Path) -> None:
     """What this flash does not bring is taken over from the release that runs."""
-    if old.is_dir():
-        shutil.copytree(old, new)
-        for path in (new, *new.iterdir()):
-            give(path, work.user)
-    elif old.is_file():
-        write_atomic(new, old.read_bytes())
+    for source in sorted(old.iterdir()) if old.is_dir() else []:
+        _copy(source, new / source.name, 0o600, work.user)
 
 
 def _copy(source: Path, path: Path, mode: int, owner: str) -> None:
