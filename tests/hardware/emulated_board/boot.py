@@ -10,16 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from support.waiting import until
-
 from hardware.emulated_board.root import USER
+from support.waiting import until
 
 HERE = Path(__file__).parent
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 BINFMT_NAME = "narrowcast-arm64"
 EMULATOR = "/usr/libexec/qemu-binfmt/aarch64-binfmt-P"
-# The head of an arm64 ELF file and the bits of it that count, as qemu-user-static registers it. Flags: P keeps argv[0], O and
-# C give sudo's right to what the emulator runs, F finds the emulator inside the root as well.
+# The head of an arm64 ELF file and the bits of it that count, as qemu-user-static registers it. Flags: P keeps argv[0],
+# O and C give sudo's rights to what the emulator runs, F finds the emulator inside the root as well.
 _ELF = r"\x7f\x45\x4c\x46\x02\x01\x01" + r"\x00" * 9 + r"\x02\x00\xb7\x00"
 _MASK = r"\xff" * 7 + r"\x00" + r"\xff" * 8 + r"\xfe\xff\xff\xff"
 START_SECONDS = 180.0
@@ -144,7 +143,7 @@ class EmulatedBoard:
     def ssh(self, command: str, *, check: bool = True, input: str = "", seconds: float = 300.0) -> str:
         """Runs ``command`` there as user ``pi``; returns what it wrote to stdout."""
         words = ["ssh", "-F", str(self.ssh_config), NAME, command]
-        done = subprocess.run(words, input=input, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(words, check=False, input=input, capture_output=True, text=True, timeout=seconds)
         if check and done.returncode:
             raise AssertionError(f"`{command}` on the board: {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -178,7 +177,7 @@ class EmulatedBoard:
                 f"the board ended while it booted:\n{self.console.read_text(errors='replace')[-3000:]}"
             )
         words = ["ssh", "-F", str(self.ssh_config), "-o", "ConnectTimeout=2", NAME, "true"]
-        return subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+        return subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
 
     def _write_keys(self) -> None:
         """A key of the user's, one of the board's, and who knows which."""
@@ -220,7 +219,7 @@ def _register_emulator() -> None:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
     return done.stdout

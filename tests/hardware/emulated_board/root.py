@@ -14,24 +14,24 @@ from pathlib import Path
 
 USER = "pi"
 RELEASE = "bookworm"
-_PACKAGES = """
-    base-files base-passwd bash coreutils dash dbus diffutils findutils grep gzip hostname iproute2 libc-bin libgomp1
-    libpam-modules libpam-runtime libpam-systemd libstdc++6 login mawk mount ncurses-bin openssh-server passwd procps
-    python3 python3-venv sed sudo systemd systemd-sysv tar util-linux
-""".split()
+_PACKAGES = (
+    "base-files,base-passwd,bash,coreutils,dash,dbus,diffutils,findutils,grep,gzip,hostname,iproute2,libc-bin,libgomp1,"
+    "libpam-modules,libpam-runtime,libpam-systemd,libstdc++6,login,mawk,mount,ncurses-bin,openssh-server,passwd,procps,"
+    "python3,python3-venv,sed,sudo,systemd,systemd-sysv,tar,util-linux"
+)
 _USERS = {  # name: (number, group's number, home, shell, what /etc/shadow says)
     "sshd": (101, 65534, "/run/sshd", "/usr/sbin/nologin", "!"),
     "messagebus": (105, 105, "/nonexistent", "/usr/sbin/nologin", "!"),
     USER: (1000, 1000, f"/home/{USER}", "/bin/bash", "*"),
 }
 # Units that want hardware, a network manager or a boot loader of the board's own.
-_MASKED = """
-    apt-daily-upgrade.timer apt-daily.timer dev-hugepages.mount dpkg-db-backup.timer e2scrub_reap.service
-    getty-static.service getty@tty1.service ssh.socket systemd-binfmt.service systemd-firstboot.service
-    systemd-machine-id-commit.service systemd-networkd.service systemd-networkd.socket systemd-sysctl.service
-    systemd-sysusers.service systemd-tmpfiles-setup-dev.service systemd-tmpfiles-setup.service
-    systemd-udev-trigger.service systemd-udevd.service
-""".split()
+_MASKED = (
+    "apt-daily-upgrade.timer", "apt-daily.timer", "dev-hugepages.mount", "dpkg-db-backup.timer", "e2scrub_reap.service",
+    "getty-static.service", "getty@tty1.service", "ssh.socket", "systemd-binfmt.service", "systemd-firstboot.service",
+    "systemd-machine-id-commit.service", "systemd-networkd.service", "systemd-networkd.socket", "systemd-sysctl.service",
+    "systemd-sysusers.service", "systemd-tmpfiles-setup-dev.service", "systemd-tmpfiles-setup.service",
+    "systemd-udev-trigger.service", "systemd-udevd.service",
+)  # fmt: skip
 _ENVIRONMENT = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -47,7 +47,7 @@ def cached_root() -> Path:
     """A root that nobody has booted, made the first time; copy it, do not boot it."""
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     root = cache_folder() / f"board-{RELEASE}-{digest}"
-    with (cache_folder() / "board.lock").open("w") as lock:
+    with (cache_folder() / ".board.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions at once make one
         if not root.is_dir():
             for old in cache_folder().glob("board-*-*"):
@@ -71,7 +71,7 @@ def make_root(root: Path) -> None:
     _run(
         "mmdebstrap", "--quiet", "--arch=arm64", "--variant=extract", "--mode=root",
         '--aptopt=APT::Sandbox::User "root"', '--aptopt=APT::Install-Recommends "false"',
-        f"--include={','.join(_PACKAGES)}", RELEASE, str(root), site,
+        f"--include={_PACKAGES}", RELEASE, str(root), site,
     )  # fmt: skip
     _users(root)
     _logins(root)
@@ -85,7 +85,7 @@ def _users(root: Path) -> None:
     _append(etc / "passwd", (f"{n}:x:{u}:{g}::{home}:{shell}" for n, (u, g, home, shell, _) in _USERS.items()))
     _append(etc / "group", (f"{n}:x:{g}:" for n, (_, g, _, _, _) in _USERS.items() if g != 65534))
     (etc / "passwd").write_text((etc / "passwd").read_text().replace("root::", "root:x:", 1))
-    shadow = [f"root:*:19000:0:99999:7:::\n", *(f"{n}:{u[4]}:19000:0:99999:7:::\n" for n, u in _USERS.items())]
+    shadow = ["root:*:19000:0:99999:7:::\n", *(f"{n}:{u[4]}:19000:0:99999:7:::\n" for n, u in _USERS.items())]
     (etc / "shadow").write_text("".join(shadow))
     (etc / "shadow").chmod(0o640)
     (etc / "gshadow").touch()
@@ -135,7 +135,7 @@ def _append(file: Path, lines: object) -> None:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, env=_ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, env=_ENVIRONMENT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed ({done.returncode}): {done.stderr.strip()[-2000:]}")
     return done.stdout
