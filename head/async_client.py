@@ -100,6 +100,9 @@ class AsyncClient:
         spool: where to, with ``on_outage="spool"``. The client does not close it.
         on_replayed: told, on the client's event loop, what a server says of a spooled frame, of this run or an earlier one.
             Must not block.
+        ledger: goes on with the account of a client before; a new one if None.
+        refusal_is_outage: treat servers that refuse this client as if there were none, where somebody else answers or keeps
+            its frames: for what runs unattended. ``failure`` says so then.
 
     Attributes:
         ledger: what became of every frame.
@@ -136,6 +139,8 @@ class AsyncClient:
         on_outage: OnOutage | None = None,
         spool: Spool | None = None,
         on_replayed: Callable[[Replayed], None] | None = None,
+        ledger: Ledger | None = None,
+        refusal_is_outage: bool = False,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None or level == "auto" else level
@@ -161,7 +166,8 @@ class AsyncClient:
             _ = self.session.exit  # now, and not when the link is down
         self._exit_after_seconds = exit_after_seconds
         self._gives_up = self.local_exit or on_outage in ("drop", "spool")
-        self.ledger = Ledger()
+        self.ledger = ledger or Ledger()
+        self._refusal_is_outage = refusal_is_outage
         self._turns = Turns()
         self._tasks: set[asyncio.Task[Result]] = set()
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
@@ -200,6 +206,26 @@ class AsyncClient:
     def replay_counters(self) -> ReplayCounters | None:
         """What became of spooled frames; None without a spool."""
         return None if self._replayer is None else self._replayer.counters
+
+    @property
+    def stream_id(self) -> bytes:
+        """What the frames of this client are called by, 16 bytes; see ``frame_id`` of their results."""
+        return self._link.context.stream_id
+
+    @property
+    def server(self) -> str | None:
+        """``HOST:PORT`` that frames go to now; None while there is no link."""
+        current = self._link.endpoints.current
+        return str(current.address) if self._link.connected and current is not None else None
+
+    @property
+    def failure(self) -> LinkError | None:
+        """Why no server will answer this client any more; None where one may."""
+        return self._link.failure
+
+    def capture_us(self, captured_at: float) -> int:
+        """When a frame was captured (seconds of ``time.monotonic()``), in microseconds since 1970 UTC, as its packet has it."""
+        return self._link.us_at(captured_at)
 
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on the link's sockets so far; None where the system does not tell."""
@@ -340,7 +366,7 @@ class AsyncClient:
                 result = await self._answered_in_time(packet, encoded, started, expires_at)
                 trouble = "no server answered in time"
             except LinkError as error:
-                if self.local_exit:
+                if self.local_exit and (not self._refusal_is_outage or isinstance(error, LinkClosedError)):
                     raise
                 result, trouble = None, str(error)
             if result is None and self.local_exit:
@@ -383,7 +409,7 @@ class AsyncClient:
 
     async def _not_sent(self, encoded: Encoded, frame_id: int, started: float) -> Result:
         """The answer to a frame that rate control dropped."""
-        if self._link.failure is not None:
+        if self._link.failure is not None and not self._refusal_is_outage:
             raise self._link.failure
         if self.local_exit:
             return await self._from_exit(encoded, frame_id, started)
@@ -414,6 +440,11 @@ class AsyncClient:
         if STATUS.get(result.code) in PUT_OFF:
             raise _PutOffError
         return await finish(encoded, packet.frame_id, answer, started, self._answers)
+
+    async def retire(self) -> None:
+        """No more spooled frames are sent, so that another client may take the spool over; those under way are answered."""
+        if self._replayer is not None:
+            await self._replayer.close()
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail, or are spooled."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from narrowcast.cli import rating, sources
+from narrowcast.cli import daemon, rating, sources
 from narrowcast.cli.answers import answers, write_masks
 from narrowcast.cli.consent import add_audit, audit_consent
 from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
 from narrowcast.cli.show import TerminalProgress
+from narrowcast.head.affinity import run_on
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.frames import SUFFIXES
@@ -42,6 +43,8 @@ examples:
   narrowcast stream model.ncb rtsp://camera/1 --to server:7433 --fps 5 --on-outage spool --spool /var/lib/camera-1
   narrowcast stream model.ncb inbox/ --watch --to server:7433
   capture | narrowcast stream model.ncb - --raw 640x480:nv12 --to server:7433
+  narrowcast stream --config /etc/narrowcast/edge.toml            # as a service: docs/daemon.md
+  narrowcast stream --config edge.toml --check
 
 SOURCE is an image or video file, a folder of images, a camera (/dev/video0), a stream (rtsp://, http://), or raw frames
 from stdin (-) or a socket (unix:PATH). One JSON line per frame goes to stdout, in the order of the frames. Where
@@ -49,6 +52,8 @@ the bundle has a local exit, it answers while there is no server ("from": "exit"
 several servers (or addresses of one name) one is used, and another when it dies, hangs, drains or refuses.
 """
 TOP = 5
+
+defaults_from_file = daemon.defaults_from_file  # with --config, nothing else is required
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=at_least(0), default=0, metavar="N", help="for the head (default: the library's choice)"
+    )
+    parser.add_argument(
+        "--cpus", metavar="LIST", help="run on these processors only, such as 2-3 or 0,2 (default: all)"
     )
     parser.add_argument(
         "--precision",
@@ -122,12 +130,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     rating.add_arguments(parser)
     sources.add_arguments(parser)
+    daemon.add_arguments(parser)
     add_tls(parser)
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    if args.config is not None:
+        return daemon.run(args)
+    if args.check:
+        raise ConfigError("--check is for a service: it goes with --config FILE.toml")
+    if args.cpus is not None:
+        cpus = run_on(args.cpus)
+        args.threads = args.threads or cpus  # by itself the library would count all of them
     from narrowcast.devices.probe import preferred_backends
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
