@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from narrowcast.compiler.cuts import cuts as cuts
     from narrowcast.compiler.evaluate import evaluate as evaluate
     from narrowcast.compiler.planner.entry import plan as plan
+    from narrowcast.devices.flash import FlashOptions as FlashOptions
+    from narrowcast.devices.flash import flash as flash
     from narrowcast.devices.probe import probe as probe
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
@@ -43,6 +45,7 @@ _HOME = {
     "Bundle": "narrowcast.transport.bundle",
     "Client": "narrowcast.head.client",
     "ClientTls": "narrowcast.transport.rpc.credentials",
+    "FlashOptions": "narrowcast.devices.flash",
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",
@@ -52,6 +55,7 @@ _HOME = {
     "compile": "narrowcast.compiler.compile",
     "cuts": "narrowcast.compiler.cuts",
     "evaluate": "narrowcast.compiler.evaluate",
+    "flash": "narrowcast.devices.flash",
     "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
     "read_image": "narrowcast.transport.frames",

@@ -34,6 +34,7 @@ while [ -n "$d" ] && [ ! -e "$d" ]; do n=${{d%/*}}; [ "$n" = "$d" ] && break; d=
 for p in {candidates}; do
   q=$(command -v "$p" 2>/dev/null) || continue
   v=$("$q" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && echo python "$v" "$q"
+  "$q" -c 'import sys; sys.exit(sys.version_info[:2] < {oldest})' 2>/dev/null && break
 done
 true
 """
@@ -66,7 +67,7 @@ def look(ssh: Ssh, settings: Connection, layout: Layout) -> Rights:
         SudoError: its paths want root, and sudo asks for a password.
     """
     candidates = shlex.quote(settings.python) if settings.python else _CANDIDATES
-    script = _LOOK.format(folder=shlex.quote(layout.program), candidates=candidates)
+    script = _LOOK.format(folder=shlex.quote(layout.program), candidates=candidates, oldest=OLDEST)
     said = ssh.call(f"exec sh -c {shlex.quote(script)}").decode("utf-8", "replace")
     facts = [line.split(maxsplit=2) for line in said.splitlines()]
     pythons = [(words[1], words[2]) for words in facts if words[:1] == ["python"] and len(words) == 3]

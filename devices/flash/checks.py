@@ -34,26 +34,32 @@ def verify(path: str, keys: str) -> dict[str, Any]:
 
 
 def choose(path: str, keys: str, backends: Sequence[str], precision: str) -> dict[str, Any]:
-    """Which head runs on this board: its engine built, its precisions measured, the answer kept for the daemon."""
+    """Which head runs on this board: its engine built, its precisions measured, the answer kept for the daemon; tested."""
     session = HeadSession(open_bundle(path, keys), backend=backends, precision=cast("Wanted", precision))
     choice = session.choice
-    return {
+    head = {
         "precision": choice.precision, "backend": choice.backend, "head_ms": choice.head_ms,
         "rejected": choice.rejected, "passed_over": choice.passed_over, "words": str(choice), **_power(),
     }  # fmt: skip
+    try:
+        return {"head": head, "selftest": {"passed": True, "words": self_test(session)}}
+    except NarrowcastError as error:
+        return {"head": head, "selftest": {"passed": False, "words": str(error)}}
 
 
-def self_test(path: str, keys: str, backends: Sequence[str], precision: str) -> dict[str, Any]:
-    """Known frames in, symbols within the bundle's bound; golden symbols in, golden bytes out.
+def self_test(session: HeadSession) -> str:
+    """Known frames in, symbols within the bundle's bound; golden symbols in, golden bytes out; returns what was seen.
 
     A bundle without a ``selfcheck`` part has no golden ones: its own symbols then come back through the coder.
+
+    Raises:
+        SelfTestError: something else came out.
+        BackendError: the head failed.
     """
-    bundle = open_bundle(path, keys)
-    session = HeadSession(bundle, backend=backends, precision=cast("Wanted", precision))
     try:
-        golden = read_self_check(bundle).payloads
+        golden = read_self_check(session.bundle).payloads
     except MissingPartError:
-        return {"words": f"{_round_trip(session)}; the bundle brings no reference to compare with"}
+        return f"{_round_trip(session)}; the bundle brings no reference to compare with"
     for level, payloads in enumerate(golden):
         symbols, errors = session.codec.decode_batch(payloads, [level] * len(payloads))
         for payload, wanted, error in zip(payloads, symbols, errors, strict=True):
@@ -62,7 +68,7 @@ def self_test(path: str, keys: str, backends: Sequence[str], precision: str) -> 
     report = session.self_check()
     if not report.passed:
         raise SelfTestError(f"the head's symbols are not the bundle's: {report}")
-    return {"words": f"{report}; golden bytes equal at {len(golden)} levels"}
+    return f"{report}; golden bytes equal at {len(golden)} levels"
 
 
 class SelfTestError(NarrowcastError):
@@ -95,10 +101,7 @@ def main(words: Sequence[str]) -> int:
     """Runs one check; returns the exit code."""
     word, path, keys, *rest = words
     try:
-        if word == "verify":
-            found = verify(path, keys)
-        else:
-            found = {"choose": choose, "selftest": self_test}[word](path, keys, json.loads(rest[0]), rest[1])
+        found = verify(path, keys) if word == "verify" else choose(path, keys, json.loads(rest[0]), rest[1])
     except NarrowcastError as error:
         print(f"BoardVerifyError: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 1

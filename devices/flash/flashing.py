@@ -57,6 +57,7 @@ class Flashing:
         self.uploaded_bytes = 0
         self._heard: list[dict[str, Any]] = []
         self._job: dict[str, Any] = {}
+        self._agreed: Plan | None = None
         self._started = False
 
     def run(self) -> FlashReport:
@@ -115,8 +116,9 @@ class Flashing:
         )  # fmt: skip
         if options.dry_run:
             return self._report("planned", {}, self.steps, name, plan)
-        if not self.observer.confirm(plan):
+        if (self._agreed is None or self._agreed.release != plan.release) and not self.observer.confirm(plan):
             raise DeclinedError(f"{self.destination} was left as it is")
+        self._agreed = plan  # a connection that broke later is no reason to ask again
         self._job = self._make_job(name, env, target, manager, files, wheels, rights, there, enrol, system_site)
         self._upload_and_start(session, sent)
         return None
@@ -154,7 +156,7 @@ class Flashing:
         with_tls, signed = bool(tls) or bool(there["has_tls"]), self.bundle.signed_by is not None
         text = edge.edge_config(options, self.layout, there["edge"], tls=with_tls, signed=signed)
         model = Sent("model.ncb", head_part(self.bundle), "model.ncb")
-        return [model, Sent("edge.toml", text.encode(), "edge.toml"), *tls], text
+        return [model, Sent("edge.toml", text.encode(), "edge.toml", True), *tls], text
 
     def _wheels(self, facts: dict[str, Any], rights: Rights, target: Target, edge_text: str) -> list[Wheel]:
         options = self.options

@@ -61,7 +61,6 @@ def _commands(
         "environment": [] if options.environment else on_board(*build),
         "verify": on_board(f"{checks} verify {release}/model.ncb {layout.trusted}"),
         "choose": on_board(f"{checks} choose {release}/model.ncb"),
-        "selftest": on_board(f"{checks} selftest {release}/model.ncb"),
         "install": on_board(
             *(["useradd --system narrowcast"] if systemd else []),
             f"ln -s {layout.current}/edge.toml {layout.edge}",

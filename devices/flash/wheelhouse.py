@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import narrowcast
 from narrowcast.devices.flash.errors import WheelhouseError
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.head.cache import cache_folder
@@ -26,7 +25,7 @@ _GLIBC = re.compile(r"2\.(\d+)")
 _MARKED = re.compile(r"(?P<what>[^;]+);\s*python_version\s*(?P<op><|>=)\s*[\"']3\.(?P<minor>\d+)[\"']\s*")
 # Requirements of narrowcast that hold for older Pythons only: pip judges those by its own Python, not by the board's.
 _ONLY_BELOW = {11: ["tomli>=2"]}
-_CHECKOUT = Path(narrowcast.__file__).resolve().parents[1]
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

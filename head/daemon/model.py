@@ -10,7 +10,8 @@ from narrowcast.head.affinity import parse_cpus
 from narrowcast.head.daemon.config import DaemonConfig, RuntimeConfig
 from narrowcast.head.errors import ModelRefusedError
 from narrowcast.head.session import HeadSession
-from narrowcast.transport.bundle import Bundle, PublicKey
+from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle.signing import read_keys
 from narrowcast.transport.errors import MissingPartError
 from narrowcast.transport.selfcheck import reference_frames
 
@@ -37,7 +38,7 @@ def open_bundle(config: DaemonConfig) -> Bundle:
         BundleError: it is none, is damaged, or nobody trusted signed it.
         KeyFileError: a trusted key cannot be read.
     """
-    trusted = [PublicKey.read(Path(path)) for path in config.trust] or None
+    trusted = [key for path in config.trust for key in read_keys(Path(path))] or None
     return Bundle.open(config.bundle, "device", trusted=trusted, allow_unsigned=config.allow_unsigned)
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
+    "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
     "keys": (
         "keys",
         "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",

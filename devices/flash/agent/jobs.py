@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,11 @@ def start(layout: Layout, job: dict[str, Any]) -> str:
         place.mkdir(parents=True)
         write_json(place / "job.json", job, mode=0o600)
     _launch(layout, name, str(job["services"]))
+    deadline = time.monotonic() + LAUNCH_SECONDS
+    while not alive(layout, name) and journal(layout, name).ended() is None:
+        if time.monotonic() > deadline:
+            raise AgentError("BoardError", f"the board's worker does not start; see {place}/worker.log there")
+        time.sleep(0.02)
     return "resumed" if resumed else "started"
 
 
@@ -109,8 +116,6 @@ def _launch(layout: Layout, job: str, services: str) -> None:
 
 def layout_json(layout: Layout) -> str:
     """A layout as one word of a command line."""
-    import json
-
     return json.dumps(layout.as_dict())
 
 

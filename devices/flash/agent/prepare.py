@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -80,16 +79,19 @@ def choose(work: Work) -> str:
     words = ["choose", str(work.folder / "model.ncb"), _keys(work), json.dumps(work.job["backends"])]
     found = work.checks(*words, str(work.job["precision"]), kind="BoardVerifyError")
     record: Any = read_json(work.folder / "release.json") or {}
-    write_json(work.folder / "release.json", {**record, "head": found})
-    return str(found["words"])
+    write_json(work.folder / "release.json", {**record, **found})
+    return str(found["head"]["words"])
 
 
 def self_test(work: Work) -> str:
-    """Known frames in, symbols within the bound out; golden symbols in, golden bytes out."""
+    """Known frames in, symbols within the bound out; golden symbols in, golden bytes out.
+
+    What was loaded to be measured was tested right away; here it counts.
+    """
     record: Any = read_json(work.folder / "release.json") or {}
-    head = record.get("head") or {}
-    words = ["selftest", str(work.folder / "model.ncb"), _keys(work), json.dumps(work.job["backends"])]
-    found = work.checks(*words, str(head.get("precision", "fp32")), kind="BoardVerifyError")
+    found = record.get("selftest") or {"passed": False, "words": "the self-test did not run"}
+    if not found["passed"]:
+        raise AgentError("BoardVerifyError", str(found["words"]))
     return str(found["words"])
 
 
@@ -106,7 +108,8 @@ def install(work: Work) -> str:
         trial = Path(folder) / "edge.toml"
         text = (work.folder / "edge.toml").read_text(encoding="utf-8")
         # What the daemon will read by way of `current` is read from the new release here.
-        trial.write_text(text.replace(f"{work.layout.current}/", f"{work.folder}/"), encoding="utf-8")
+        text = text.replace(f"{work.layout.current}/", f"{work.folder}/")
+        trial.write_text(text.replace(f"{work.layout.config}/tls", f"{work.folder}/tls"), encoding="utf-8")
         Path(folder).chmod(0o755)
         work.run_in_release("-m", "narrowcast", "stream", "--config", str(trial), "--check", kind="EdgeConfigError")
     return "the daemon's configuration holds"
@@ -122,12 +125,10 @@ def _lay(work: Work) -> None:
             raise AgentError("UploadError", f"{entry['path']!r} does not lie in the release")
         secret = bool(entry.get("secret"))
         path.parent.mkdir(exist_ok=True)
-        give(path.parent if path.parent != work.folder else path, work.user) if path.exists() else None
         _copy(source, path, 0o600 if secret else 0o644, work.user if secret else "")
     keep = work.job.get("keep_from")
-    for inside in ("edge.toml", "tls"):
-        if keep and not (work.folder / inside).exists():
-            _keep(work, work.layout.release(str(keep)) / inside, work.folder / inside)
+    if keep and not (work.folder / "tls").exists():
+        _keep(work, work.layout.release(str(keep)) / "tls", work.folder / "tls")
     for folder in (work.layout.state, work.layout.cache):
         path = Path(folder)
         if not path.exists():
@@ -138,12 +139,8 @@ def _lay(work: Work) -> None:
 
 def _keep(work: Work, old: Path, new: Path) -> None:
     """What this flash does not bring is taken over from the release that runs."""
-    if old.is_dir():
-        shutil.copytree(old, new)
-        for path in (new, *new.iterdir()):
-            give(path, work.user)
-    elif old.is_file():
-        write_atomic(new, old.read_bytes())
+    for source in sorted(old.iterdir()) if old.is_dir() else []:
+        _copy(source, new / source.name, 0o600, work.user)
 
 
 def _copy(source: Path, path: Path, mode: int, owner: str) -> None:

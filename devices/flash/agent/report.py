@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from narrowcast.devices.flash.agent.facts import facts
@@ -44,6 +45,11 @@ def status(layout: Layout, services: Services) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _confirmed(path: Path) -> bool:
+    record: Any = read_json(path / "release.json")
+    return isinstance(record, dict) and bool(record.get("confirmed"))
+
+
 def _record(layout: Layout, name: str | None) -> dict[str, Any] | None:
     """What a release says of itself; None where it is not there."""
     if name is None or not layout.release(name).is_dir():
@@ -63,9 +69,10 @@ def _edge(layout: Layout, running: str | None) -> str | None:
 
 
 def releases(layout: Layout) -> list[str]:
-    """All whole releases, newest first."""
+    """All releases that were confirmed, or run, newest first."""
+    running = layout.running()
     try:
-        found = [path for path in layout.releases.iterdir() if (path / "release.json").is_file()]
+        found = [path for path in layout.releases.iterdir() if path.name == running or _confirmed(path)]
     except OSError:
         return []
     return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)]

@@ -125,7 +125,7 @@ class Session:
 
 def serve(agent: Path) -> None:
     """Answers on this process' own stdin and stdout; whatever else prints goes to stderr."""
-    incoming = os.fdopen(os.dup(0), "rb")
+    incoming = sys.stdin.buffer  # the bootstrap has read from it, and it may have read ahead
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

@@ -69,6 +69,8 @@ class Work:
             "HOME": self.layout.state,
             "LANG": "C.UTF-8",
             "NARROWCAST_CACHE": self.layout.cache,
+            "STATE_DIRECTORY": self.layout.state,
+            "RUNTIME_DIRECTORY": self.layout.run,
             "NARROWCAST_KEYS": f"{self.layout.state}/keys",
         }
         python = self.folder / "venv" / "bin" / "python"

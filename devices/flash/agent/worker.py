@@ -11,7 +11,7 @@ from typing import Any
 from narrowcast.devices.flash.agent import prepare, tidy
 from narrowcast.devices.flash.agent.environment import build_environment
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import read_json
+from narrowcast.devices.flash.agent.files import read_json, write_json
 from narrowcast.devices.flash.agent.gate import pass_gate
 from narrowcast.devices.flash.agent.journal import END, Journal
 from narrowcast.devices.flash.agent.layout import Layout
@@ -98,7 +98,8 @@ def _restart(job: Work) -> str:
 def _commit(job: Work) -> str:
     state = State(job.layout)
     if state.pending is not None and state.pending.get("release") == job.release:
-        record: Any = read_json(job.layout.release(job.release) / "release.json") or {}
+        record: Any = read_json(job.folder / "release.json") or {}
+        write_json(job.folder / "release.json", {**record, "confirmed": True})
         state.confirm(str(record.get("model", "")), int(record.get("number", 0)))
     return job.release
 
