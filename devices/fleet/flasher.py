@@ -41,6 +41,13 @@ class Flasher(Protocol):
             NarrowcastError: it failed; what ran before runs on. With exit code 5, the board rolled back by itself.
         """
 
+    def wants(self, board: Board) -> str:
+        """Names what is to be on a board: bundle, settings, certificate. With another name, what an earlier run did is void.
+
+        Raises:
+            NarrowcastError: a file that the board is to get cannot be read.
+        """
+
     def still(self, board: Board, release: str) -> str:
         """Whether a board runs what an earlier run put there; says why not, or nothing where it does.
 

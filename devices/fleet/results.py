@@ -35,6 +35,7 @@ class BoardResult(msgspec.Struct, frozen=True, kw_only=True):
         step: that is under way, or at which it failed.
         detail: one line.
         release: what runs there now, as far as this run has seen.
+        wants: names what was to be on it (:meth:`narrowcast.devices.fleet.flasher.Flasher.wants`).
         exit_code: of its error, as ``narrowcast flash`` alone would have ended; 0 without one.
         seconds: how long it took; None where it did not end.
     """
@@ -46,6 +47,7 @@ class BoardResult(msgspec.Struct, frozen=True, kw_only=True):
     step: str = ""
     detail: str = ""
     release: str | None = None
+    wants: str = ""
     exit_code: int = 0
     seconds: float | None = None
 

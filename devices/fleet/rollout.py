@@ -136,8 +136,9 @@ class Rollout:
             self._ended(name, done.state, done.detail, began, release=done.release, step="")
 
     def _once(self, board: Board) -> BoardResult:
-        known = self._state.done(board.name) if self._state is not None else None
-        why = ""
+        wants, why = self._flasher.wants(board), ""
+        self._set(board.name, "running", wants=wants)
+        known = self._state.done(board.name, wants) if self._state is not None else None
         if known is not None and known.release is not None:
             self._set(board.name, "running", step="status", detail=f"whether it still runs {known.release}")
             why = self._flasher.still(board, known.release)

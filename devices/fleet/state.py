@@ -42,10 +42,11 @@ class RolloutState:
         self._boards = boards
         self._lock = threading.Lock()
 
-    def done(self, name: str) -> BoardResult | None:
-        """What an earlier run did with a board that it was done with; None where it was not."""
+    def done(self, name: str, wants: str) -> BoardResult | None:
+        """What an earlier run did with a board that it was done with, in just this way; None where it was not."""
         found = self._boards.get(name)
-        return found if found is not None and found.state in ("done", "unchanged", "verified") else None
+        good = found is not None and found.state in ("done", "unchanged", "verified")
+        return found if good and found is not None and found.wants == wants else None
 
     def put(self, result: BoardResult) -> None:
         """Keeps a board's result.

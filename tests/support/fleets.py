@@ -45,6 +45,7 @@ class ScriptedFlasher:
     def __init__(self, release: str = "r2", errors: dict[str, Exception] | None = None) -> None:
         self.release = release
         self.errors = errors or {}
+        self.want: dict[str, str] = {}
         self.moved: dict[str, str] = {}
         self.flashed: list[str] = []
         self.asked: list[str] = []
@@ -68,6 +69,10 @@ class ScriptedFlasher:
         finally:
             with self._lock:
                 self._now -= 1
+
+    def wants(self, board: Board) -> str:
+        """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""
+        return self.want.get(board.name, "the same")
 
     def still(self, board: Board, release: str) -> str:
         """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""

@@ -129,7 +129,7 @@ def test_an_unexpected_error_is_one_boards_failure():
 def test_every_change_of_a_board_is_told():
     told = []
     rolled(fleets.boards(1), fleets.ScriptedFlasher(), changed=lambda r: told.append((r.state, r.step)))
-    assert told == [("running", ""), ("running", "upload"), ("done", "")]
+    assert told == [("running", ""), ("running", ""), ("running", "upload"), ("done", "")]
 
 
 def test_a_rerun_goes_on_with_what_is_not_done_and_looks_at_the_rest(tmp_path):
@@ -153,6 +153,18 @@ def test_a_rerun_goes_on_with_what_is_not_done_and_looks_at_the_rest(tmp_path):
     with open_state(path, "bundle-a") as state:
         assert rolled(boards, third, state=state).counts == {"verified": 10}
     assert not third.flashed
+
+
+def test_a_board_whose_settings_have_changed_is_flashed_again(tmp_path):
+    boards, path = fleets.boards(3), tmp_path / "fleet.state.json"
+    with open_state(path, "bundle-a") as state:
+        rolled(boards, fleets.ScriptedFlasher(), state=state)
+    flasher = fleets.ScriptedFlasher()
+    flasher.want["board-001"] = "another certificate"
+    with open_state(path, "bundle-a") as state:
+        report = rolled(boards, flasher, state=state)
+    assert flasher.flashed == ["board-001"]
+    assert report.counts == {"verified": 2, "done": 1}
 
 
 @pytest.mark.parametrize("how", [{"rollout": "bundle-b"}, {"rollout": "bundle-a", "afresh": True}])
