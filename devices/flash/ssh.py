@@ -116,8 +116,8 @@ class Ssh:
             if not wanted and not accept(self.destination.text, kind, fingerprint):
                 own = f"ssh-keygen -lf /etc/ssh/ssh_host_{kind.lower()}_key.pub"
                 raise HostKeyError(
-                    f"the host key of {self.destination.text} is not known: {kind} {fingerprint}; compare it with what the board "
-                    f"itself says ({own}), then --accept-host-key {fingerprint}", fingerprint=fingerprint,
+                    f"the host key of {self.destination.text} is not known: {kind} {fingerprint}; compare it with what the "
+                    f"board itself says ({own}), then --accept-host-key {fingerprint}", fingerprint=fingerprint,
                 )  # fmt: skip
             self._remember(known.read_text(encoding="utf-8"))
 

@@ -27,7 +27,7 @@ def guard(agent: Path, place: Path, layout_json: str) -> None:
         journal = Journal(place / "journal.jsonl")
         for attempt in range(ATTEMPTS):
             word = "work" if attempt < ATTEMPTS - 1 else "give-up"
-            command = [sys.executable, "-I", str(agent), word, str(place), layout_json]
+            command = [sys.executable, "-IS", str(agent), word, str(place), layout_json]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
             if journal.ended() is not None:
                 return

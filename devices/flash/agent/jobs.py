@@ -101,7 +101,7 @@ def unit_of(job: str) -> str:
 
 def _launch(layout: Layout, job: str, services: str) -> None:
     agent, place = str(layout.flash / "agent.pyz"), folder(layout, job)
-    words = [sys.executable, "-I", agent, "guard", str(place), layout_json(layout)]
+    words = [sys.executable, "-IS", agent, "guard", str(place), layout_json(layout)]
     if services == "systemd":
         words = [
             "systemd-run", "--quiet", "--collect", f"--unit={unit_of(job)}", "--description=narrowcast flash",

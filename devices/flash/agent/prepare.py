@@ -127,7 +127,7 @@ def _lay(work: Work) -> None:
         path.parent.mkdir(exist_ok=True)
         _copy(source, path, 0o600 if secret else 0o644, work.user if secret else "")
     keep = work.job.get("keep_from")
-    if keep and not (work.folder / "tls").exists():
+    if keep and not any(str(entry["path"]).startswith("tls/") for entry in work.job["files"]):
         _keep(work, work.layout.release(str(keep)) / "tls", work.folder / "tls")
     for folder in (work.layout.state, work.layout.cache):
         path = Path(folder)

@@ -166,7 +166,7 @@ class Supervised:
         self.stop()
         Path(self._layout.run).mkdir(parents=True, exist_ok=True)
         agent = str(self._layout.flash / "agent.pyz")
-        spawn([sys.executable, "-I", agent, "supervise", json.dumps(self._layout.as_dict())], self._log)
+        spawn([sys.executable, "-IS", agent, "supervise", json.dumps(self._layout.as_dict())], self._log)
         deadline = time.monotonic() + STOP_SECONDS
         while self._supervisor() is None:
             if time.monotonic() > deadline:

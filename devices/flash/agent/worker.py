@@ -27,6 +27,10 @@ def work(place: Path, layout_json: str) -> None:
     """Carries a job out, or goes on with it."""
     job = _open(place, layout_json)
     job.journal.write("attempt", "begin")
+    back = next((one for one in job.journal.entries() if (one["step"], one["state"]) == ("rollback", "begin")), None)
+    if back is not None:
+        _failed(job, AgentError(str(back["kind"]), str(back["detail"])))
+        return
     _recover(job)
     try:
         for name, step in _steps(job.job["kind"]).items():
@@ -115,7 +119,7 @@ def _failed(job: Work, error: AgentError) -> None:
         else:
             job.journal.write(END, "failed", error.message, release=job.layout.running(), **more)
         return
-    job.journal.write("rollback", "begin", error.message)
+    job.journal.write("rollback", "begin", error.message, **more)
     before = state.go_back(error.message)
     _settle(job)
     job.journal.write("rollback", "done", before or "nothing ran before: the daemon is stopped")
