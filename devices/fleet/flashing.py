@@ -31,12 +31,13 @@ _ALIKE = (
 _FILES = ("config", "tls", "wheels")
 
 
-def options_of(board: Board, given: FlashOptions) -> FlashOptions:
+def options_of(board: Board, given: FlashOptions, *, interactive: bool = False) -> FlashOptions:
     """The options for one board: what was given to all goes first, then the inventory, then the defaults.
 
     Args:
         board: of the inventory.
         given: from flags; what is as in ``FlashOptions()`` counts as not given.
+        interactive: ssh may ask on the terminal, where ``given`` lets it; several threads cannot ask one person.
     """
     said = board.settings
     found: dict[str, Any] = {name: value for name in _ALIKE if (value := getattr(said, name)) not in (None, {})}
@@ -55,8 +56,8 @@ def options_of(board: Board, given: FlashOptions) -> FlashOptions:
         found = {name: value for name, value in found.items() if name not in ("to", "source")}
     elif {"to", "source"} & flags.keys():
         found.pop("config", None)
-    # Several threads cannot ask one person for passwords.
-    own = replace(own, **{**_differences(given.connection), "interactive": False})
+    own = replace(own, **_differences(given.connection))
+    own = own if interactive else replace(own, interactive=False)
     return FlashOptions(**{**found, **flags, "connection": own})
 
 

@@ -108,12 +108,13 @@ class Inventory(Settings, frozen=True):
     groups: dict[str, BoardSettings] = {}
 
     def __post_init__(self) -> None:
-        for what in ("name", "ssh"):
-            seen: set[str] = set()
-            for board in self.boards:
-                if getattr(board, what) in seen:
-                    raise ValueError(f"two boards have the {what} {getattr(board, what)!r}")
-                seen.add(getattr(board, what))
+        names = [board.name for board in self.boards]
+        places = [(board.ssh, board.prefix) for board in self.boards]
+        for k, board in enumerate(self.boards):
+            if board.name in names[:k]:
+                raise ValueError(f"two boards have the name {board.name!r}")
+            if places[k] in places[:k] and "{name}" not in (self.defaults.prefix or ""):
+                raise ValueError(f"two boards have the ssh {board.ssh!r}; each is flashed once")
         used = {group for board in self.boards for group in board.groups}
         if idle := sorted(set(self.groups) - used):
             raise ValueError(
@@ -159,6 +160,11 @@ def load_inventory(path: Path) -> list[Board]:
         raise InventoryError(str(error)) from error
     folder = path.parent.absolute()
     return [_resolve(inventory, entry, folder, path.name) for entry in inventory.boards]
+
+
+def one_board(entry: BoardEntry, folder: Path, source: str) -> Board:
+    """A board without an inventory around it; see :func:`load_inventory`."""
+    return _resolve(Inventory(boards=[entry]), entry, folder.absolute(), source)
 
 
 def select(boards: Sequence[Board], groups: Sequence[str] = (), names: Sequence[str] = ()) -> list[Board]:

@@ -41,4 +41,4 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 export container=lxc QEMU_CPU=cortex-a72
-exec chroot "$root" /lib/systemd/systemd --log-target=console --log-level=warning
+exec chroot "$root" /lib/systemd/systemd --log-target=journal

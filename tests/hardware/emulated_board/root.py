@@ -120,6 +120,12 @@ def _units(root: Path) -> None:
     _link(etc, "multi-user.target.wants/ssh.service", "/lib/systemd/system/ssh.service")
     for unit in _MASKED:
         _link(etc, unit, "/dev/null")
+    # Under qemu's user mode a namespace's descriptor cannot be sent to another process, which is how systemd shares one.
+    limits = etc / "systemd/system/narrowcast-edge.service.d/emulated.conf"
+    limits.parent.mkdir(parents=True)
+    limits.write_text("[Service]\nPrivateIPC=no\n")
+    for folder in ("opt", "srv", "usr/local"):
+        (root / folder).mkdir(exist_ok=True)
 
 
 def _link(etc: Path, unit: str, to: str) -> None:
