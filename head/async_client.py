@@ -224,7 +224,7 @@ class AsyncClient:
         return self._link.failure
 
     def capture_us(self, captured_at: float) -> int:
-        """When a frame was captured (seconds of ``time.monotonic()``), in microseconds since 1970 UTC, as its packet has it."""
+        """As packets have it: microseconds since 1970 UTC, of seconds of ``time.monotonic()``."""
         return self._link.us_at(captured_at)
 
     def socket_bytes(self) -> SocketBytes | None:

@@ -17,7 +17,12 @@ Each name is loaded when it is first used, so that a board never imports what it
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime (from 1.31 on, on Linux, too) tells its makers over the network what it runs, unless this is set before it is
+# loaded. What a board or a server computes is nobody's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from narrowcast.compiler.compile import compile as compile  # noqa: A004  (the verb)

@@ -25,7 +25,7 @@ _CANDIDATES = (
 )
 
 # Printed one fact a line; plain enough for every sh of the last thirty years.
-_LOOK = """
+_LOOK = r"""
 echo uid "$(id -u)"
 sudo -n true >/dev/null 2>&1 && echo sudo yes
 d={folder}
@@ -33,8 +33,10 @@ while [ -n "$d" ] && [ ! -e "$d" ]; do n=${{d%/*}}; [ "$n" = "$d" ] && break; d=
 [ -w "${{d:-/}}" ] && echo writable yes
 for p in {candidates}; do
   q=$(command -v "$p" 2>/dev/null) || continue
-  v=$("$q" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && echo python "$v" "$q"
-  "$q" -c 'import sys; sys.exit(sys.version_info[:2] < {oldest})' 2>/dev/null && break
+  "$q" -c 'import sys
+v = sys.version_info[:2]
+print("python %d.%d %s" % (v + (sys.executable,)))
+sys.exit(v < {oldest})' 2>/dev/null && break
 done
 true
 """

@@ -11,9 +11,8 @@ from narrowcast.head.affinity import check_cpus
 from narrowcast.head.daemon.clients import check_source, policy_of, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.http import check_listen
-from narrowcast.head.daemon.model import Backends, load_model
+from narrowcast.head.daemon.model import Backends, Model, load_model
 from narrowcast.head.daemon.outputs import make_sink
-from narrowcast.head.session import HeadSession
 from narrowcast.head.sources import open_source
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.transport.errors import ConfigError, NarrowcastError
@@ -47,21 +46,20 @@ def check(config: DaemonConfig, preferred: Backends) -> Findings:
         preferred: the board's backends, best first.
     """
     found = Findings()
-    sessions: list[HeadSession] = []
+    models: list[Model] = []
 
-    def model() -> str:
-        session = load_model(config, preferred)
-        sessions.append(session)
-        manifest = session.bundle.manifest
+    def loaded() -> str:
+        models.append(load_model(config, preferred))
+        session, manifest = models[0].session, models[0].manifest
         signed = "unsigned" if session.bundle.signed_by is None else f"signed by {session.bundle.signed_by.id}"
         return f"{manifest.name} release {manifest.release}, {signed}, {session.choice}, checked"
 
     if config.runtime.cpus is not None:
         found.attempt("processors", lambda: f"{sorted(check_cpus(config.runtime.cpus or ''))}")
-    found.attempt("model", model)
+    found.attempt("model", loaded)
     found.attempt("servers", lambda: _servers(config))
     for source in config.sources:
-        found.attempt(f"source {source.name!r}", lambda source=source: _source(config, source, sessions))  # type: ignore[misc]
+        found.attempt(f"source {source.name!r}", lambda source=source: _source(config, source, models))  # type: ignore[misc]
     for output in config.outputs:
         found.attempt("output", lambda output=output: make_sink(output).name + _durable(output))  # type: ignore[misc]
     if not config.outputs:
@@ -79,7 +77,7 @@ def _servers(config: DaemonConfig) -> str:
     return f"{names}, {'not encrypted' if tls is None else f'TLS by {tls.authority.parent}'}"
 
 
-def _source(config: DaemonConfig, source: SourceConfig, sessions: list[HeadSession]) -> str:
+def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> str:
     note = ""
     if not source.uri.startswith("unix:"):  # opening it would take the socket from a daemon that runs
         raw = None if source.raw is None else RawForm.parse(source.raw)
@@ -89,9 +87,9 @@ def _source(config: DaemonConfig, source: SourceConfig, sessions: list[HeadSessi
     if source.uri.startswith("/dev/") and not Path(source.uri).exists():
         note = " (not there now: it is waited for)"
     policy = source.on_outage or "as the bundle says"
-    if sessions:
-        check_source(config, source, sessions[0])
-        policy = policy_of(source, sessions[0])
+    if models:
+        check_source(config, source, models[0])
+        policy = policy_of(source, models[0].session)
     return f"{source.uri}{note}; while no server answers: {policy}"
 
 

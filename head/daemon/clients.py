@@ -10,6 +10,7 @@ from narrowcast.head.accounting import Ledger
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.async_client import AsyncClient
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig, SpoolConfig
+from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller
 from narrowcast.head.outage import OnOutage
 from narrowcast.head.rate.budget import DailyCap, parse_cap, parse_rate
@@ -56,7 +57,7 @@ def policy_of(source: SourceConfig, session: HeadSession) -> OnOutage:
     return source.on_outage or ("local" if session.has_exit else "drop")
 
 
-def check_source(config: DaemonConfig, source: SourceConfig, session: HeadSession) -> None:
+def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> None:
     """Returns if :func:`make_client` will find nothing wrong.
 
     Raises:
@@ -64,7 +65,7 @@ def check_source(config: DaemonConfig, source: SourceConfig, session: HeadSessio
         MissingPartError: answers from a local exit that it has not.
         CertificateError, KeyFileError, TokenError: files for TLS that are no good.
     """
-    manifest = session.bundle.manifest
+    session, manifest = model.session, model.manifest
     reader = AnswerReader(manifest, source.tails)
     if policy_of(source, session) == "local":
         if not session.has_exit:
@@ -75,6 +76,7 @@ def check_source(config: DaemonConfig, source: SourceConfig, session: HeadSessio
             raise ConfigError(
                 f"source {source.name!r}: the local exit answers as the tail 'main' does, which is not asked for"
             )
+        _ = session.exit  # now: later, another bundle may lie where this one did
     if isinstance(source.level, int) and source.level >= session.levels:
         raise ConfigError(
             f"source {source.name!r}: level = {source.level}; {manifest.name} has levels 0..{session.levels - 1}"
@@ -91,7 +93,7 @@ def check_source(config: DaemonConfig, source: SourceConfig, session: HeadSessio
 def make_client(
     config: DaemonConfig,
     source: SourceConfig,
-    session: HeadSession,
+    model: Model,
     spool: Spool | None,
     ledger: Ledger,
     *,
@@ -99,7 +101,7 @@ def make_client(
     on_replayed: Callable[[Teller, Replayed], None],
 ) -> Running:
     """A client for a source, on the running loop. Raises as :func:`check_source` does."""
-    teller = Teller(source.name, session.bundle)
+    session, teller = model.session, Teller(source.name, model)
     cap = None
     if source.data_cap is not None:
         cap = DailyCap(parse_cap(source.data_cap), Path(config.state_folder) / f"data-used-{source.name}.json")

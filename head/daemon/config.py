@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from narrowcast.head.affinity import parse_cpus
-from narrowcast.head.daemon.outputs.config import Output
+from narrowcast.head.daemon.output_config import Output
 from narrowcast.head.endpoints import parse_endpoints
 from narrowcast.head.link import Priority
 from narrowcast.head.outage import OnOutage
@@ -198,6 +198,16 @@ class DaemonConfig(Settings, frozen=True):
         """For ``status.json``: ``$RUNTIME_DIRECTORY``, which is memory, else the state's."""
         found = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
         return Path(found) if found else self.state_folder
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What a model is loaded by."""
+        return {name: getattr(self, name) for name in ("bundle", "trust", "allow_unsigned", "runtime")}
+
+    @property
+    def ports(self) -> list[int]:
+        """Of all servers."""
+        return sorted({address.port for address in parse_endpoints(self.to)})
 
     @property
     def link(self) -> tuple[Any, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -18,10 +20,11 @@ from narrowcast.head.daemon.figures import Figures, age
 from narrowcast.head.daemon.http import HttpServer, Page
 from narrowcast.head.daemon.lane import Lane
 from narrowcast.head.daemon.lock import StateLock
-from narrowcast.head.daemon.model import Backends, Stamp, load_model, stamp_of
+from narrowcast.head.daemon.logs import for_journal
+from narrowcast.head.daemon.model import Backends, Model, Stamp, load_model, stamp_of
 from narrowcast.head.daemon.notify import Notifier
+from narrowcast.head.daemon.output_config import LinesOutput
 from narrowcast.head.daemon.outputs import Outputs
-from narrowcast.head.daemon.outputs.config import LinesOutput
 from narrowcast.head.daemon.status import (
     LedgerStatus,
     ModelStatus,
@@ -31,17 +34,18 @@ from narrowcast.head.daemon.status import (
     rfc3339,
     rss_bytes,
 )
-from narrowcast.head.endpoints import parse_endpoints
 from narrowcast.head.errors import StuckSourceError
-from narrowcast.head.session import HeadSession
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.transport.errors import NarrowcastError
 from narrowcast.transport.sinks import SinkCounts
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
+COLLECT_SECONDS = 30.0
 # Without a watchdog, a frame that has not got on for so long makes the daemon not ready.
 STUCK_SECONDS = 30.0
+# A source that blocks may wait for a server that is there and has no room for it, again and again.
+BLOCK_SECONDS = 300.0
 
 
 class Daemon:
@@ -69,24 +73,24 @@ class Daemon:
         self.model_changes = 0
         self.started_at = time.time()
         self._state = config.state_folder
-        self._session: HeadSession
+        self._model: Model
         self._stamp: Stamp | None = None  # of the bundle's file that was looked at last
         self._refused: dict[str, str] = {}
         self._outputs = Outputs(self._state)
         self._status_file = StatusFile(config.run_folder)
         self._http: HttpServer | None = None
-        self._meter = SocketMeter(*_ports(config))
+        self._meter = SocketMeter(*config.ports)
         self._reload = asyncio.Event()
         self._running = self._ending = False
         self._told_stuck = False
-        self._textfile_at = self._looked_at = 0.0
+        self._textfile_at = self._looked_at = self._collected_at = 0.0
 
     def reload(self) -> None:
         """Settings and bundle are read again, soon. For SIGHUP."""
         self._reload.set()
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Until ``stop`` is set, or all sources have ended; the exit code.
+        """Until ``stop`` is set, or all sources have ended: 0.
 
         Raises:
             NarrowcastError: it cannot start; or a source is lost in the system, which another process may not be.
@@ -102,6 +106,7 @@ class Daemon:
             self._running, self._ending = False, True
             await self._stop()
             ticking.cancel()
+            gc.unfreeze()
             self._status_file.remove()
             self._notifier.close()
             lock.close()
@@ -112,26 +117,32 @@ class Daemon:
     async def _start(self) -> None:
         started = time.monotonic()
         self._stamp = stamp_of(self._config.bundle)
-        self._session = await asyncio.to_thread(load_model, self._config, self._preferred)
+        self._model = await asyncio.to_thread(load_model, self._config, self._preferred)
         for source in self._config.sources:
-            check_source(self._config, source, self._session)
+            check_source(self._config, source, self._model)
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
+        if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
+            log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
         await self._listen()
+        # Calls of grpc.aio are rings of objects that keep their connection until they are collected. What is there by now
+        # stays in any case, so that looking for rings among the rest takes a millisecond.
+        gc.collect()
+        gc.freeze()
         for source in self._config.sources:
             self._start_lane(self._config, source.name)
         self._running = True
         self._write()
-        manifest = self._session.bundle.manifest
+        manifest = self._model.manifest
         log.info(
             "ready in %.2f s: %s release %d, %s, %d source%s", time.monotonic() - started, manifest.name,
-            manifest.release, self._session.choice, len(self.lanes), "" if len(self.lanes) == 1 else "s",
+            manifest.release, self._model.session.choice, len(self.lanes), "" if len(self.lanes) == 1 else "s",
         )  # fmt: skip
         self._notifier.ready(self._line())
 
     def _start_lane(self, config: DaemonConfig, name: str) -> None:
         source = next(one for one in config.sources if one.name == name)
         figures = self.figures.setdefault(name, Figures())
-        self.lanes[name] = Lane(config, source, self._session, figures, self._outputs.tell)
+        self.lanes[name] = Lane(config, source, self._model, figures, self._outputs.tell)
 
     async def _listen(self) -> None:
         """Figures over HTTP, where they are wanted."""
@@ -165,21 +176,24 @@ class Daemon:
     async def _go_on(self, stop: asyncio.Event) -> BaseException | None:
         """Ticks; what ended it, where that was a fault."""
         while not stop.is_set():
-            woken = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._reload.wait())]
-            await asyncio.wait(woken, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            for one in woken:
-                one.cancel()
-            if self._reload.is_set():
-                self._reload.clear()
-                await self._reload_all()
-            await self._look_after()
+            work = asyncio.create_task(
+                self._look_after()
+            )  # a model may take minutes to load: the end does not wait for it
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+                return None
+            work.result()
+            for name, lane in self.lanes.items():
+                if lane.failure is not None and lane.feed.source.live:
+                    return StuckSourceError(f"source {name!r} is lost: {lane.failure}")
             if all(lane.ended for lane in self.lanes.values()):
                 failures = [lane.failure for lane in self.lanes.values() if lane.failure is not None]
                 log.info("all sources have ended")
                 return failures[0] if failures else None
-            for name, lane in self.lanes.items():
-                if lane.failure is not None and lane.feed.source.live:
-                    return StuckSourceError(f"source {name!r} is lost: {lane.failure}")
         return None
 
     async def _tick_all(self) -> None:
@@ -204,9 +218,17 @@ class Daemon:
             Metrics(self).write(Path(metrics.textfile))
 
     async def _look_after(self) -> None:
-        """What may take its time: links that have failed, a bundle that was replaced."""
+        """About once a second, what may take its time: settings, links that have failed, a bundle that was replaced."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._reload.wait(), TICK_SECONDS)
+        if self._reload.is_set():
+            self._reload.clear()
+            await self._reload_all()
         for lane in list(self.lanes.values()):
             await lane.tick()
+        if time.monotonic() - self._collected_at >= COLLECT_SECONDS:
+            self._collected_at = time.monotonic()
+            gc.collect()
         if time.monotonic() - self._looked_at >= self._config.check_bundle_seconds:
             self._looked_at = time.monotonic()
             await self._look_at_bundle()
@@ -230,7 +252,8 @@ class Daemon:
     def _patience(self, lane: Lane) -> float:
         """Seconds within which a frame gets on, whatever the network does."""
         least = STUCK_SECONDS if self._notifier.watchdog_seconds is None else self._notifier.watchdog_seconds / 2
-        return max(least, lane.source.exit_after_seconds + 5.0)
+        waits = BLOCK_SECONDS if lane.source.on_outage == "block" else lane.source.exit_after_seconds + 5.0
+        return max(least, waits)
 
     # Another model, other settings.
 
@@ -244,15 +267,15 @@ class Daemon:
         """Loads the configured model, which is then that of frames to come; whether it is."""
         self._stamp = stamp
         try:
-            session = await asyncio.to_thread(load_model, config, self._preferred, self._session)
+            model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
             for source in config.sources:
-                check_source(config, source, session)
+                check_source(config, source, model)
         except (NarrowcastError, OSError) as error:
-            self._refuse("bundle", f"{error}; release {self._session.bundle.manifest.release} goes on")
+            self._refuse("bundle", f"{error}; release {self._model.manifest.release} goes on")
             return False
         self._refused.pop("bundle", None)
-        old, self._session = self._session.bundle.manifest, session
-        new = session.bundle.manifest
+        old, self._model = self._model.manifest, model
+        new = model.manifest
         self.model_changes += 1
         log.info("%s release %d takes over from %s release %d", new.name, new.release, old.name, old.release)
         return True
@@ -276,17 +299,17 @@ class Daemon:
     async def _change_config(self, config: DaemonConfig) -> None:
         old, stamp = self._config, stamp_of(config.bundle)
         other_model = False
-        if _model_of(config) != _model_of(old) or stamp != self._stamp or "bundle" in self._refused:
+        if config.model != old.model or stamp != self._stamp or "bundle" in self._refused:
             other_model = await self._load(config, stamp)
-            config = config if other_model else msgspec.structs.replace(config, **_model_of(old))
+            config = config if other_model else msgspec.structs.replace(config, **old.model)
         for source in config.sources:
-            check_source(config, source, self._session)
+            check_source(config, source, self._model)
         await self._outputs.change(list(config.outputs) or [LinesOutput()])
         self._config = config
         if config.metrics.listen != old.metrics.listen:
             await self._listen()
-        if _ports(config) != _ports(old):
-            self._meter = SocketMeter(*_ports(config))
+        if config.ports != old.ports:
+            self._meter = SocketMeter(*config.ports)
         await self._change_lanes(config, old, other_model=other_model)
 
     async def _change_lanes(self, config: DaemonConfig, old: DaemonConfig, *, other_model: bool) -> None:
@@ -297,8 +320,13 @@ class Daemon:
             if source is None or source.kept != lane.source.kept:
                 await lane.stop(config.drain_seconds)
                 del self.lanes[name]
-            elif other_model or source != lane.source or config.link != old.link:
-                await lane.change(config, source, self._session)
+            elif (
+                other_model
+                or source != lane.source
+                or config.link != old.link
+                or lane.client.client.failure is not None
+            ):
+                await lane.change(config, source, self._model)
         for name in wanted:
             if name not in self.lanes:
                 self._start_lane(config, name)
@@ -318,7 +346,7 @@ class Daemon:
         latest = max(self.figures.values(), key=lambda one: one.captured_at or 0.0, default=None)
         answers = [one.answer_age_s for one in sources.values() if one.answer_age_s is not None]
         frames = [one.frame_age_s for one in sources.values() if one.frame_age_s is not None]
-        manifest = self._session.bundle.manifest
+        manifest = self._model.manifest
         stuck = any(lane.stuck_seconds() > self._patience(lane) for lane in self.lanes.values())
         return Status(
             pid=os.getpid(), started_at=rfc3339(self.started_at),
@@ -373,13 +401,3 @@ class Daemon:
             await self._http.stop()
         if self.figures:
             log.info("ended: %s", self._line())
-
-
-def _ports(config: DaemonConfig) -> list[int]:
-    return sorted({address.port for address in parse_endpoints(config.to)})
-
-
-def _model_of(config: DaemonConfig) -> dict[str, Any]:
-    """What a model is loaded by."""
-    names = ("bundle", "trust", "allow_unsigned", "runtime")
-    return {name: getattr(config, name) for name in names}

@@ -7,6 +7,7 @@ end there, new ones go to the new one, and none is lost between.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -17,11 +18,12 @@ from typing import NamedTuple
 from narrowcast.head.daemon.clients import Running, make_client, make_spool
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
+from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller, Telling
 from narrowcast.head.errors import LinkError
 from narrowcast.head.replay import Replayed
 from narrowcast.head.results import Result
-from narrowcast.head.session import Encoded, HeadSession
+from narrowcast.head.session import Encoded
 from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.transport.errors import NarrowcastError
@@ -48,7 +50,7 @@ class Lane:
     Args:
         config: the daemon's.
         source: this one's.
-        session: the model that runs.
+        model: that runs.
         figures: are kept up.
         tell: takes records; must not block.
     """
@@ -57,13 +59,13 @@ class Lane:
         self,
         config: DaemonConfig,
         source: SourceConfig,
-        session: HeadSession,
+        model: Model,
         figures: Figures,
         tell: Callable[[Telling], None],
     ) -> None:
         self.source, self.figures, self._tell = source, figures, tell
         self.failure: BaseException | None = None
-        self._config, self._session = config, session
+        self._config, self._model = config, model
         self._loop = asyncio.get_running_loop()
         self._mutex = threading.Lock()  # which client is used, and by how many frames
         self._old: set[asyncio.Task[None]] = set()
@@ -105,7 +107,7 @@ class Lane:
 
     def _make(self) -> Running:
         return make_client(
-            self._config, self.source, self._session, self.spool, self.figures.ledger, on_trouble=self._trouble,
+            self._config, self.source, self._model, self.spool, self.figures.ledger, on_trouble=self._trouble,
             on_replayed=self._replayed,
         )  # fmt: skip
 
@@ -124,6 +126,7 @@ class Lane:
             for captured in self.feed:
                 self.figures.captured_at = time.monotonic()
                 self._room.acquire()
+                self._wait_for_link()
                 if self._giving_up:
                     self.figures.ledger.drop("closed")
                     self._room.release()
@@ -133,6 +136,11 @@ class Lane:
             self.failure = error
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
+
+    def _wait_for_link(self) -> None:
+        """Where frames are to wait for a server, they wait for a new link, too, when every server refuses this one."""
+        while self.source.on_outage == "block" and self._running.client.failure is not None and not self._giving_up:
+            time.sleep(0.05)
 
     def _encode(self, captured: Captured) -> None:
         with self._mutex:
@@ -208,12 +216,12 @@ class Lane:
             self._renewal_seconds = FIRST_RENEWAL_SECONDS
         self._tell(sent.running.teller.result(result, client.stream_id, capture_us, sent.captured.name))
 
-    async def change(self, config: DaemonConfig, source: SourceConfig, session: HeadSession) -> None:
+    async def change(self, config: DaemonConfig, source: SourceConfig, model: Model) -> None:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
 
         The source itself, and what it is captured by, stay as they are.
         """
-        self._config, self.source, self._session = config, source, session
+        self._config, self.source, self._model = config, source, model
         old = self._running
         if self.spool is not None:  # one client at a time sends what is in it
             await old.client.retire()
@@ -231,6 +239,7 @@ class Lane:
             await asyncio.sleep(0.02)
         await old.client.close()
         self.figures.end_client(old.client.counters)
+        gc.collect()  # lets go of its connection; see Daemon
 
     async def tick(self) -> None:
         """Once a second: a link that has failed for good is made anew, now and then."""
@@ -246,7 +255,7 @@ class Lane:
             self._renewal_seconds = min(2 * self._renewal_seconds, LONGEST_RENEWAL_SECONDS)
         elif now >= self._renew_at and not self._stopping:
             self._renew_at = 0.0
-            await self.change(self._config, self.source, self._session)
+            await self.change(self._config, self.source, self._model)
 
     def stuck_seconds(self) -> float:
         """For how long a frame has not got on although nothing outside keeps it; 0 while there is none."""

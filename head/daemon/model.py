@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from narrowcast.head.affinity import parse_cpus
 from narrowcast.head.daemon.config import DaemonConfig, RuntimeConfig
 from narrowcast.head.errors import ModelRefusedError
 from narrowcast.head.session import HeadSession
-from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.bundle import Bundle, Manifest
 from narrowcast.transport.bundle.signing import read_keys
 from narrowcast.transport.errors import MissingPartError
 from narrowcast.transport.selfcheck import reference_frames
@@ -20,6 +21,23 @@ log = logging.getLogger(__name__)
 # Inode, size and time of change: another one is another file.
 Stamp = tuple[int, int, int]
 Backends = Callable[[], Sequence[str]]
+
+
+class Model(NamedTuple):
+    """A model that runs. Nothing more is read from its bundle: on disk, another one may have taken its place.
+
+    Attributes:
+        session: its head.
+        labels: the names of its classes; none where the bundle has none.
+    """
+
+    session: HeadSession
+    labels: list[str]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of its bundle."""
+        return self.session.bundle.manifest
 
 
 def stamp_of(path: str) -> Stamp | None:
@@ -42,7 +60,7 @@ def open_bundle(config: DaemonConfig) -> Bundle:
     return Bundle.open(config.bundle, "device", trusted=trusted, allow_unsigned=config.allow_unsigned)
 
 
-def load_model(config: DaemonConfig, preferred: Backends, running: HeadSession | None = None) -> HeadSession:
+def load_model(config: DaemonConfig, preferred: Backends, running: Model | None = None) -> Model:
     """The configured model, ready to run; what runs is not touched.
 
     Args:
@@ -58,7 +76,7 @@ def load_model(config: DaemonConfig, preferred: Backends, running: HeadSession |
     bundle = open_bundle(config)
     manifest = bundle.manifest
     if running is not None:
-        before = running.bundle.manifest
+        before = running.manifest
         if manifest.name == before.name and manifest.release < before.release:
             raise ModelRefusedError(
                 f"{bundle.path.name} is release {manifest.release} of {manifest.name}, and release {before.release} runs: "
@@ -69,7 +87,7 @@ def load_model(config: DaemonConfig, preferred: Backends, running: HeadSession |
         threads=threads_of(config.runtime),
     )  # fmt: skip
     _check(session)
-    return session
+    return Model(session, bundle.read("labels").decode().splitlines() if bundle.has("labels") else [])
 
 
 def _check(session: HeadSession) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import numpy as np
 
+from narrowcast.head.daemon.model import Model
 from narrowcast.head.replay import Replayed
 from narrowcast.head.results import Result
-from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.sinks import Record, summarize
 from narrowcast.transport.sinks.records import SCHEMA, record_id
 from narrowcast.transport.tasks import MAIN, Answer, Detections
@@ -42,12 +42,11 @@ class Teller:
 
     Args:
         source: its name.
-        bundle: of the model.
+        model: that they go through.
     """
 
-    def __init__(self, source: str, bundle: Bundle) -> None:
-        self._source, self._manifest = source, bundle.manifest
-        self._labels = bundle.read("labels").decode().splitlines() if bundle.has("labels") else []
+    def __init__(self, source: str, model: Model) -> None:
+        self._source, self._manifest, self._labels = source, model.manifest, model.labels
 
     def result(self, result: Result, stream_id: bytes, capture_us: int, name: str) -> Telling:
         """Of a frame that ended; ``name`` is the frame's, for people."""
@@ -55,7 +54,7 @@ class Teller:
         def make() -> Record:
             body = {
                 **self._place(stream_id, result.frame_id, capture_us, result.level),
-                "frame": name, "from": result.source, "packet_bytes": result.packet_bytes,
+                "frame": name, "packet_bytes": result.packet_bytes,
                 "latency_ms": round(result.latency_ms, 3),
                 "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
             }  # fmt: skip
@@ -69,7 +68,7 @@ class Teller:
                 for answer in answers.values():
                     if "boxes" in answer:
                         answer["source_size"] = list(result.placement.source)
-                body |= {"code": 0, "answers": answers}
+                body |= {"from": result.source, "code": 0, "answers": answers}
             return self._record(record_id(stream_id, result.frame_id), "result", body)
 
         return Telling(make, sum(values.nbytes for values in result.outputs.values()))

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,9 @@ class Sshd:
 
     def connection(self, **changes) -> Connection:
         """Settings for this server; its host key is accepted."""
-        return Connection(config=self.config, **{"accept_host_key": self.fingerprint, **changes})
+        return Connection(
+            config=self.config, **{"accept_host_key": self.fingerprint, "python": sys.executable, **changes}
+        )
 
     def start(self) -> None:
         """Starts it, and waits until it answers."""

@@ -54,9 +54,12 @@ while True:
         "pid": os.getpid(), "model": {"name": found["name"], "release": found["release"]}, "ready": True,
         "ledger": {"captured": answered, "answered": answered, "dropped": {}}, "server": settings["to"] if answers else None,
     }
-    with open(file + ".new", "w") as out:
-        json.dump(status, out)
-    os.replace(file + ".new", file)
+    try:
+        with open(file + ".new", "w") as out:
+            json.dump(status, out)
+        os.replace(file + ".new", file)
+    except OSError:
+        pass  # as the daemon: a full disk ends nothing
     time.sleep(0.02)
 """
 

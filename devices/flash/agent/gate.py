@@ -8,7 +8,7 @@ from typing import Any
 
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import read_json
-from narrowcast.devices.flash.agent.services import Seen
+from narrowcast.devices.flash.agent.services import SUPERVISOR, Seen
 from narrowcast.devices.flash.agent.work import Work
 
 PAUSE_SECONDS = 0.25
@@ -105,6 +105,6 @@ def _praise(look: _Look) -> str:
 
 
 def _last_words(work: Work) -> str:
-    """The daemon's last line, for the message."""
-    lines = [line for line in work.services.logs(1) if line.strip()]
+    """The daemon's last line, for the message; not what its manager says."""
+    lines = [line for line in work.services.logs(20) if line.strip() and not line.startswith(SUPERVISOR)]
     return f"; its last line: {lines[-1][-300:]}" if lines else ""

@@ -21,6 +21,7 @@ from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT, Layout
 
 SYSTEMD_UNITS = Path("/etc/systemd/system")
 COMMAND_SECONDS = 90.0
+SUPERVISOR = "supervisor: "  # its own lines in the daemon's log
 STOP_SECONDS = 20.0
 
 

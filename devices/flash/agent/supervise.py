@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from narrowcast.devices.flash.agent.files import write_json
 from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.services import SUPERVISOR
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 STEADY_SECONDS = 60.0
@@ -32,7 +34,8 @@ class _Supervisor:
         """For who asks how the daemon is."""
         child = self.child.pid if self.child is not None and self.child.poll() is None else None
         entry: dict[str, Any] = {"pid": os.getpid(), "child": child, "restarts": self.restarts, "why": self.why}
-        write_json(Path(self.layout.run) / "supervisor.json", entry)
+        with suppress(OSError):  # a full disk is no reason to end a daemon that runs
+            write_json(Path(self.layout.run) / "supervisor.json", entry)
 
     def end(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM goes on to the daemon."""
@@ -51,7 +54,7 @@ class _Supervisor:
             if self.ending:
                 break
             self.why = f"the daemon ended with {code}"
-            print(f"supervisor: {self.why}; it is started again in {pause:.1f} s", flush=True)
+            print(f"{SUPERVISOR}{self.why}; it is started again in {pause:.1f} s", flush=True)
             self.restarts += 1
             self.tell()
             self._rest(pause)

@@ -56,14 +56,14 @@ def change_trust(layout: Layout, add: str, remove: str) -> list[dict[str, str]]:
         left = [line for line in known if identity(line) != remove]
         if len(left) == len(known):
             raise AgentError("BoardVerifyError", f"the board trusts no key {remove[:40]!r}; it has {_ids(known)}")
+        if not left:
+            raise AgentError("BoardVerifyError", f"{remove} is the only key that the board trusts; add another first")
         running = layout.running()
         release: Any = read_json(layout.release(running) / "release.json") if running else None
         if isinstance(release, dict) and str(release.get("signed_by", "")).startswith(remove):
             raise AgentError(
                 "BoardVerifyError", f"{running}, which runs, is signed with {remove}: flash one of the new key first"
             )
-        if not left:
-            raise AgentError("BoardVerifyError", f"{remove} is the only key that the board trusts; add another first")
         write_atomic(layout.trusted, "".join(f"{line}\n" for line in left).encode())
     return trusted_here(layout)
 

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from narrowcast.head.daemon.outputs.config import LinesOutput, MqttOutput, Output, SocketOutput, WebhookOutput
+from narrowcast.head.daemon.output_config import LinesOutput, MqttOutput, Output, SocketOutput, WebhookOutput
 from narrowcast.head.daemon.outputs.lines import JsonLines
 from narrowcast.head.daemon.outputs.readers import Readers
 from narrowcast.head.daemon.records import Telling
@@ -122,8 +122,12 @@ class Outputs:
             one.tell(telling)
 
     def counts(self) -> dict[str, SinkCounts]:
-        """What became of what was told, by sink."""
-        return {one.sink.name: one.counts for one in self._open.values()}
+        """What became of what was told, by sink; several of one name have a number behind it."""
+        found: dict[str, SinkCounts] = {}
+        for one in self._open.values():
+            number = sum(name.partition(" #")[0] == one.sink.name for name in found)
+            found[f"{one.sink.name} #{number + 1}" if number else one.sink.name] = one.counts
+        return found
 
     async def close(self, seconds: float) -> None:
         """Delivers what waits, for so long."""
