@@ -7,6 +7,10 @@
         ├── TargetError      no such target, or a target file that is none
         ├── CalibrationError a board cannot be calibrated, or a file is no calibration
         ├── RecordingError   a recorded board's file that is none, or cannot be written
+        ├── RunError         a file that is no run record of the profiler
+        ├── ProfileError     nothing that can be profiled: no ways, no frames
+        ├── LinkSettingsError     no such link to emulate, or one whose figures are wrong
+        ├── LinkUnavailableError  a link cannot be emulated here, or no longer
         ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
 """
@@ -28,8 +32,24 @@ class RecordingError(DevicesError):
     """A recorded board's file that is none, or cannot be written."""
 
 
+class RunError(DevicesError):
+    """A file that is no run record of the profiler, or one of a later schema."""
+
+
+class ProfileError(DevicesError):
+    """Nothing that can be profiled: no ways, no frames, or a way that this bundle or server does not have."""
+
+
 class MeterError(DevicesError):
     """No such meter, or one whose settings or class are wrong."""
+
+
+class LinkSettingsError(DevicesError):
+    """No such link to emulate, or one whose figures are wrong."""
+
+
+class LinkUnavailableError(DevicesError):
+    """A link cannot be emulated here, or no longer: a tun device, a namespace or a right is missing."""
 
 
 class CalibrationError(DevicesError):

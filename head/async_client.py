@@ -436,7 +436,7 @@ class AsyncClient:
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
         answer = await self._link.send(packet, expires_at)
-        result, _ = await answer
+        result = (await answer).result
         if STATUS.get(result.code) in PUT_OFF:
             raise _PutOffError
         return await finish(encoded, packet.frame_id, answer, started, self._answers)

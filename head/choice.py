@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Literal
@@ -143,9 +144,7 @@ class _Chooser:
         if not loaded:
             raise BackendError("; ".join(dict.fromkeys(rejected.values())))
         times = measure(loaded, size, level)
-        # Fastest first; what is not clearly faster than fp32 comes after it.
-        order = sorted(loaded, key=lambda name: times[name] / (1.0 if name == "fp32" else 1 - LEAST_GAIN))
-        for name in order:
+        for name in fastest_first(times):
             if name == "fp32" or (fault := check(name, loaded[name])) is None:
                 break
             rejected[name] = fault
@@ -173,20 +172,30 @@ class _Chooser:
         return (loaded, msgspec.structs.replace(choice, remembered=True)) if loaded.name == choice.backend else None
 
 
+def fastest_first(times: Mapping[Precision, float]) -> list[Precision]:
+    """By milliseconds; what is not clearly faster than fp32 comes after it."""
+    return sorted(times, key=lambda name: times[name] / (1.0 if name == "fp32" else 1 - LEAST_GAIN))
+
+
 def measure(heads: Mapping[Precision, HeadBackend], size: tuple[int, int], level: int) -> dict[Precision, float]:
     """Median milliseconds of one frame of ``size``, by precision: heads take turns, so that all see the same weather."""
     frame: npt.NDArray[np.uint8] = reference_frames(size, 1)[0]
-    for head in heads.values():
+    return time_in_turns({name: partial(head.run, frame, level) for name, head in heads.items()})
+
+
+def time_in_turns(runs: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:
+    """Median milliseconds of each, rounded; they take turns."""
+    for run in runs.values():
         for _ in range(WARM_RUNS):
-            head.run(frame, level)
-    samples: dict[Precision, list[float]] = {name: [] for name in heads}
+            run()
+    samples: dict[Precision, list[float]] = {name: [] for name in runs}
     started = perf_counter_ns()
     for number in range(MOST_RUNS):
         if number >= LEAST_RUNS and (perf_counter_ns() - started) / 1e6 > MEASURING_MS:
             break
-        for name, head in heads.items():
+        for name, run in runs.items():
             before = perf_counter_ns()
-            head.run(frame, level)
+            run()
             samples[name].append((perf_counter_ns() - before) / 1e6)
     return {name: round(float(np.median(times)), 3) for name, times in samples.items()}
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from narrowcast.head.accounting import Fate
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.session import Encoded
-from narrowcast.head.timing import FrameTimes
+from narrowcast.head.timing import Exchange, FrameTimes
 from narrowcast.head.unanswered import Answered
 from narrowcast.transport.contract import Placement
 from narrowcast.transport.errors import TransportError
@@ -49,6 +49,8 @@ class Result:
         spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
+        exchange: when it went, came there, left there and was answered; None where no server answered, or it does not tell.
+        answer_bytes: what the answer took as a message, without the stream's framing.
     """
 
     frame_id: int
@@ -64,6 +66,8 @@ class Result:
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
     dropped: str | None = None
+    exchange: Exchange | None = None
+    answer_bytes: int = 0
 
     @property
     def fate(self) -> Fate:
@@ -124,7 +128,7 @@ async def finish(
     Raises:
         LinkError: the link failed.
     """
-    result, waited_ms = await answer
+    result, waited_ms, answered_at = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
     answers: dict[str, Answer] = {}
     status = STATUS.get(result.code, "UNKNOWN")
@@ -139,6 +143,10 @@ async def finish(
         times.queue_ms, times.decode_ms = server.queue_us / 1000, server.decode_us / 1000
         times.tail_ms = server.tail_us / 1000
         times.wire_ms = max(0.0, waited_ms - server.total_us / 1000)
+    exchange = None
+    if waited_ms and server.arrived_us:
+        arrived = server.arrived_us / 1e6
+        exchange = Exchange(answered_at - waited_ms / 1000, arrived, arrived + server.total_us / 1e6, answered_at)
     return Result(
         frame_id=frame_id,
         outputs=outputs,
@@ -150,4 +158,6 @@ async def finish(
         placement=encoded.placement,
         answers=answers,
         status=status,
+        exchange=exchange,
+        answer_bytes=result.ByteSize(),
     )

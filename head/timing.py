@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # In the order in which a frame passes through them. `wire` is both ways and everything else between the two programs:
 # the answer's time less what the server says it took; no clock of one machine is ever subtracted from another's.
 STAGES = ("resize", "head", "encode", "wire", "queue", "decode", "tail")
+
+
+class Exchange(NamedTuple):
+    """The four times of a packet and its answer, in seconds, each by its own machine's monotonic clock.
+
+    Their differences within a machine are times; across machines they hold the clocks' offset, of which each exchange is a
+    bound (RFC 5905, the on-wire protocol).
+
+    Attributes:
+        sent: here, by ``time.perf_counter()``.
+        arrived: there, by the server's clock.
+        returned: there.
+        answered: here.
+    """
+
+    sent: float
+    arrived: float
+    returned: float
+    answered: float
 
 
 @dataclass

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 
@@ -22,7 +22,19 @@ MAX_HINT_SECONDS = 30.0
 
 LONGEST_MS = 2**32 - 1
 
-Answered = tuple[pb.Result, float]
+
+class Answered(NamedTuple):
+    """A frame's answer.
+
+    Attributes:
+        result: the server's.
+        waited_ms: from sending to it; 0 where nothing was sent.
+        at: when it was there, by ``time.perf_counter()``.
+    """
+
+    result: pb.Result
+    waited_ms: float
+    at: float
 
 
 class Listener(Protocol):
@@ -204,7 +216,7 @@ class Unanswered:
 
     def answer(self, waiting: Waiting, result: pb.Result, waited_ms: float) -> None:
         """A frame's one and only answer."""
-        waiting.answer.set_result((result, waited_ms))
+        waiting.answer.set_result(Answered(result, waited_ms, time.perf_counter()))
         self._forget(waiting.frame_id)
 
     def release(self, carrier: object, frame_ids: Iterable[int]) -> None:

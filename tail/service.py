@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from narrowcast.tail.access import Context, Gate, OpenGate
+from narrowcast.tail.clock import stamp
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import Frame, priority_of
 from narrowcast.tail.models import ModelTable, Slot
@@ -112,7 +113,7 @@ class TailService(TailServiceServicer):
         assert frame.response is not None
         result = frame.response.result
         if not result.code:
-            result.times.total_us = round((time.perf_counter() - arrived) * 1e6)
+            stamp(result.times, arrived)
         self._observer.frame_done(record_of(StreamInfo(client, request.model, b""), frame))
         return pb.InferResponse(result=result)
 

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from narrowcast.tail.access import Context, Gate
+from narrowcast.tail.clock import stamp
 from narrowcast.tail.credits import MAX_WINDOW, Credits
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority, priority_of
@@ -239,7 +240,7 @@ class OpenStream:
         assert response is not None
         result = response.result
         if not result.code:
-            result.times.total_us = round((time.perf_counter() - frame.arrived) * 1e6)
+            stamp(result.times, frame.arrived)
         if self._observed:
             self._observer.frame_done(record_of(self.info, frame))
         if self._auditor is not None and self.info.audit:

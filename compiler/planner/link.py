@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from narrowcast.compiler.planner.units import human_rate, parse_rate, parse_time_ms
+from narrowcast.transport.units import human_rate, parse_rate, parse_time_ms
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import Settings
 

@@ -19,24 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from narrowcast.devices.batch_means import MIN_BATCHES, TIED, half_interval, tie
 from narrowcast.devices.power.trace import Floats, Integral, Series
 from narrowcast.devices.windows import Span, Windows
 
 MIN_SAMPLES = 30
 MIN_IDLE_SAMPLES = 10
 BATCHES = 20
-MIN_BATCHES = 8
 _MIN_BATCH_S = 0.5
 _MIN_BATCH_SAMPLES = 3
-_TIED = 0.3  # correlation of neighbouring batches from which on they are merged
-# Student's t, 97.5 %, by degrees of freedom
-_T = dict(
-    zip(
-        range(7, 20),
-        (2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093),
-        strict=True,
-    )
-)
 
 
 class Estimate(NamedTuple):
@@ -115,7 +106,7 @@ def energy_figures(series: Series, windows: Windows, *, max_gap_s: float = 1.0) 
         )
     per_frame_s = loaded.seconds / frames
     net = gross - (before.watts + after.watts) / 2 * per_frame_s
-    spread = _idle_half(series, windows, before.watts, after.watts)
+    spread = idle_half(series, (windows.idle_before, windows.idle_after), before.watts, after.watts)
     net_half = None if half is None or spread is None else float(np.hypot(half, per_frame_s * spread))
     if abs(before.watts - after.watts) > 0.1 * (before.watts + after.watts) / 2:
         warnings.append(f"idle power went from {before.watts:.2f} W to {after.watts:.2f} W: the board had not settled")
@@ -144,10 +135,10 @@ def _per_frame(series: Series, windows: Windows, joules: float) -> tuple[float, 
     return ratio, None if half is None or count is None else half * count / frames, count
 
 
-def _idle_half(series: Series, windows: Windows, before: float, after: float) -> float | None:
-    """Half the interval of the idle power, in watts."""
+def idle_half(series: Series, spans: tuple[Span, Span], before: float, after: float) -> float | None:
+    """Half the interval of the idle power, in watts; ``before`` and ``after`` are the means of the two spans."""
     halves = []
-    for span in (windows.idle_before, windows.idle_after):
+    for span in spans:
         half, _ = _half(series, span, lambda edges: np.diff(series.energy_until(edges)) / np.diff(edges))
         if half is None:
             return None
@@ -160,8 +151,8 @@ def _half(series: Series, span: Span, observe: Callable[[Floats], Floats]) -> tu
     count = _batches(series, span)
     while count is not None:
         values = observe(np.linspace(span.start_ns / 1e9, span.end_ns / 1e9, count + 1))
-        if _tie(values) < _TIED or count // 2 < MIN_BATCHES:
-            return float(_T[count - 1] * values.std(ddof=1) / np.sqrt(count)), count
+        if tie(values) < TIED or count // 2 < MIN_BATCHES:
+            return half_interval(values), count
         count //= 2
     return None, None
 
@@ -171,10 +162,3 @@ def _batches(series: Series, span: Span) -> int | None:
     samples = int(np.count_nonzero((series.times >= span.start_ns / 1e9) & (series.times <= span.end_ns / 1e9)))
     count = int(min(BATCHES, span.seconds / _MIN_BATCH_S, samples / _MIN_BATCH_SAMPLES))
     return count if count >= MIN_BATCHES else None
-
-
-def _tie(values: Floats) -> float:
-    """Correlation of each with the next; 0 where nothing varies."""
-    rest = values - values.mean()
-    total = float(rest @ rest)
-    return float(rest[1:] @ rest[:-1]) / total if total > 0 else 0.0

@@ -35,6 +35,7 @@ MAX_SAMPLES = 200_000  # 5.5 hours at 10 Hz
 _MAX_PENDING = 256 << 10
 _START_S = 30.0
 _STOP_S = 5.0
+_NEVER_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,20 @@ class Sampler:
         meter: instead of the board's own sensors.
         hz: samples a second; the sensor's own rate if None.
         max_samples: how many are kept; older ones go.
+        power: False reads conditions alone: temperatures, clocks, throttling, power mode; no target is needed then.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | None,
         root: Path | str = "/",
         *,
         meter: str | None = None,
         hz: float | None = None,
         max_samples: int = MAX_SAMPLES,
+        power: bool = True,
     ) -> None:
-        self._job = {"target": target, "root": str(root), "meter": meter, "hz": hz}
+        self._job = {"target": target, "root": str(root), "meter": meter, "hz": hz, "power": power}
         self._readings: deque[Reading] = deque(maxlen=max_samples)
         self._troubles: deque[Trouble] = deque(maxlen=max_samples)
         self._conditions: deque[tuple[int, Conditions]] = deque(maxlen=max_samples)
@@ -134,6 +137,12 @@ class Sampler:
         """When the newest reading was; None before the first."""
         return self._readings[-1].monotonic_ns if self._readings else None
 
+    @property
+    def newest(self) -> tuple[Reading | None, Conditions | None]:
+        """The newest reading and conditions; None before the first."""
+        readings, conditions = self._readings, self._conditions
+        return (readings[-1] if readings else None), (conditions[-1][1] if conditions else None)
+
     def __enter__(self) -> Sampler:
         self.start()
         return self
@@ -190,6 +199,21 @@ class _Lines:
                 del self._pending[: os.write(self._file, self._pending)]
         except BlockingIOError:
             pass
+
+
+class _NoPower:
+    """Rails of a board whose power is not read."""
+
+    name = ""
+
+    def __init__(self, machine: Machine) -> None:
+        self.rails: list[str] = []
+        self.missing: dict[str, str] = {}
+        self._machine = machine
+
+    def read(self) -> Reading:
+        """See :class:`~narrowcast.devices.power.PowerReader`."""
+        return Reading(self._machine.now_ns(), {})
 
 
 class _Loop:
@@ -259,7 +283,10 @@ def main(text: str) -> int:
     lines = _Lines(1)
     try:
         machine = open_machine(job["root"])
-        source = open_power(load_target(job["target"]), machine, meter=job["meter"])
+        if job["power"]:
+            source = open_power(load_target(job["target"]), machine, meter=job["meter"])
+        else:
+            source = PowerSource(_NoPower(machine), [], "power is not read", "", 1.0, _NEVER_S)
         if source is None:
             raise SensorError(
                 f"target {job['target']} has no power sensor here; `narrowcast probe` says what is missing"

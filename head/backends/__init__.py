@@ -113,6 +113,25 @@ class Exit:
             raise BackendError(f"the local exit failed: {error}") from error
 
 
+class Whole:
+    """The uncut network on any backend: an image to the task's outputs, on the device alone."""
+
+    def __init__(self, network: Network) -> None:
+        self.name = network.name
+        self._network = network
+
+    def run(self, image: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """uint8 ``[H, W, 3]`` RGB of the contract's size to the outputs by name, without the batch.
+
+        Raises:
+            BackendError: the library failed.
+        """
+        try:
+            return {name: values[0] for name, values in self._network.run({"image": image[None]}).items()}
+        except BackendError as error:
+            raise BackendError(f"the whole network failed on an image of shape {list(image.shape)}: {error}") from error
+
+
 def load_backend(name: str, model: bytes, *, threads: int) -> HeadBackend:
     """Loads a head.
 
@@ -130,6 +149,11 @@ def load_backend(name: str, model: bytes, *, threads: int) -> HeadBackend:
 def load_exit(name: str, model: bytes, *, threads: int) -> Exit:
     """Loads a local exit; see :func:`load_backend`."""
     return Exit(_load(name, model, threads, "local exit"))
+
+
+def load_whole(name: str, model: bytes, *, threads: int) -> Whole:
+    """Loads the uncut network; see :func:`load_backend`."""
+    return Whole(_load(name, model, threads, "whole network"))
 
 
 def load_profiler() -> tuple[Callable[..., Any], str]:

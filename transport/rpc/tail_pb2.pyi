@@ -185,18 +185,20 @@ class Result(_message.Message):
     def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., audit: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ServerTimes(_message.Message):
-    __slots__ = ("queue_us", "decode_us", "tail_us", "total_us", "batch")
+    __slots__ = ("queue_us", "decode_us", "tail_us", "total_us", "batch", "arrived_us")
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     DECODE_US_FIELD_NUMBER: _ClassVar[int]
     TAIL_US_FIELD_NUMBER: _ClassVar[int]
     TOTAL_US_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_US_FIELD_NUMBER: _ClassVar[int]
     queue_us: int
     decode_us: int
     tail_us: int
     total_us: int
     batch: int
-    def __init__(self, queue_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., total_us: _Optional[int] = ..., batch: _Optional[int] = ...) -> None: ...
+    arrived_us: int
+    def __init__(self, queue_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., total_us: _Optional[int] = ..., batch: _Optional[int] = ..., arrived_us: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "data_type", "shape", "packing", "data")
