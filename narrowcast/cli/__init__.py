@@ -23,6 +23,7 @@ VERBS = {
     "serve": ("serve", "the tail server"),
     "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
+    "deploy": ("deploy", "from a recipe to running boards: compile, publish, flash, profile, report"),
     "probe": ("probe", "what this board is, and what it can measure"),
     "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
     "keys": (
