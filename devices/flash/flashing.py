@@ -75,6 +75,10 @@ class Flashing:
                     raise
                 self._note(f"{error}; trying again")
                 time.sleep(pauses.pop(0))
+            except KeyboardInterrupt:
+                if self._started:
+                    self._note("the board goes on by itself; narrowcast flash status shows how it ends")
+                raise
 
     def _over(self, ssh: Ssh, rights: Rights, session: Session) -> FlashReport:
         facts = hello(session, self.layout)
@@ -97,12 +101,13 @@ class Flashing:
         self.notes += check_board(facts, target, rights, options)
         there = session.call("status", services=manager)
         files, edge_text = self._files(there, target)
+        self.notes += check_release(manifest, there, target, options)
+        servers = edge.servers_of(edge_text)
+        self.notes += check_servers(session.call("reach", addresses=servers), options, len(servers))
         wheels = self._wheels(facts, rights, target, edge_text)
         system_site = "tensorrt" in target.backends and bool(facts["modules"].get("tensorrt"))
         env = options.environment or environment_id(wheels, rights.version, system_site=system_site)
         name = release_id(self.bundle, files, env)
-        self.notes += check_release(manifest, there, target, options)
-        self.notes += check_servers(session.call("reach", addresses=edge.servers_of(edge_text)), options)
         self._step("preflight", "done", f"{len(self.notes)} notes" if self.notes else "nothing to note")
         current = there["current"] or {}
         if current.get("id") == name and there["pending"] is None and there["service"]["active"]:

@@ -93,7 +93,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         ]
         for step in self.steps:
             found.append(f"{step.name:<12} {step.skipped or step.what}")
-            found += [f"{'':<12} {_mark(command)} {command.text}" for command in step.commands]
+            found += [f"{'':<12} {_mark(command):<6} {command.text}" for command in step.commands]
         found += [f"note: {warning}" for warning in self.warnings]
         if self.root:
             found.append("sudo$ is run as root by `sudo -n`; nothing else is")
@@ -102,5 +102,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def _mark(command: Command) -> str:
     if command.where == "here":
-        return "here$ "
-    return "sudo$ " if command.root else "board$"
+        return "here$"
+    return "sudo$" if command.root else "board$"

@@ -28,7 +28,7 @@ VERBS = {
     "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
     "keys": (
         "keys",
-        "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",
+        "signing keys: new, show, trust, sign, verify, enrol; a fleet's certificates: ca, issue, rotate, revoke, token",
     ),
     "audit": ("audit", "sealed samples of what a server received: key, list, export"),
 }

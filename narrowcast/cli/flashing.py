@@ -149,7 +149,7 @@ class TerminalObserver(Observer):
         """Shows the plan, and asks."""
         for line in plan.lines():
             self._progress.note(line)
-        return self._yes or _asked("Carry this out?")
+        return self._yes or asked("Carry this out?")
 
     def accept_host(self, host: str, kind: str, fingerprint: str) -> bool:
         """Shows the fingerprint, and asks; never agreed to by ``--yes``."""
@@ -157,7 +157,7 @@ class TerminalObserver(Observer):
             return False
         stderr().print(f"The host key of {host} is not known: {kind} {fingerprint}", soft_wrap=True)
         stderr().print("The board itself says it by: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", soft_wrap=True)
-        return _asked("Is it the same?")
+        return asked("Is it the same?")
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -165,7 +165,8 @@ class TerminalObserver(Observer):
         self._bar, self._task, self._file = None, None, ""
 
 
-def _asked(question: str) -> bool:
+def asked(question: str) -> bool:
+    """A question on the terminal; whether the answer was yes."""
     stderr().print(f"{question} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from support import bundles, sshd, standin
-from support.flashed import Board, Watching
+from support.flashed import OTHER, Board, Watching
 from support.waiting import until
 
 from narrowcast.cli import main
@@ -213,6 +213,13 @@ def test_the_command_line(board, tmp_path, ssh, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["daemon"]["model"]["release"] == 1
 
     bundles.make(release=2).write(model)
+    OTHER.public.write(tmp_path / "other.pub")
+    assert main(["keys", "enrol", "board", *place, "--key", str(tmp_path / "other.pub")]) == 2
+    assert main(["keys", "enrol", "board", *place, "--key", str(tmp_path / "other.pub"), "--yes", "--json"]) == 0
+    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == ["test", "other"]
+    assert main(["keys", "enrol", "board", *place, "--withdraw", "feed", "--yes"]) == 3
+    assert "trusts no key 'feed'" in capsys.readouterr().err
+
     unanswered = ["--to", "nowhere:1", "--no-link-check", "--gate-seconds", "1"]
     assert main(["flash", *words, *unanswered, "--yes", "--json", "--quiet"]) == 5
     told = capsys.readouterr()

@@ -96,7 +96,7 @@ class Systemd:
                 changed = True
         if changed:
             _systemctl("daemon-reload")
-        _systemctl("enable", "--quiet", *units)
+        _systemctl("enable", "--quiet", f"{BOOT_UNIT}.service")
 
     def restart(self) -> None:
         """See :class:`Services`."""
@@ -113,13 +113,14 @@ class Systemd:
     def state(self) -> Seen:
         """See :class:`Services`."""
         shown = _systemctl(
-            "show", f"{UNIT}.service", "--property=ActiveState,SubState,MainPID,NRestarts,Result", check=False
+            "show", f"{UNIT}.service", "--property=ActiveState,SubState,MainPID,NRestarts,Result,Job", check=False
         )
         found = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
         pid = int(found.get("MainPID") or 0) or None
         active = found.get("ActiveState") == "active"
         why = "" if active else f"{found.get('ActiveState')} ({found.get('SubState')}, result {found.get('Result')})"
-        failed = found.get("ActiveState") in ("failed", "inactive")
+        ended = found.get("ActiveState") == "inactive" and found.get("Job", "0") in ("", "0")
+        failed = found.get("ActiveState") == "failed" or ended
         return Seen(active, pid, int(found.get("NRestarts") or 0), why, failed)
 
     def logs(self, lines: int, *, follow: bool = False) -> Iterator[str]:

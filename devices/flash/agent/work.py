@@ -15,6 +15,7 @@ from narrowcast.devices.flash.agent.journal import Journal
 from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.services import Services
 
+LINES = 5
 CHECK_SECONDS = 1800.0  # an engine of TensorRT takes minutes on a small board
 
 
@@ -85,7 +86,7 @@ class Work:
             raise AgentError("RuntimeSetupError", f"{python} cannot be run: {error.strerror}") from error
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise _named(said[-1], kind)
+            raise _named(said[-1], kind, "; ".join(said[-LINES:]))
         return done.stdout
 
     def checks(self, *words: str, kind: str) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _as_user(user: str) -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
 
 
-def _named(line: str, kind: str) -> AgentError:
+def _named(line: str, kind: str, said: str) -> AgentError:
     """The error in a line of :mod:`narrowcast.devices.flash.checks` (``KIND: message``), or of any other program."""
     name, _, message = line.partition(": ")
-    return AgentError(name, message) if name.endswith("Error") and name.isidentifier() else AgentError(kind, line)
+    return AgentError(name, message) if name.endswith("Error") and name.isidentifier() else AgentError(kind, said)
