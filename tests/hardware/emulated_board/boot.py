@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,10 @@ class EmulatedBoard:
         """What a user gives to ``ssh``."""
         return f"{USER}@{self.address}"
 
+    def path(self, text: str) -> Path:
+        """A file of the running board, as its own processes see it: memory file systems too."""
+        return Path(f"/proc/{self._init()}/root{text}")
+
     def boot(self) -> None:
         """Switches it on; returns when sshd answers."""
         assert self._process is None, "it is on already"
@@ -115,12 +120,8 @@ class EmulatedBoard:
         """Takes its power away: every process there ends at once, wherever it was."""
         if self._process is None:
             return
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        for child in children:  # its systemd: the kernel ends all others before `unshare` hears of it
-            with suppress(ProcessLookupError):
-                os.kill(int(child), 9)
-        if not children:
-            self._process.kill()
+        with suppress(ProcessLookupError):  # its systemd: the kernel ends all others before `unshare` hears of it
+            os.kill(self._init() or self._process.pid, signal.SIGKILL)
         self._ended()
 
     def close(self) -> None:
@@ -147,6 +148,13 @@ class EmulatedBoard:
         if check and done.returncode:
             raise AssertionError(f"`{command}` on the board: {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
+
+    def _init(self) -> int:
+        """The number of the board's PID 1 on this machine; 0 where there is none yet."""
+        assert self._process is not None, "it is off"
+        with suppress(FileNotFoundError, ValueError):
+            return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text())
+        return 0
 
     def _ended(self) -> None:
         assert self._process is not None

@@ -121,9 +121,10 @@ def _units(root: Path) -> None:
     for unit in _MASKED:
         _link(etc, unit, "/dev/null")
     # Under qemu's user mode a namespace's descriptor cannot be sent to another process, which is how systemd shares one.
+    # And a /proc of the unit's own would show this machine's processor.
     limits = etc / "systemd/system/narrowcast-edge.service.d/emulated.conf"
     limits.parent.mkdir(parents=True)
-    limits.write_text("[Service]\nPrivateIPC=no\n")
+    limits.write_text("[Service]\nPrivateIPC=no\nProtectProc=default\n")
     for folder in ("opt", "srv", "usr/local"):
         (root / folder).mkdir(exist_ok=True)
 
