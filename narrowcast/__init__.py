@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from narrowcast.devices.flash import FlashOptions as FlashOptions
     from narrowcast.devices.flash import flash as flash
     from narrowcast.devices.probe import probe as probe
+    from narrowcast.devices.profile.entry import profile as profile
+    from narrowcast.devices.profile.schema import read_run as read_run
+    from narrowcast.devices.profile.settings import ProfileSettings as ProfileSettings
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
     from narrowcast.head.session import HeadSession as HeadSession
@@ -54,6 +57,7 @@ _HOME = {
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",
+    "ProfileSettings": "narrowcast.devices.profile.settings",
     "PublicKey": "narrowcast.transport.bundle",
     "SecretKey": "narrowcast.transport.bundle",
     "TailServer": "narrowcast.tail.server",
@@ -63,7 +67,9 @@ _HOME = {
     "flash": "narrowcast.devices.flash",
     "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
+    "profile": "narrowcast.devices.profile.entry",
     "read_image": "narrowcast.transport.frames",
+    "read_run": "narrowcast.devices.profile.schema",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are the keys above)

@@ -58,7 +58,7 @@ class Subject(NamedTuple):
 
     bundle: Bundle
     probed: Probed
-    server: Server
+    server: Server | None
     plan: Plan
     command: list[str]
     tool: str

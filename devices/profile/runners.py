@@ -79,8 +79,8 @@ class Runner(Protocol):
     def socket_bytes(self) -> SocketBytes | None:
         """Of its link so far; None where it has none or the system does not tell."""
 
-    def close(self) -> None:
-        """Ends its link."""
+    def close(self, *, hurried: bool = False) -> None:
+        """Ends its link; ``hurried`` does not wait for a network that is stuck."""
 
 
 class BoardRunner:
@@ -100,7 +100,7 @@ class BoardRunner:
         """See :class:`Runner`."""
         return None
 
-    def close(self) -> None:
+    def close(self, *, hurried: bool = False) -> None:
         """See :class:`Runner`."""
 
 
@@ -174,9 +174,9 @@ class RemoteRunner:
         """How many were opened."""
         return self._client.counters.streams_opened
 
-    def close(self) -> None:
+    def close(self, *, hurried: bool = False) -> None:
         """See :class:`Runner`."""
-        self._client.close()
+        self._client.__exit__(KeyboardInterrupt if hurried else None, None, None)
 
 
 def _sample(result: Result, latency_ms: float, started: float | None) -> Sample:

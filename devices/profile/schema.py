@@ -189,7 +189,7 @@ class Model(Settings, frozen=True):
 
 
 class Server(Settings, frozen=True):
-    """Who ran the other half."""
+    """Who ran the other half; ``images``: whether it answers images."""
 
     address: str
     release: int | None = None
@@ -303,6 +303,7 @@ class Run(Settings, frozen=True):
         why_incomplete: then.
         seconds: that it took.
         board: see there; so are the others.
+        server: None where nothing was sent.
         conditions: of the whole run.
         ways: in the order in which they are to be shown.
         windows: of the run.
@@ -320,7 +321,7 @@ class Run(Settings, frozen=True):
     seconds: float
     board: Board
     model: Model
-    server: Server
+    server: Server | None
     plan: Plan
     links: list[Link]
     ways: list[Way]

@@ -26,6 +26,7 @@ VERBS = {
     "deploy": ("deploy", "from a recipe to running boards: compile, publish, flash, profile, report"),
     "probe": ("probe", "what this board is, and what it can measure"),
     "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
+    "profile": ("profile", "ms and joules per stage: on the board alone, images sent, split; side by side"),
     "keys": (
         "keys",
         "signing keys: new, show, trust, sign, verify, enrol; a fleet's certificates: ca, issue, rotate, revoke, token",
