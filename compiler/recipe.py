@@ -10,6 +10,7 @@ import msgspec
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.compiler.bottlenecks.base import TablesKind
+from narrowcast.compiler.deployment import DeploySettings
 from narrowcast.compiler.planner.link import PlanSettings
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
@@ -239,6 +240,21 @@ def read_mapping(path: Path, **tables: dict[str, Any]) -> dict[str, Any]:
     return mapping
 
 
+def load_deployment(path: Path) -> DeploySettings:
+    """A recipe's ``[deploy]``; its defaults where there is none.
+
+    Raises:
+        ConfigError: see :func:`load_recipe`.
+    """
+    return _deployment(read_mapping(path).get("deploy", {}), path.name)
+
+
+def _deployment(table: Any, source: str) -> DeploySettings:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source}: deploy is a table, [deploy]")
+    return from_mapping(DeploySettings, table, f"{source}: [deploy]")
+
+
 def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -> Recipe:
     """A recipe from what a TOML parser gives; ``source`` names it in errors.
 
@@ -253,6 +269,8 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
     preset = bottleneck.get("preset", DEFAULT_PRESET)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"{source}: unknown preset {preset!r}{nearest(str(preset), sorted(PRESETS))}")
+    _deployment(mapping.get("deploy", {}), source)  # a slip there is not found hours later
+    mapping = {name: table for name, table in mapping.items() if name != "deploy"}
     filled = {**mapping, "name": mapping.get("name") or re.sub(r"[^A-Za-z0-9._-]", "-", name), "folder": str(folder)}
     filled["bottleneck"] = {**bottleneck, "preset": preset}
     train = mapping.get("train", {})

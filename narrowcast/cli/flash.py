@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from narrowcast.cli import flashing
+from narrowcast.cli import flashing, fleet_flash
 from narrowcast.cli.options import add_trust, at_least
 from narrowcast.cli.show import TerminalProgress, print_json, print_table, stdout
 from narrowcast.devices.flash.errors import RolledBackError
@@ -19,6 +19,8 @@ examples:
   narrowcast flash model.ncb pi@camera-7 --dry-run           the plan: steps, commands, bytes, what needs root
   narrowcast flash model.ncb pi@camera-7 --yes --json        for CI; --accept-host-key SHA256:... for a new board
   narrowcast flash model.ncb me@box --prefix /home/me/narrowcast --to 127.0.0.1:7433 --source photos/ --gate ready
+  narrowcast flash model.ncb --fleet fleet.toml --canary 1 --wave 10 --stop-after 10%   all boards of an inventory
+  narrowcast flash status --fleet fleet.toml --group dock
   narrowcast flash status pi@camera-7
   narrowcast flash rollback pi@camera-7
   narrowcast flash logs pi@camera-7 --follow
@@ -33,7 +35,9 @@ ACTIONS = ("status", "rollback", "logs")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("what", metavar="MODEL.ncb | status | rollback | logs")
-    parser.add_argument("board", metavar="USER@HOST", help="as ssh takes it: a name of ~/.ssh/config will do")
+    parser.add_argument(
+        "board", nargs="?", metavar="USER@HOST", help="as ssh takes it: a name of ~/.ssh/config will do; or --fleet"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan; nothing is left on the board")
     parser.add_argument("--yes", action="store_true", help="carry the plan out without a question")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
@@ -43,11 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flashing.add_gate(parser)
     flashing.add_place(parser)
     flashing.add_connection(parser)
+    fleet_flash.add_arguments(parser)
     add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    if (args.fleet is None) == (args.board is None):
+        raise ConfigError("narrowcast flash takes a board, or --fleet FLEET.toml: one of them")
+    if args.fleet is not None:
+        return fleet_flash.run(args)
     action = {"status": _status, "rollback": _rollback, "logs": _logs}.get(args.what, _flash)
     return action(args)
 
