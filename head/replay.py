@@ -183,7 +183,7 @@ class Replayer:
 
     async def _answered(self, record: Record, packet: Packet, answer: asyncio.Future[Any]) -> None:
         try:
-            result, _ = await answer
+            result = (await answer).result
         except LinkError as failure:
             self._failed(record, packet, failure)
             return

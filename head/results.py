@@ -19,12 +19,14 @@ from narrowcast.head.timing import FrameTimes
 from narrowcast.head.unanswered import Answered
 from narrowcast.transport.contract import Placement
 from narrowcast.transport.errors import TransportError
-from narrowcast.transport.packet import STREAM_HEADER_BYTES
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, Kind
 from narrowcast.transport.tasks import Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
 
 STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
+SentKind = Literal["key", "predicted", "skipped"]
+KINDS: dict[Kind, SentKind] = {Kind.PREDICTED: "predicted", Kind.SKIP: "skipped"}
 # What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
 PUT_OFF = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
@@ -49,6 +51,9 @@ class Result:
         spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
+        kind: how it was sent: by itself, predicted from an earlier frame, or ``skipped``: nothing has changed since an
+            earlier frame, whose answer this is (``docs/video.md``).
+        reference: that frame's id; None for a frame by itself.
     """
 
     frame_id: int
@@ -64,6 +69,8 @@ class Result:
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
     dropped: str | None = None
+    kind: SentKind = "key"
+    reference: int | None = None
 
     @property
     def fate(self) -> Fate:
@@ -124,7 +131,7 @@ async def finish(
     Raises:
         LinkError: the link failed.
     """
-    result, waited_ms = await answer
+    result, waited_ms, sent = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
     answers: dict[str, Answer] = {}
     status = STATUS.get(result.code, "UNKNOWN")
@@ -144,10 +151,12 @@ async def finish(
         outputs=outputs,
         error=error,
         level=encoded.level,
-        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
+        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload) if sent is None else sent.size,
         times=times,
         latency_ms=(time.perf_counter() - started) * 1000,
         placement=encoded.placement,
         answers=answers,
         status=status,
+        kind="key" if sent is None else KINDS.get(sent.kind, "key"),
+        reference=None if sent is None or sent.reference is None else sent.reference.source.packet.frame_id,
     )
