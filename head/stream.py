@@ -277,7 +277,9 @@ class Stream:
         data, source = waiting.data, waiting.source
         if self._chain is None or source is None:
             return data, SentAs(Kind(data[1]), len(data))
-        packet, reference = await self._chain.packet(source)
+        packet, reference = source.packet, None
+        if not waiting.by_itself:
+            packet, reference = await self._chain.packet(source)
         if reference is not None:
             data = packet.to_stream_bytes(self._context)
         return data, SentAs(packet.kind, len(data), source, reference)

@@ -98,6 +98,7 @@ class Waiting:
         carrier: the stream that it was sent on; None where none has it now.
         expires_at: seconds of ``time.monotonic()``; None for never.
         source: what a packet that refers to another frame is made from; None where it is to go out as it is.
+        by_itself: it is to refer to no other frame.
         sent: how it went out last.
     """
 
@@ -109,6 +110,7 @@ class Waiting:
     times_sent: int = 0
     times_put_off: int = 0
     source: Source | None = None
+    by_itself: bool = False
     sent: SentAs | None = None
 
     def left_ms(self) -> int:
@@ -223,7 +225,7 @@ class Unanswered:
         """A server does not have what a frame refers to: it is sent again, as a key frame."""
         waiting = self._waiting.get(frame_id)
         if waiting is not None and not waiting.answer.done():
-            waiting.source = waiting.carrier = None
+            waiting.by_itself, waiting.carrier = True, None
             self.counters.keys_wanted += 1
 
     def _hint(self, waiting: Waiting, result: pb.Result) -> float | None:

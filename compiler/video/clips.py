@@ -51,10 +51,9 @@ def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Cl
         try:
             for clip in _clips(video, contract):
                 seen += 1
-                place = len(drawn) if len(drawn) < count else int(random.integers(seen))
-                if place == len(drawn):
+                if len(drawn) < count:
                     drawn.append(clip)
-                elif place < count:
+                elif (place := int(random.integers(seen))) < count:
                     drawn[place] = clip
         except (FrameError, SourceError) as error:
             troubles.append(str(error))
