@@ -142,7 +142,7 @@ class Coder:
             return None
         if memory.dtype != np.int16 or memory.shape != shape:
             raise SymbolsError(f"memories are int16 {list(shape)}; these are {memory.dtype} {list(memory.shape)}")
-        if int(np.abs(memory.astype(np.int32)).max(initial=0)) > MOST_REMEMBERED:
+        if memory.size and not -MOST_REMEMBERED <= int(memory.min()) <= int(memory.max()) <= MOST_REMEMBERED:
             raise SymbolsError(f"a memory is beyond {MOST_REMEMBERED}")
         return np.ascontiguousarray(memory)
 

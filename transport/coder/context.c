@@ -81,6 +81,7 @@ typedef struct {
     int16_t *previous; /* errors of the channel before */
     int16_t *recent;   /* a moving sum of the errors of all channels before */
     int16_t *memory;   /* of this channel, the reference's; NULL without one */
+    int32_t *recalled; /* what it adds to the sums for the means */
     int32_t *mean;     /* of one row: predictions, for a decoder without what waits for the left neighbour */
     int32_t *scale;
     void *block;
@@ -88,12 +89,14 @@ typedef struct {
 
 static int state_new(state *s, uint32_t height, uint32_t width, const int predicted) {
     const size_t stride = (size_t)width + 2, plane = stride * ((size_t)height + 2);
-    uint8_t *at = calloc(1, plane * (4 + (predicted != 0)) * sizeof(int16_t) + 2 * (size_t)width * sizeof(int32_t));
+    const size_t own = 4 * sizeof(int16_t), more = predicted ? sizeof(int16_t) + sizeof(int32_t) : 0;
+    uint8_t *at = calloc(1, plane * (own + more) + 2 * (size_t)width * sizeof(int32_t));
     *s = (state){.height = height, .width = width, .stride = (uint32_t)stride, .block = at};
     if (!at) return 0;
     s->mean = (int32_t *)at;
     s->scale = s->mean + width;
-    s->values = (int16_t *)(s->scale + width);
+    s->recalled = s->scale + width;
+    s->values = (int16_t *)(s->recalled + (predicted ? plane : 0));
     s->errors = s->values + plane;
     s->previous = s->errors + plane;
     s->recent = s->previous + plane;
@@ -122,19 +125,23 @@ INLINE void mean_row(const state *s, const weights *w, uint32_t y, const int lef
     for (int32_t x = 0; x < (int32_t)s->width; x++)
         mean[x] = w->mean_bias + w1 * up[x] + w2 * up[x - 1] + w3 * up[x + 1] + (left ? w0 * here[x - 1] : 0);
     if (!s->memory) return;
-    const int32_t stride = (int32_t)s->stride;
-    const int16_t *n = s->memory + (size_t)(y + 1) * s->stride + 1, *k = w->memory;
-    const int16_t k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3], k4 = k[4];
-    for (int32_t x = 0; x < (int32_t)s->width; x++)
-        mean[x] += (k0 * n[x] + k1 * n[x - 1] + k2 * n[x + 1] + k3 * n[x - stride] + k4 * n[x + stride]) >> MEMORY_SHIFT;
+    const int32_t *recalled = s->recalled + (size_t)(y + 1) * s->stride + 1;
+    for (int32_t x = 0; x < (int32_t)s->width; x++) mean[x] += recalled[x];
 }
 
-/* The reference's memory of a channel, [height * width], to where the sums look for it; `memory` is NULL without one. */
-static void recall(state *s, const int16_t *memory, uint32_t channel) {
+/* What the reference's memory of a channel, [height * width] of `memory`, adds to all sums for the means. The whole plane in one
+ * go, border and all: rows are short. */
+static void recall(state *s, const weights *w, const int16_t *memory, uint32_t channel) {
     if (!s->memory) return;
     const int16_t *from = memory + (size_t)channel * s->height * s->width;
     for (uint32_t y = 0; y < s->height; y++)
         memcpy(s->memory + (size_t)(y + 1) * s->stride + 1, from + (size_t)y * s->width, s->width * sizeof *from);
+    const int32_t stride = (int32_t)s->stride, end = stride * (int32_t)(s->height + 1);
+    const int16_t *n = s->memory, *k = w->memory;
+    const int16_t k0 = k[0], k1 = k[1], k2 = k[2], k3 = k[3], k4 = k[4];
+    int32_t *recalled = s->recalled;
+    for (int32_t i = stride; i < end; i++)
+        recalled[i] = (k0 * n[i] + k1 * n[i - 1] + k2 * n[i + 1] + k3 * n[i - stride] + k4 * n[i + stride]) >> MEMORY_SHIFT;
 }
 
 INLINE void scale_row(const state *s, const weights *w, uint32_t y, const int left) {
@@ -183,7 +190,7 @@ static void choose(const context_model *m, uint32_t level, state *s, const int16
     const int32_t alphabet = m->alphabet, centre = alphabet >> 1;
     for (uint32_t c = 0; c < m->channels; c++) {
         const weights w = weights_of(m, level, c);
-        recall(s, memory, c);
+        recall(s, &w, memory, c);
         for (uint32_t y = 0; y < s->height; y++, symbols += s->width, coded += s->width, table += s->width) {
             int16_t *values = s->values + (size_t)(y + 1) * s->stride + 1, *errors = s->errors + (size_t)(y + 1) * s->stride + 1;
             for (uint32_t x = 0; x < s->width; x++) values[x] = (int16_t)(symbols[x] - m->zero);
@@ -253,7 +260,7 @@ INLINE int decode_frame(const context_model *m, const tables *t, uint32_t level,
     if (status) return status;
     for (uint32_t c = 0; c < m->channels; c++) {
         const weights w = weights_of(m, level, c);
-        recall(s, memory, c);
+        recall(s, &w, memory, c);
         uint32_t lane = 0;
         for (uint32_t y = 0; y < s->height; y++) {
             int16_t *values = s->values + (size_t)(y + 1) * s->stride + 1, *errors = s->errors + (size_t)(y + 1) * s->stride + 1;

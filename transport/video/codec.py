@@ -88,19 +88,22 @@ class VideoCodec:
         shape = memories[0].values.shape
         if any(memory.values.shape != shape for memory in memories):
             raise SymbolsError("a batch of predicted payloads by references of several shapes: a batch has one")
-        symbols = np.zeros((len(payloads), *shape), np.uint8)
         begin = self._size(shape)
         errors: list[PayloadError | None] = [
             None if payload.startswith(begin) else PayloadError("the payload is of another size than its reference")
             for payload in payloads
         ]
         sound = [row for row, error in enumerate(errors) if error is None]
-        if sound:
-            values = np.stack([memories[row].values for row in sound])
-            coded = [payloads[row][len(begin) :] for row in sound]
-            found, problems = self._coder.decode_batch(coded, [levels[row] for row in sound], shape, values)
-            for row, frame, problem in zip(sound, found, problems, strict=True):
-                symbols[row], errors[row] = frame, problem
+        values = [memories[row].values for row in sound]
+        found, problems = self._coder.decode_batch(
+            [payloads[row][len(begin) :] for row in sound], [levels[row] for row in sound], shape,
+            values[0][None] if len(values) == 1 else np.stack(values) if values else np.empty((0, *shape), np.int16),
+        )  # fmt: skip
+        if len(sound) == len(payloads):
+            return found, problems
+        symbols = np.zeros((len(payloads), *shape), np.uint8)
+        for row, frame, problem in zip(sound, found, problems, strict=True):
+            symbols[row], errors[row] = frame, problem
         return symbols, errors
 
     def _size(self, shape: Sequence[int]) -> bytes:
