@@ -16,8 +16,9 @@ from narrowcast.head.errors import RefusedError
 from narrowcast.head.health import Health, check
 from narrowcast.head.socket_bytes import SocketWatch
 from narrowcast.head.unanswered import Unanswered, Waiting
-from narrowcast.head.video.chain import Chain, SentAs
-from narrowcast.transport.packet import Kind, StreamContext
+from narrowcast.head.video.chain import SentAs
+from narrowcast.head.video.outgoing import Outgoing
+from narrowcast.transport.packet import Kind
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import CLIENT_OPTIONS
 from narrowcast.transport.rpc.credentials import ClientTls, open_channel
@@ -107,9 +108,7 @@ class Stream:
         self._frames = frames
         self._at_end = at_end
         self._audit = audit
-        self._video = video
-        self._chain: Chain | None = None
-        self._context = StreamContext(b"", b"", 0)
+        self._outgoing = Outgoing(video)
         self._window = self._most = 1
         self._max_packet_bytes = 0
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
@@ -183,8 +182,7 @@ class Stream:
     async def _begin(self, opening: pb.Open, health: asyncio.Future[Health | None] | None) -> None:
         self._promised_seconds = self.endpoint.pace.promise_seconds(0, self.endpoint.patience)
         opening.silence_limit_ms = round(self._promised_seconds * 1000)
-        if self._video is not None:  # behind the last answered frame there are at most those under way
-            opening.references, opening.video_fingerprint = opening.window + 1, self._video.fingerprint
+        self._outgoing.ask(opening)
         await self._call.write(pb.StreamRequest(open=opening))
         response = await self._call.read()
         if response is grpc.aio.EOF or not response.HasField("opened"):
@@ -195,9 +193,7 @@ class Stream:
         self._most = opening.window
         self._window = min(max(1, int(response.opened.window)), self._most)
         self._max_packet_bytes = int(response.opened.max_packet_bytes)
-        if self._video is not None and response.opened.references > self._window:
-            self._chain = Chain(self._video)
-            self._context = StreamContext(opening.stream_id, opening.codec_fingerprint, opening.epoch_us)
+        self._outgoing.agreed(opening, int(response.opened.references), self._window)
         self._frames.counters.streams_opened += 1
         self.endpoint.opened()
 
@@ -253,7 +249,7 @@ class Stream:
             result = pb.Result(frame_id=waiting.frame_id, code=code.value[0], message=message)
             self._frames.answer(waiting, result, 0.0)
             return
-        data, sent = await self._made(waiting)
+        data, sent = await self._outgoing.made(waiting)
         if waiting.answer.done():  # while it was made
             return
         size = len(data)
@@ -271,18 +267,6 @@ class Stream:
         waiting.times_sent += 1
         waiting.carrier = self
         await self._write(pb.StreamRequest(packet=data, deadline_ms=waiting.left_ms()))
-
-    async def _made(self, waiting: Waiting) -> tuple[bytes, SentAs]:
-        """The packet for this stream: by a frame that was answered on it, where that is possible."""
-        data, source = waiting.data, waiting.source
-        if self._chain is None or source is None:
-            return data, SentAs(Kind(data[1]), len(data))
-        packet, reference = source.packet, None
-        if not waiting.by_itself:
-            packet, reference = await self._chain.packet(source)
-        if reference is not None:
-            data = packet.to_stream_bytes(self._context)
-        return data, SentAs(packet.kind, len(data), source, reference)
 
     async def _send_source(self) -> bool:
         """Sends the source of a frame, where the server wants one and nothing else is to be sent."""
@@ -342,8 +326,7 @@ class Stream:
         if sent is None:
             self._frames.counters.results_unasked += 1
             return
-        if self._chain is not None:
-            self._chain.answered(sent.packet, result)
+        self._outgoing.answered(sent.packet, result)
         if self._frames.listener is not None:
             self._frames.listener.answered(result.frame_id, result.times.total_us / 1e6)
         if result.code == UNAVAILABLE and self._frames.give_back(result.frame_id):

@@ -19,6 +19,8 @@ MAX_REFERENCES = 80
 # One stream's frames, and those of all streams together.
 MAX_STREAM_BYTES = 16 * 1024 * 1024
 MAX_ALL_BYTES = 256 * 1024 * 1024
+# Larger answers are not kept: a skip's client has its own, and those that watch the server are told of it without outputs.
+MAX_ANSWER_BYTES = 1024 * 1024
 
 
 class Kept(NamedTuple):
@@ -29,7 +31,7 @@ class Kept(NamedTuple):
         symbols: uint8 ``[C, H, W]``.
         memory: what both ends remember of it.
         release: of the model that answered it.
-        result: its answer.
+        result: its answer; None where that is too large to be kept.
         size: bytes of all this.
     """
 
@@ -37,7 +39,7 @@ class Kept(NamedTuple):
     symbols: npt.NDArray[np.uint8]
     memory: Memory
     release: int
-    result: pb.Result
+    result: pb.Result | None
     size: int
 
 
@@ -73,8 +75,11 @@ class References:
         assert frame.kept is not None
         assert frame.response is not None
         symbols, memory = frame.kept
-        result = frame.response.result
-        size = symbols.nbytes + memory.values.nbytes + result.ByteSize()
+        result: pb.Result | None = frame.response.result
+        size, answer_bytes = symbols.nbytes + memory.values.nbytes, frame.response.ByteSize()
+        if answer_bytes > MAX_ANSWER_BYTES:
+            result, answer_bytes = None, 0
+        size += answer_bytes
         self._forget(frame.packet.frame_id)
         while self._kept and (
             len(self._kept) >= self.count
@@ -133,7 +138,8 @@ def same_answer(packet: Packet) -> pb.StreamResponse:
 
 
 def whole_answer(packet: Packet, result: pb.Result, kept: Kept) -> pb.Result:
-    """The same for those that watch the server: with the outputs."""
-    whole = pb.Result(frame_id=packet.frame_id, same_as=packet.reference, outputs=kept.result.outputs)
+    """The same for those that watch the server: with the outputs, where they were kept."""
+    outputs = () if kept.result is None else kept.result.outputs
+    whole = pb.Result(frame_id=packet.frame_id, same_as=packet.reference, outputs=outputs)
     whole.times.CopyFrom(result.times)
     return whole

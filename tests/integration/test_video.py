@@ -200,6 +200,15 @@ class TestServer:
             raw.call.cancel()
             await until(lambda: room.used == 0, "what a stream kept is gone with it")
 
+    async def test_an_answer_that_is_too_large_to_be_kept_is_not_repeated(self, model, monkeypatch):
+        monkeypatch.setattr(references, "MAX_ANSWER_BYTES", 10)
+        async with running(model) as server, stream(server, model, **opening(model)) as raw:
+            wire = Wire(raw, model)
+            await wire.say(0, wire.symbols(1))
+            assert (await wire.skip(1, 0)).same_as == 0
+            assert list(server.recorder.frames[1].result.outputs) == []
+            assert server.service._room.used == 3 * int(np.prod(bundles.SHAPE))
+
     async def test_another_release_answers_for_itself(self, model, folder, tmp_path):
         bundles.with_video(bundles.make(release=2)).write(tmp_path / "2.ncb")
         bundles.make(release=3).write(tmp_path / "3.ncb")
