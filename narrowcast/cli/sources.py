@@ -85,7 +85,7 @@ def source_of(args: argparse.Namespace, on_trouble: Callable[[str], None]) -> So
 def is_film(args: argparse.Namespace) -> bool:
     """Whether the source's frames follow one another: a camera's, a stream's, a video's; images of a folder need not."""
     path = Path(args.source)
-    return not (path.is_dir() or path.suffix.lower() in SUFFIXES)
+    return "://" in args.source or not (path.is_dir() or path.suffix.lower() in SUFFIXES)
 
 
 @contextlib.contextmanager
