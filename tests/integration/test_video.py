@@ -20,6 +20,7 @@ from support.server import ServerProcess, serving
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.session import HeadSession
 from narrowcast.head.spool import Spool
+from narrowcast.head.video import chain
 from narrowcast.tail import references
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.drift.profile import profiles
@@ -261,7 +262,8 @@ class TestClient:
         assert after == counters.packet_bytes_sent
         assert (account.captured, account.answered, account.dropped) == (60, 60, {})
 
-    async def test_with_many_under_way_every_reference_is_an_answered_frame(self, session, model):
+    async def test_with_many_under_way_every_reference_is_an_answered_frame(self, session, model, monkeypatch):
+        monkeypatch.setattr(chain, "MAX_SYMBOLS_ON_LOOP", 0)  # as for large frames
         async with running(model) as server, AsyncClient(session, server.address, window=8, video=True) as client:
             tasks = [await client.submit(frame) for frame in FILM]
             results = await asyncio.gather(*tasks)
@@ -272,6 +274,20 @@ class TestClient:
             assert (changed.kind, changed.level) == ("key", 0)
             assert (await client.infer(FILM[1], 0)).kind == "predicted"
             assert (await client.infer(FILM[1], 1)).kind == "key"
+
+    async def test_frames_of_another_size_begin_anew(self, tmp_path):
+        path = bundles.with_video(bundles.make_free()).write(tmp_path / "free.ncb")
+        bundle = bundles.open_made(path)
+        small = [frame[:4] for frame in FILM[:3]]
+        frames = [*FILM[:3], *small, FILM[2]]
+        async with running(load_model(bundle)) as server:
+            async with AsyncClient(bundle, server.address, window=1, video=True) as client:
+                results = [await client.infer(frame) for frame in frames]
+        assert [r.kind for r in results] == ["key", "predicted", "skipped", "key", "predicted", "skipped", "key"]
+        check(results, frames)
+        assert results[2].packet_bytes == 26  # it says its size
+        skipped = server.recorder.frames[2]
+        assert (skipped.packet.payload, skipped.alone().payload[:2]) == (b"\2\2", b"\2\2")
 
     async def test_a_server_that_keeps_nothing_gets_key_frames(self, session, tiny):
         async with running(held(load_model(tiny), held=False)) as server:
