@@ -100,6 +100,9 @@ class AsyncClient:
             ``block``, which waits for ever; ``local``, the exit's answer; ``spool``, on disk, and sent when there is one.
             None: the exit's answer where there is one, else what ``give_up_seconds`` says.
         spool: where to, with ``on_outage="spool"``. The client does not close it.
+        video: send frames by reference to earlier ones that the server has answered, or not at all where nothing has changed
+            (``docs/video.md``); servers that cannot do that get key frames. Pays where frames are a camera's, one after the
+            other.
         on_replayed: told, on the client's event loop, what a server says of a spooled frame, of this run or an earlier one.
             Must not block.
         ledger: goes on with the account of a client before; a new one if None.
@@ -117,7 +120,7 @@ class AsyncClient:
     Raises:
         AddressError: ``address`` is none.
         ConfigError: no such tail, way, image codec or quality; or the local exit is asked for and the first tail is not.
-        MissingPartError: there is no local exit, and one is asked for.
+        MissingPartError: there is no local exit, or there are no video tables, and they are asked for.
         CertificateError, KeyFileError, TokenError: TLS files that cannot be used.
     """
 
@@ -150,6 +153,7 @@ class AsyncClient:
         refusal_is_outage: bool = False,
         offload: Offload | None = None,
         way_joules: Mapping[WayName, float] | None = None,
+        video: bool = False,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None or level == "auto" else level
@@ -192,13 +196,14 @@ class AsyncClient:
                 budget=None if budget_kbit is None else budget_kbit * 1000 / 8, max_packet_bytes=max_packet_bytes,
                 on_socket=self.socket_bytes,
             )  # fmt: skip
+        self._video = self.session.video_codec(way) if video else None
         self._offline = False  # a frame has waited in vain for a link that is still down
         tls = client_tls(tls)
         link = partial(Link, address, manifest.name, tails=[tail.name for tail in self._answers.tails], tls=tls)
         self._link = link(
             fingerprint, window=window, give_up_seconds=give_up_seconds, keep_trying=self._gives_up,
             on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
-            listener=self.rate,
+            listener=self.rate, video=self._video,
         )  # fmt: skip
         self.offload: OffloadControl | None = None
         if offload in ("auto", "local"):
@@ -393,7 +398,7 @@ class AsyncClient:
             task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
-        answer = await self._link.send(packet, expires_at)
+        answer = await self._link.send(packet, expires_at, encoded.symbols)
         return asyncio.create_task(finish(encoded, frame_id, answer, started, self._answers))
 
     def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
@@ -486,7 +491,7 @@ class AsyncClient:
         return self.session.answer(self.session.symbols(encoded.image, self.level), self.level), self.level
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
-        answer = await self._link.send(packet, expires_at)
+        answer = await self._link.send(packet, expires_at, encoded.symbols)
         result = (await answer).result
         if STATUS.get(result.code) in PUT_OFF:
             raise _PutOffError

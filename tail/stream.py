@@ -14,11 +14,14 @@ from google.protobuf.message import DecodeError
 from narrowcast.tail.access import Context, Gate
 from narrowcast.tail.clock import stamp
 from narrowcast.tail.credits import MAX_WINDOW, Credits
-from narrowcast.tail.errors import FrameRefusedError
+from narrowcast.tail.errors import FrameRefusedError, NeedKeyError
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority, priority_of
+from narrowcast.tail.loading import Model
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import Auditor, FrameRecord, Observer, Silent, StreamInfo
+from narrowcast.tail.observe import Auditor, FrameRecord, KeyFrame, Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
+from narrowcast.tail.references import MAX_REFERENCES, References, Room, same_answer, whole_answer
+from narrowcast.transport.codec import Codec
 from narrowcast.transport.errors import PacketError
 from narrowcast.transport.packet import Kind, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -61,6 +64,7 @@ class OpenStream:
         ageing: Ageing,
         context: Context,
         auditor: Auditor | None = None,
+        room: Room | None = None,
     ) -> None:
         self._models = models
         self._gate = gate
@@ -69,6 +73,8 @@ class OpenStream:
         self._ageing = ageing
         self._context = context
         self._auditor = auditor
+        self._room = room or Room()
+        self._references: References | None = None
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Frame] = deque()
         self._awake: asyncio.Future[None] | None = None
@@ -117,6 +123,7 @@ class OpenStream:
         self._priority = self._gate.priority(client, priority_of(wanted.priority))
         self._deadline_ms, self._resume_from = wanted.deadline_ms, wanted.resume_from
         self._limit_silence(wanted.silence_limit_ms)
+        self._references = self._kept_for(wanted)
         self._agreed = StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us)
         await self._context.write(
             pb.StreamResponse(
@@ -126,10 +133,19 @@ class OpenStream:
                     window=self._credits.window,
                     max_packet_bytes=MAX_PACKET_BYTES,
                     client=client,
+                    references=0 if self._references is None else self._references.count,
                 )
             )
         )
         self._heard = time.monotonic()
+
+    def _kept_for(self, wanted: pb.Open) -> References | None:
+        """What the client may refer to; None where it asks for nothing, or has other video tables than this server."""
+        assert self.slot is not None
+        codec = self.slot.batcher.model.video
+        if not wanted.references or codec is None or codec.fingerprint != wanted.video_fingerprint:
+            return None
+        return References(codec, min(wanted.references, MAX_REFERENCES), self._room)
 
     async def serve(self) -> None:
         """Until the stream's end. It must be open.
@@ -164,6 +180,8 @@ class OpenStream:
             for timer in self._timers:
                 timer.cancel()
             self._drop_pending()
+            if self._references is not None:
+                self._references.close()
             self._observer.stream_closed(self.info, reason)
 
     def drain(self, reason: str, come_back: bool, grace_seconds: float) -> None:
@@ -247,8 +265,11 @@ class OpenStream:
         result = response.result
         if not result.code:
             stamp(result.times, frame.arrived)
+            if self._references is not None and frame.kept is not None:
+                self._references.keep(frame)
         if self._observed:
-            self._observer.frame_done(record_of(self.info, frame))
+            assert self.slot is not None
+            self._observer.frame_done(record_of(self.info, frame, self.slot.batcher.model.codec))
         if self._auditor is not None and self.info.audit:
             result.audit.extend(self._auditor.wanted(self.info))
         await self._context.write(response)
@@ -352,12 +373,30 @@ class OpenStream:
                 f"frame {packet.frame_id} lies before {self._resume_from}, from where the client resumed: it said "
                 "that this frame is answered",
             )
-        refused = refused or refusal_of(batcher, packet, self._tails)
-        if refused is None:
-            batcher.put(frame, more=len(self._pending) > 1)
-        else:
+        refused = refused or refusal_of(batcher, packet, self._tails, self._references)
+        if refused is None and self._references is not None:
+            refused = self._refer(frame, batcher.model)
+        if refused is not None:
             frame.release = batcher.model.manifest.release
             frame.refuse(refused)
+        elif packet.kind is not Kind.SKIP:
+            batcher.put(frame, more=len(self._pending) > 1)
+
+    def _refer(self, frame: Frame, model: Model) -> FrameRefusedError | None:
+        """Finds what a frame refers to, and answers it where it is the same; why that is not possible."""
+        assert self._references is not None
+        packet, release = frame.packet, model.manifest.release
+        frame.keep = packet.kind in (Kind.SYMBOLS, Kind.PREDICTED)
+        if not packet.kind.has_reference:
+            return None
+        try:
+            frame.reference = self._references.find(packet, model.video, release)
+        except NeedKeyError as error:
+            return error
+        if packet.kind is Kind.SKIP:
+            frame.release = release
+            frame.finish(same_answer(packet))
+        return None
 
     def _take_source(self, data: bytes) -> None:
         """The source of a frame: for the audit, and for nobody else."""
@@ -377,10 +416,16 @@ class OpenStream:
             self._wake()
 
 
-def record_of(stream: StreamInfo, frame: Frame) -> FrameRecord:
-    """What observers are told of a frame."""
+def record_of(stream: StreamInfo, frame: Frame, codec: Codec | None = None) -> FrameRecord:
+    """What observers are told of a frame; ``codec`` makes key frames of those that refer to others."""
     assert frame.response is not None
+    result, key = frame.response.result, None
+    if frame.reference is not None and codec is not None and not result.code:
+        symbols = frame.reference.symbols if frame.kept is None else frame.kept[0]
+        key = KeyFrame(codec, symbols)
+        if frame.packet.kind is Kind.SKIP:
+            result = whole_answer(frame.packet, result, frame.reference)
     return FrameRecord(
-        stream, frame.release, frame.packet, frame.packet_bytes, frame.response.result,
-        frame.response.ByteSize(), frame.encode_ms, frame.profile,
+        stream, frame.release, frame.packet, frame.packet_bytes, result,
+        frame.response.ByteSize(), frame.encode_ms, frame.profile, key,
     )  # fmt: skip
