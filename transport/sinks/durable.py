@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # How often what was written is forced to the disk: what a power loss may take.
 SYNC_SECONDS = 1.0
 MIB = 1024 * 1024
+MOST_AHEAD_BYTES = 4 * MIB
 _OVERHEAD_BYTES = 32  # SQLite's, for a row
 
 
@@ -180,12 +181,15 @@ class DurableOutbox(Outbox[_Row]):
     def _sync(self) -> None:
         """Forces what was written to the disk, on a thread of its own: delivering may wait for long.
 
-        That empties the write-ahead log as well, which would grow with each record that comes and goes.
+        The write-ahead log is used from its beginning again where all of it is on the disk when something new is written.
+        Where records come too fast for that, writing waits for the last part of it, now and then.
         """
-        disk = self._connected()
+        disk, ahead = self._connected(), Path(f"{self.file}-wal")
         while not self._ended.wait(SYNC_SECONDS):
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error, OSError):
                 disk.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                if ahead.stat().st_size > MOST_AHEAD_BYTES:
+                    disk.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         disk.close()
 
     def _read(self, row: _Row) -> Record | None:
