@@ -141,6 +141,17 @@ def _check_server(certificate: pki.Certificate, path: Path) -> None:
         raise CertificateError(f"{path} names no host, so no client can know it; issue it with --host HOST")
 
 
+def read_authorities(path: Path) -> list[pki.Certificate]:
+    """The CAs of a file.
+
+    Raises:
+        CertificateError: it is missing or damaged, or holds something else.
+    """
+    data = _read(path, "CA")
+    _check_authorities(data, path)
+    return pki.read_certificates(data, str(path))
+
+
 def _check_authorities(data: bytes, path: Path) -> None:
     for certificate in pki.read_certificates(data, str(path)):
         if not _is_authority(certificate):
