@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _check_server(certificate: pki.Certificate, path: Path) -> None:
         raise CertificateError(f"{path} names no host, so no client can know it; issue it with --host HOST")
 
 
-def read_authorities(path: Path) -> list[pki.Certificate]:
+def read_authorities(path: Path) -> Sequence[pki.Certificate]:
     """The CAs of a file.
 
     Raises:
