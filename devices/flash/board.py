@@ -17,6 +17,7 @@ from narrowcast.devices.flash.packing import OLDEST
 from narrowcast.devices.flash.session import Session
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.targets import DeployPaths, Target, recognise
+from narrowcast.transport.errors import ConfigError
 
 # In the order of preference: what people put there, then the system's newest.
 _CANDIDATES = (
@@ -52,7 +53,13 @@ class Rights:
 
 
 def layout_of(prefix: str, paths: DeployPaths) -> Layout:
-    """Where things lie: a target's paths, or everything below one folder."""
+    """Where things lie: a target's paths, or everything below one folder.
+
+    Raises:
+        ConfigError: the folder is not one from the board's root.
+    """
+    if prefix and (not prefix.startswith("/") or not prefix.strip("/")):
+        raise ConfigError(f"--prefix {prefix}: name the board's folder from its root, such as /home/me/narrowcast")
     if not prefix:
         return Layout(program=paths.program, config=paths.config, state=paths.state, cache=paths.cache, run=paths.run)
     prefix = prefix.rstrip("/")

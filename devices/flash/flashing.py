@@ -107,7 +107,7 @@ class Flashing:
         wheels = self._wheels(facts, rights, target, edge_text)
         system_site = "tensorrt" in target.backends and bool(facts["modules"].get("tensorrt"))
         env = options.environment or environment_id(wheels, rights.version, system_site=system_site)
-        name = release_id(self.bundle, files, env)
+        name = release_id(self.bundle, files, env, {} if options.tls is not None else there["tls"])
         self._step("preflight", "done", f"{len(self.notes)} notes" if self.notes else "nothing to note")
         current = there["current"] or {}
         if current.get("id") == name and there["pending"] is None and there["service"]["active"]:
@@ -158,7 +158,7 @@ class Flashing:
         """What the release's folder gets, and the daemon's configuration."""
         options = self.options
         tls = tls_files(options.tls) if options.tls is not None else []
-        with_tls, signed = bool(tls) or bool(there["has_tls"]), self.bundle.signed_by is not None
+        with_tls, signed = bool(tls) or bool(there["tls"]), self.bundle.signed_by is not None
         text = edge.edge_config(options, self.layout, there["edge"], tls=with_tls, signed=signed)
         model = Sent("model.ncb", head_part(self.bundle), "model.ncb")
         return [model, Sent("edge.toml", text.encode(), "edge.toml", True), *tls], text

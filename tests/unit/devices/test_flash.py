@@ -39,7 +39,7 @@ from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras
 from narrowcast.devices.targets import DeployPaths, load_target
 from narrowcast.transport.bundle import SecretKey
 from narrowcast.transport.bundle.signing import read_keys
-from narrowcast.transport.errors import KeyFileError
+from narrowcast.transport.errors import ConfigError, KeyFileError
 from narrowcast.transport.structs import parse_toml
 
 LAYOUT = layout_of("", DeployPaths())
@@ -102,6 +102,16 @@ def test_a_configuration_is_made_of_options_and_of_what_is_there():
     assert kept["metrics"] == {"listen": "unix:/x"}
     unsigned = parse_toml(edge.edge_config(options, LAYOUT, None, tls=False, signed=False), "x")
     assert (unsigned["trust"], unsigned["allow_unsigned"]) == ([], True)
+
+
+def test_a_folder_is_watched_and_a_prefix_is_a_folder_of_the_board():
+    text = edge.edge_config(FlashOptions(to="a:1", source="/srv/inbox/"), LAYOUT, None, tls=False, signed=True)
+    assert parse_toml(text, "x")["sources"] == [{"name": "camera", "watch": True, "uri": "/srv/inbox/"}]
+    assert edge.edge_config(FlashOptions(), LAYOUT, text, tls=False, signed=True) == text
+    assert layout_of("/home/me/x/", DeployPaths()).config == "/home/me/x/etc"
+    for prefix in ("~/x", "x", "/"):
+        with pytest.raises(ConfigError, match="from its root"):
+            layout_of(prefix, DeployPaths())
 
 
 def test_a_configuration_that_says_too_little_is_refused(tmp_path):
