@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.answers import Facts, checked
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import PreflightError, SudoError
 from narrowcast.devices.flash.observer import Observer
@@ -113,19 +113,18 @@ def connected(
             yield ssh, rights, session
 
 
-def hello(session: Session, layout: Layout) -> dict[str, Any]:
+def hello(session: Session, layout: Layout) -> Facts:
     """What the board says of itself."""
-    found: dict[str, Any] = session.call("hello", layout=layout.as_dict())
-    return found
+    return checked(session.call("hello", layout=layout.as_dict()), Facts, session.board)
 
 
-def services_of(wanted: str, facts: dict[str, Any], prefix: str) -> str:
+def services_of(wanted: str, facts: Facts, prefix: str) -> str:
     """Who keeps the daemon running there: systemd where it is PID 1 and we are root, unless told otherwise."""
     if wanted != "auto":
         return wanted
-    return "systemd" if facts.get("systemd") and facts.get("root") and not prefix else "supervised"
+    return "systemd" if facts["systemd"] and facts["root"] and not prefix else "supervised"
 
 
-def kind_of(facts: dict[str, Any]) -> Target | None:
+def kind_of(facts: Facts) -> Target | None:
     """The target that the board is recognised as."""
-    return recognise(str(facts.get("model") or ""), str(facts.get("architecture") or ""), facts.get("compatible") or [])
+    return recognise(facts["model"], facts["architecture"], facts["compatible"])

@@ -30,7 +30,7 @@ def status(layout: Layout, services: Services) -> dict[str, Any]:
         "previous_release": _record(layout, state.previous),
         "highest": state.highest,
         "edge": _edge(layout, running),
-        "tls": _tls(layout, running),
+        "tls": _tls(layout),
         "pending": state.pending,
         "releases": releases(layout),
         "service": {
@@ -58,10 +58,10 @@ def _record(layout: Layout, name: str | None) -> dict[str, Any] | None:
     return found
 
 
-def _tls(layout: Layout, running: str | None) -> dict[str, str]:
-    """SHA-256 by path of the running release's certificate; empty where it has none."""
-    folder = layout.release(running) / "tls" if running else None
-    return {f"tls/{path.name}": sha256_of(path) for path in folder.iterdir()} if folder and folder.is_dir() else {}
+def _tls(layout: Layout) -> dict[str, str]:
+    """SHA-256 by path of the board's certificate; empty where it has none."""
+    folder = Path(layout.config) / "tls"  # by way of `current`, or made by hand before the first flash
+    return {f"tls/{path.name}": sha256_of(path) for path in folder.iterdir()} if folder.is_dir() else {}
 
 
 def _edge(layout: Layout, running: str | None) -> str | None:

@@ -11,6 +11,8 @@ from support import bundles
 from narrowcast.devices.flash import Connection, FlashOptions, Observer, checks, edge
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.services import Supervised, Systemd, services_for
+from narrowcast.devices.flash.answers import Facts, printable
+from narrowcast.devices.flash.answers import checked as checked_answer
 from narrowcast.devices.flash.board import Rights, layout_of, look, services_of
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import (
@@ -271,6 +273,20 @@ def said_by(folder, text):
 def test_a_program_that_is_no_ssh(tmp_path):
     with pytest.raises(FlashError, match="install OpenSSH"):
         Ssh(Destination.parse("pi@x"), Connection(ssh=str(tmp_path / "none"))).call("true")
+
+
+# ---------------------------------------------------------------- what a board may answer
+
+
+@pytest.mark.parametrize("answer", [None, 3, [], {}, {"hostname": 3}, {**dict.fromkeys(Facts.__annotations__)}])
+def test_a_board_that_answers_something_else_is_an_error(answer):
+    with pytest.raises(BoardError, match="pi@x answered what is no answer"):
+        checked_answer(answer, Facts, "pi@x")
+
+
+def test_lines_of_a_board_cannot_move_the_cursor():
+    assert printable("fine \ta\u20ac") == "fine \ta\u20ac"
+    assert printable("\x1b[2Jgone\r\n") == "\ufffd[2Jgone\ufffd\ufffd"
 
 
 # ---------------------------------------------------------------- the rest
