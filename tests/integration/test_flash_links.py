@@ -13,13 +13,15 @@ import threading
 import pytest
 from support import bundles, sshd, standin
 from support.flashed import OTHER, Board, Watching
+from support.fleet import Fleet
 from support.waiting import until
 
 from narrowcast.cli import main
 from narrowcast.devices.flash import session as session_module
-from narrowcast.devices.flash import status
+from narrowcast.devices.flash import status, trust
 from narrowcast.devices.flash.errors import (
     BoardUnreachableError,
+    BoardVerifyError,
     BusyError,
     DeclinedError,
     DiskSpaceError,
@@ -231,6 +233,26 @@ def test_the_command_line(board, tmp_path, ssh, capsys, monkeypatch):
     assert "no release to go back to" in capsys.readouterr().err
     assert main(["flash", "logs", "board", *place, "--lines", "5"]) == 0
     assert main(["flash", "status", "two words", *place]) == 2
+
+
+def test_certificates_and_keys_are_enrolled_and_kept(board, tmp_path):
+    folder = Fleet(tmp_path).board("board-7")
+    board.flash(1, tls=folder)
+    there = board.layout.current / "tls"
+    assert {path.name: path.stat().st_mode & 0o777 for path in there.iterdir()} == dict.fromkeys(
+        ("tls.crt", "tls.key", "ca.crt"), 0o600
+    )
+    assert board.flash(1).outcome == "unchanged", "what was not said again is as it was"
+    assert board.flash(1, to="", source="").outcome == "unchanged"
+    assert 'dir = "' + board.layout.config + '/tls"' in (board.layout.current / "edge.toml").read_text()
+    assert [key["name"] for key in trust("board", add=OTHER.public, **board.place)] == ["test", "other"]
+    with pytest.raises(BoardVerifyError, match="flash one of the new key first"):
+        trust("board", remove=bundles.trusted_key().id, **board.place)
+    board.flash(2, key=OTHER)
+    assert (board.layout.current / "tls" / "tls.key").read_bytes() == (folder / "tls.key").read_bytes()
+    assert [key["name"] for key in trust("board", remove=bundles.trusted_key().id, **board.place)] == ["other"]
+    with pytest.raises(BoardVerifyError, match="only key"):
+        trust("board", remove=OTHER.public.id, **board.place)
 
 
 def test_an_unsigned_bundle_goes_out_only_where_that_was_said(board):
