@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,13 +13,15 @@ import threading
 import pytest
 from support import bundles, sshd, standin
 from support.flashed import OTHER, Board, Watching
+from support.fleet import Fleet
 from support.waiting import until
 
 from narrowcast.cli import main
 from narrowcast.devices.flash import session as session_module
-from narrowcast.devices.flash import status
+from narrowcast.devices.flash import status, trust
 from narrowcast.devices.flash.errors import (
     BoardUnreachableError,
+    BoardVerifyError,
     BusyError,
     DeclinedError,
     DiskSpaceError,
@@ -26,6 +29,7 @@ from narrowcast.devices.flash.errors import (
     LoginError,
     RolledBackError,
 )
+from narrowcast.transport.errors import UnsignedBundleError
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def with_connection(board, **changes):
 
 
 def test_an_unknown_host_key_is_shown_and_must_be_accepted(board, ssh):
-    with pytest.raises(HostKeyError, match=f"ED25519 {ssh.fingerprint}") as caught:
+    with pytest.raises(HostKeyError, match=re.escape(f"ED25519 {ssh.fingerprint}")) as caught:
         board.flash(1, **with_connection(board, accept_host_key=""))
     assert caught.value.fingerprint == ssh.fingerprint
     with pytest.raises(HostKeyError, match="not SHA256:other"):
@@ -229,6 +233,34 @@ def test_the_command_line(board, tmp_path, ssh, capsys, monkeypatch):
     assert "no release to go back to" in capsys.readouterr().err
     assert main(["flash", "logs", "board", *place, "--lines", "5"]) == 0
     assert main(["flash", "status", "two words", *place]) == 2
+
+
+def test_certificates_and_keys_are_enrolled_and_kept(board, tmp_path):
+    folder = Fleet(tmp_path).board("board-7")
+    board.flash(1, tls=folder)
+    there = board.layout.current / "tls"
+    assert {path.name: path.stat().st_mode & 0o777 for path in there.iterdir()} == dict.fromkeys(
+        ("tls.crt", "tls.key", "ca.crt"), 0o600
+    )
+    assert 'dir = "' + board.layout.config + '/tls"' in (board.layout.current / "edge.toml").read_text()
+    assert [key["name"] for key in trust("board", add=OTHER.public, **board.place)] == ["test", "other"]
+    with pytest.raises(BoardVerifyError, match="flash one of the new key first"):
+        trust("board", remove=bundles.trusted_key().id, **board.place)
+    board.flash(2, key=OTHER)
+    assert (board.layout.current / "tls" / "tls.key").read_bytes() == (folder / "tls.key").read_bytes()
+    assert [key["name"] for key in trust("board", remove=bundles.trusted_key().id, **board.place)] == ["other"]
+    with pytest.raises(BoardVerifyError, match="only key"):
+        trust("board", remove=OTHER.public.id, **board.place)
+
+
+def test_an_unsigned_bundle_goes_out_only_where_that_was_said(board):
+    with pytest.raises(UnsignedBundleError):
+        board.flash(1, key=None)
+    observer = Watching()
+    assert board.flash(1, key=None, allow_unsigned=True, observer=observer).outcome == "committed"
+    assert observer.plans[0].signed_by == "nobody"
+    assert not board.layout.trusted.exists()
+    assert "allow_unsigned = true" in (board.layout.current / "edge.toml").read_text()
 
 
 def test_a_daemon_that_ends_at_once_is_taken_back_without_waiting(board):

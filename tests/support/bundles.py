@@ -27,8 +27,10 @@ from narrowcast.transport.bundle import (
     describe_part,
     write_bundle,
 )
-from narrowcast.transport.codec import CodecSpec
+from narrowcast.transport.codec import CodecSpec, open_codec
 from narrowcast.transport.contract import InputContract
+from narrowcast.transport.selfcheck import SelfCheck, SymbolBound, reference_frames
+from narrowcast.transport.structs import to_json
 
 SIDE = 8
 SHAPE = (3, SIDE, SIDE)
@@ -148,6 +150,17 @@ def with_second_tail(made: Made) -> Made:
     more = made.with_part(part, model)
     tails = [TailSpec(name="second", outputs=OUTPUTS)]
     return Made(msgspec.structs.replace(more.manifest, tails=tails), more.contents)
+
+
+def with_self_check(made: Made, *, moved: int = 0, payload: bytes = b"") -> Made:
+    """The bundle with the symbols of one reference frame, each moved by so much; ``payload`` goes in their place."""
+    codec = open_codec(made.manifest.codec, tables())
+    (frame,) = reference_frames((SIDE, SIDE), 1)
+    symbols = [np.minimum((frame // divisor).transpose(2, 0, 1) + moved, ALPHABET - 1) for divisor in (32, 16)]
+    payloads = [[payload or codec.encode(one.astype(np.uint8), level)] for level, one in enumerate(symbols)]
+    check = SelfCheck(payloads=payloads, bounds={"fp32": [SymbolBound(moved=0.01, step=1)] * LEVELS})
+    data = to_json(check)
+    return made.with_part(describe_part("selfcheck.json", data, "selfcheck", ["device"]), data)
 
 
 def expected_output(frame: npt.NDArray[np.uint8], level: int) -> npt.NDArray[np.float64]:

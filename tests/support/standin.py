@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 
 _COMMON = """#!{python} -IS
-import json, os, re, signal, sys, time, zipfile
+import base64, json, os, re, signal, sys, time, zipfile
 
 def manifest(path):
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read("manifest.json"))
+
+def signed_by(path):
+    with zipfile.ZipFile(path) as archive:
+        return base64.b64decode(json.loads(archive.read("manifest.sig"))["key"])[:8].hex()
 
 def config(path):
     text = open(path).read()
@@ -27,7 +31,7 @@ if words[:3] == ["-I", "-m", "narrowcast.devices.flash.checks"]:
     word, model, keys = words[3:6]
     found = manifest(model)
     if word == "verify":
-        signer = "" if keys == "unsigned" else open(keys).read().split()[1][:16]
+        signer = "" if keys == "unsigned" else signed_by(model)
         print(json.dumps({"name": found["name"], "release": found["release"], "signed_by": signer}))
     else:
         head = {"precision": "fp32", "backend": "standin", "head_ms": {}, "words": "standin", "power": None}
