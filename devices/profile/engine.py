@@ -8,6 +8,7 @@ what the last way left behind (power still falling, caches, TCP's windows) goes 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -26,6 +27,8 @@ from narrowcast.transport.structs import Settings
 # A way whose frames take so long that it has had this many times its share is not run further.
 _PATIENCE = 3.0
 _LOOK_NS = 1_000_000_000
+# In a row, after which the server is asked whether it is there at all.
+_FAILURES = 3
 
 
 class Timing(Settings, frozen=True):
@@ -124,6 +127,7 @@ class Engine:
         clock: the board's.
         observer: is told what happens.
         look: called about once a second, between frames.
+        is_there: called where a way has several failures in a row; raises a :class:`LinkError` if its server is gone.
     """
 
     def __init__(
@@ -134,11 +138,13 @@ class Engine:
         clock: Clock,
         observer: Observer,
         look: Callable[[], None] = lambda: None,
+        is_there: Callable[[], None] = lambda: None,
     ) -> None:
         if not runners:
             raise ProfileError("no way is left to run: give --ways, or a bundle that has what they need")
         self._runners, self._frames, self._timing = runners, frames, timing
-        self._clock, self._observer, self._look = clock, observer, look
+        self._clock, self._observer, self._look, self._is_there = clock, observer, look, is_there
+        self._failed = Counter[str]()  # in a row, by way
         self._next = {runner.info.id: 0 for runner in runners}
         self._spent = {runner.info.id: 0.0 for runner in runners}
         self._looked = clock.now_ns()
@@ -249,6 +255,7 @@ class Engine:
                 failed += sample.failed is not None
                 tally.add(sample, capture_ms, number, frame)
                 self._observer.frame_done(runner.info.id, sample.latency_ms, sample.failed)
+                self._note_failure(runner.info.id, sample.failed)
                 if now - self._looked > _LOOK_NS:
                     self._looked = now
                     self._look()
@@ -259,6 +266,14 @@ class Engine:
             tally.socket_up += after.sent - before.sent
             tally.socket_down += after.received - before.received
             tally.socket_frames += frames
+
+    def _note_failure(self, way: str, failed: str | None) -> None:
+        if failed is None:
+            self._failed[way] = 0
+            return
+        self._failed[way] += 1
+        if self._failed[way] % _FAILURES == 0:
+            self._is_there()
 
     def _lead(self, runner: Runner, lead_ns: int) -> None:
         """At least one frame, unless they are known to take very long."""

@@ -143,11 +143,11 @@ class _Profiling:
     def _measure(self, runners: Sequence[Runner], frames: FrameSet, timing: Timing, power: _Power) -> Measured:
         machine = open_machine(self.settings.root)
         recorded = isinstance(machine, Recording)
-        clock: Clock = ReplayClock(machine.now_ns()) if recorded else Folder(Path("/"))
         sampler = power.sampler
         if sampler is not None and recorded:
             sampler.wait(_REPLAY_S)  # it replays at once, in a time of its own
-        elif sampler is not None:
+        clock: Clock = ReplayClock(machine.now_ns()) if recorded else Folder(Path("/"))
+        if sampler is not None and not recorded:
             reach(sampler, clock, clock.now_ns())
         start_ns = clock.now_ns()
 
@@ -155,7 +155,7 @@ class _Profiling:
             if sampler is not None:
                 self.observer.sample(_sample(sampler, power.info, clock, start_ns))
 
-        engine = Engine(runners, frames, timing, clock, self.observer, look)
+        engine = Engine(runners, frames, timing, clock, self.observer, look, self._is_there)
         self.observer.begun(_outline(runners, timing))
         self.started = time.time()
         hurried = True
@@ -170,6 +170,15 @@ class _Profiling:
         if not measured.blocks and measured.error is not None:
             raise measured.error
         return measured
+
+    def _is_there(self) -> None:
+        """Whether the server is, where frame after frame is not answered.
+
+        Raises:
+            LinkError: it is not.
+        """
+        if self.to is not None:
+            asyncio.run(list_models(parse_address(self.to), tls=self.tls))
 
     def _ask_server(self) -> Server | None:
         if self.to is None:

@@ -147,7 +147,7 @@ def _compared(link: str | None, split: Way, rival: Way, faster: bool) -> str:
     assert rival.median_ms is not None
     head = f"Splitting pays over the {link} link" if faster else f"Splitting does not pay over the {link} link"
     apart = "" if lie_apart(split.median_ms, rival.median_ms) else " (their 95 % intervals do not lie apart)"
-    text = f"{head}: {_described(split)}, against {_described(rival)} of the fastest other way{apart}."
+    text = f"{head}: {_described(split)}; the fastest other way, {_described(rival)}{apart}."
     if split.agreement.share is not None:
         text += f" Its answers are the uncut network's for {100 * split.agreement.share:.1f} % of the frames"
         text += f", the other's for {100 * rival.agreement.share:.1f} %." if rival.agreement.share is not None else "."

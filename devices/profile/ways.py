@@ -77,7 +77,7 @@ def way_of(tally: Tally, context: Context) -> Way:
     conditions = conditions_over(context.trace, [span for span, _ in counted])
     warnings = list(measured.warnings.get(info.id, []))
     if loaded_s < LOADED_S:
-        warnings.append(f"loaded for {loaded_s:.1f} s only; {LOADED_S:.0f} s or more are trustworthy")
+        warnings.append(f"loaded for less than {LOADED_S:.0f} s: that is too short to be trusted")
     if tally.failed:
         failed = ", ".join(f"{count} {status}" for status, count in sorted(tally.failed.items()))
         warnings.append(f"{sum(tally.failed.values())} of {tally.frames} frames were not answered: {failed}")
