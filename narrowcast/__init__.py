@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from narrowcast.devices.profile.entry import profile as profile
     from narrowcast.devices.profile.schema import read_run as read_run
     from narrowcast.devices.profile.settings import ProfileSettings as ProfileSettings
+    from narrowcast.devices.report.entry import report as report
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
     from narrowcast.head.session import HeadSession as HeadSession
@@ -70,6 +71,7 @@ _HOME = {
     "profile": "narrowcast.devices.profile.entry",
     "read_image": "narrowcast.transport.frames",
     "read_run": "narrowcast.devices.profile.schema",
+    "report": "narrowcast.devices.report.entry",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are the keys above)

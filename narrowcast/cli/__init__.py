@@ -27,6 +27,7 @@ VERBS = {
     "probe": ("probe", "what this board is, and what it can measure"),
     "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
     "profile": ("profile", "ms and joules per stage: on the board alone, images sent, split; side by side"),
+    "report": ("report", "run records of narrowcast profile as a page that needs no network, or compared"),
     "keys": (
         "keys",
         "signing keys: new, show, trust, sign, verify, enrol; a fleet's certificates: ca, issue, rotate, revoke, token",

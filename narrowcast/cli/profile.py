@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from narrowcast.cli.options import PRECISIONS, add_tls, add_trust, at_least, open_bundle, seconds
-from narrowcast.cli.show import TerminalProgress, print_json, print_table, stdout
-from narrowcast.devices.profile.figures import Kind, Way
-from narrowcast.devices.profile.observer import Observer, Outline, Silent
-from narrowcast.text import human_bytes, percent
+from narrowcast.cli.show import print_json, stdout
+from narrowcast.devices.profile.figures import Kind
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import nearest
 
 if TYPE_CHECKING:
-    from narrowcast.cli.show import Task
-    from narrowcast.devices.profile.schema import Mode, Run
     from narrowcast.devices.profile.settings import ProfileSettings
 
 EXAMPLES = """\
@@ -141,6 +136,8 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from narrowcast.cli.live import watching
+    from narrowcast.cli.run_table import print_run
     from narrowcast.devices.profile.entry import profile
     from narrowcast.transport.rpc.credentials import client_tls
 
@@ -148,10 +145,9 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
     bundle = open_bundle(args, "device")
-    with ExitStack() as stack:
-        watching = TerminalObserver(TerminalProgress(quiet=args.quiet), stack)
+    with watching(quiet=args.quiet) as observer:
         result = profile(
-            bundle, args.to, settings, output=args.output, tls=tls, observer=watching, more_words=_more_words(args)
+            bundle, args.to, settings, output=args.output, tls=tls, observer=observer, more_words=_more_words(args)
         )  # fmt: skip
     if args.json:
         print_json(msgspec.to_builtins(result))
@@ -219,81 +215,3 @@ def _kind(text: str) -> str:
 
 def _codec(text: str) -> str:
     return _choice(text, ["jpeg", "webp"])
-
-
-class TerminalObserver(Silent):
-    """A bar on a terminal, lines elsewhere; one unit is one turn of a way.
-
-    Args:
-        progress: where to.
-        stack: keeps the bar; closed when the run is over.
-    """
-
-    def __init__(self, progress: TerminalProgress, stack: ExitStack) -> None:
-        self._progress, self._stack = progress, stack
-        self._task: Task | None = None
-        self._turns = self._frames = 0
-
-    def begun(self, outline: Outline) -> None:
-        """See :class:`Observer`."""
-        self.note(f"{len(outline.ways)} ways in {outline.rounds} turns each: about {outline.seconds / 60:.1f} minutes")
-
-    def block_started(self, way: str, mode: Mode, done: int, total: int) -> None:
-        """See :class:`Observer`."""
-        if self._task is None:
-            self._task = self._stack.enter_context(self._progress.task("profiling", total, "turns"))
-        self._task.advance(done - self._turns)
-        self._turns = done
-
-    def phase(self, name: str, seconds: float) -> None:
-        """See :class:`Observer`."""
-        if name == "idle-after" and self._task is not None:
-            self._task.advance(1)
-            self._stack.close()
-
-    def ended(self, complete: bool) -> None:
-        """See :class:`Observer`."""
-        self._stack.close()
-
-    def note(self, line: str) -> None:
-        """See :class:`Observer`."""
-        self._progress.note(line)
-
-
-_: type[Observer] = TerminalObserver
-
-
-def print_run(run: Run) -> None:
-    """The verdict and a table of all ways."""
-    for line in run.verdict.text:
-        stdout().print(line, soft_wrap=True)
-    stdout().print()
-    columns = [
-        "way", "link", ">median", ">95 % interval", ">p95", ">frames/s", ">in flight", ">sent", ">energy", ">agrees",
-    ]  # fmt: skip
-    print_table("", columns, [_row(way) for way in run.ways])
-    for line in run.warnings:
-        stdout().print(f"warning: {line}", soft_wrap=True)
-    about: dict[str, list[str]] = {}
-    for way in run.ways:
-        for line in way.warnings:
-            about.setdefault(line, []).append(way.id)
-    for line, ways in about.items():
-        who = "all ways" if len(ways) == len(run.ways) else ", ".join(ways)
-        stdout().print(f"warning: {who}: {line}", soft_wrap=True)
-
-
-def _row(way: Way) -> list[str]:
-    median, joules, speed = way.median_ms, way.energy.gross_joules_per_frame, way.throughput
-    return [
-        way.id.partition("@")[0],
-        way.link or "",
-        "-" if median is None else f"{median.value:.2f} ms",
-        "-" if median is None or median.low is None else f"{median.low:.2f}-{median.high:.2f}",
-        "-" if way.latency.p95_ms is None else f"{way.latency.p95_ms:.2f} ms",
-        "-" if speed.single_fps is None else f"{speed.single_fps:.1f}",
-        "-" if speed.windowed_fps is None else f"{speed.windowed_fps:.1f}",
-        "" if way.bytes is None else human_bytes(way.bytes.packet_up),
-        "-" if joules is None else f"{1000 * joules.value:.1f} mJ",
-        percent(way.agreement.share),
-    ]

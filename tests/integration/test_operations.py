@@ -18,7 +18,7 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
 from support import bundles
-from support.browser import browser
+from support.browser import brightness, browser
 from support.server import serving
 from support.waiting import until
 
@@ -268,13 +268,6 @@ def stream(tiny, address, count: int) -> None:
     with Client(tiny, address) as client:
         for frame in bundles.random_frames(count):
             assert client.infer(frame).error is None
-
-
-def brightness(picture: Path) -> float:
-    from PIL import Image
-
-    with Image.open(picture) as image:
-        return float(np.median(np.asarray(image.convert("L"))))
 
 
 def body_of_the_page() -> str:
