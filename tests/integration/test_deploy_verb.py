@@ -16,8 +16,8 @@ from narrowcast.compiler.deployment import DeployFleet, DeploySettings
 from narrowcast.deploy import DeployOptions
 from narrowcast.deploy import Observer as DeployObserver
 from narrowcast.deploy.boards import flash_boards
-from narrowcast.deploy.errors import FleetFailedError, ProfileOnBoardError, PublishError
-from narrowcast.deploy.measure import profile_on_board, profile_words
+from narrowcast.deploy.errors import FleetFailedError, ProfileOnBoardError, PublishError, ReportError
+from narrowcast.deploy.measure import make_report, profile_on_board, profile_words
 from narrowcast.deploy.publish import open_place, publish
 from narrowcast.devices.flash import FlashOptions, Observer
 from narrowcast.devices.flash.board import layout_of
@@ -184,6 +184,15 @@ def test_a_board_measures_itself_and_the_record_comes_back(measured, tmp_path):
     found = json.loads(record.read_text())
     assert found["format"] == "narrowcast-run"
     assert {way["kind"] for way in found["ways"]} == {"local", "split"}
+    make_report(record, tmp_path / "shop.html")
+    assert "tiny" in (tmp_path / "shop.html").read_text()
+
+
+def test_a_page_of_what_is_no_record_is_not_made(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ReportError, match="run.json"):
+        make_report(tmp_path / "run.json", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_board_that_cannot_measure_says_why(measured, tmp_path):
