@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons lint format wheels proto golden bench clean
+.PHONY: help setup demo test test-board test-pythons lint format wheels proto golden bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes de
 
 test: $(STAMP) ## all tests, two files at a time (WORKERS=0: one after the other)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-board: $(STAMP) ## flash an emulated arm64 board (root, and Debian's packages; several minutes)
+	EMULATED_BOARD=1 $(BIN)/python -m pytest -o faulthandler_timeout=1800 tests/hardware/test_emulated_board.py
 
 test-pythons: ## the tests that need no torch, on every supported Python that is here
 	scripts/test_pythons.sh

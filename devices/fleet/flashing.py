@@ -107,7 +107,7 @@ class BundleFlasher:
     def wants(self, board: Board) -> str:
         """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""
         options = options_of(board, self.options)
-        files = [options.config, *(sorted(options.tls.iterdir()) if options.tls else [])]
+        files = [options.config, *(sorted(options.tls.glob("*")) if options.tls else [])]
         words = [self.bundle.path.name, sha256_of(self.bundle.path), repr(options)]
         words += [f"{file} {sha256_of(file)}" for file in files if file is not None and file.is_file()]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from narrowcast.devices.report.figures import BY_KEY
 from narrowcast.devices.report.latency import bare_ms, measured_points
 from narrowcast.devices.report.markup import Child, Markup, tag
 from narrowcast.devices.report.plots.curves import Curve, Point, Upright, curves
-from narrowcast.devices.report.plots.drawing import figure
+from narrowcast.devices.report.plots.drawing import Style, figure
 from narrowcast.devices.report.tables import table
 from narrowcast.text import human_bytes, human_ms, human_rate
 
@@ -68,6 +68,8 @@ def plot(entry: Entry, heading: str | None) -> Markup:
     ]
     uprights = [Upright(e.uplink_mbit or 0, human_rate((e.uplink_mbit or 0) * 1e6)) for e in evens[:4]]
     entries = [(curve.style.key(), curve.name) for curve in series if curve.level is None]
+    if any(curve.rings for curve in series):
+        entries.append((_ring(), "the model, for that link"))
     uprights += [
         Upright(rate, link.name, beside=True) for link in entry.links if (rate := uplink_mbit(link)) is not None
     ]
@@ -83,6 +85,10 @@ def plot(entry: Entry, heading: str | None) -> Markup:
 
     note: list[Child] = [_note(entry)]
     return tag("div", figure(draw, entries, heading=heading, note=note, table=_table(entry)), texts(entry))
+
+
+def _ring() -> Markup:
+    return tag("svg", Style("s-other", 5).mark(14, 7, size=5.5), class_="key", viewBox="0 0 28 14", aria_hidden="true")
 
 
 def texts(entry: Entry) -> Markup | None:

@@ -126,7 +126,7 @@ def _agree(args: argparse.Namespace, waves: Sequence[Wave], threshold: Threshold
     if not sys.stdin.isatty():
         raise ConfigError("nobody can be asked whether the plan is right: --yes carries it out, --dry-run shows it")
     _say(f"{what}, to {sum(len(wave.names) for wave in waves)} boards", lines)
-    if not flashing._asked("Carry this out?"):  # noqa: SLF001  (the same question)
+    if not flashing.asked("Carry this out?"):
         from narrowcast.devices.flash.errors import DeclinedError
 
         raise DeclinedError("the fleet was left as it is")

@@ -50,10 +50,14 @@ class _Way:
 
 
 class Notes(Silent):
-    """Without a terminal: notes as lines, and nothing else."""
+    """Without a terminal: how long it will take, notes as lines, and nothing else."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+
+    def begun(self, outline: Outline) -> None:
+        """See :class:`narrowcast.devices.profile.observer.Observer`."""
+        self.note(f"{len(outline.ways)} ways in {outline.rounds} turns each: about {_clock(outline.seconds)} minutes")
 
     def note(self, line: str) -> None:
         """See :class:`narrowcast.devices.profile.observer.Observer`."""

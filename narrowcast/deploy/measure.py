@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from narrowcast.deploy.errors import ProfileOnBoardError
+from narrowcast.deploy.errors import ProfileOnBoardError, ReportError
 from narrowcast.devices.flash import FlashOptions, Observer
 from narrowcast.devices.flash.agent.layout import UNIT, Layout
 from narrowcast.devices.flash.board import connected, layout_of
@@ -92,6 +93,18 @@ def profile_on_board(
         record = _listen(ssh, f"{sudo}sh -c {shlex.quote(script)}", observer)
     with replacing(output) as out:
         out.write(record)
+
+
+def make_report(record: Path, page: Path) -> None:
+    """``narrowcast report`` of a run record.
+
+    Raises:
+        ReportError: it cannot be made.
+    """
+    words = [sys.executable, "-m", "narrowcast", "report", str(record), "--output", str(page), "--quiet"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  (ourselves)
+    if done.returncode:
+        raise ReportError(done.stderr.strip().removeprefix("narrowcast: ") or f"no page of {record} could be made")
 
 
 def _listen(ssh: Ssh, remote: str, observer: Observer) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +15,9 @@ from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.deployment import DeploySettings
 from narrowcast.compiler.recipe import Recipe, load_deployment, load_recipe
 from narrowcast.deploy.boards import chosen_boards, flash_boards, measured_board
-from narrowcast.deploy.errors import PublishError, ReportError, StageError
+from narrowcast.deploy.errors import PublishError, StageError
 from narrowcast.deploy.kept import Kept, inputs_digest, read_kept, write_kept
-from narrowcast.deploy.measure import profile_on_board
+from narrowcast.deploy.measure import make_report, profile_on_board
 from narrowcast.deploy.publish import open_place, publish
 from narrowcast.deploy.stages import STAGES, Deployment, Observer, StageResult, StageState
 from narrowcast.devices.flash import FlashOptions
@@ -224,10 +222,7 @@ class Deploying:
             )
         if self.options.dry_run:
             return "planned", f"{self.page.name} of {self.record.name}", {}
-        words = [sys.executable, "-m", "narrowcast", "report", str(self.record), "--output", str(self.page), "--quiet"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  (ourselves)
-        if done.returncode:
-            raise ReportError(done.stderr.strip().removeprefix("narrowcast: ") or "narrowcast report failed")
+        make_report(self.record, self.page)
         return "done", str(self.page), {"page": str(self.page)}
 
     def _wanted(self, stage: str) -> Bundle | None:

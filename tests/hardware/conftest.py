@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hardware.emulated_board import EmulatedBoard, copy_root, why_not
 
@@ -9,6 +11,8 @@ from hardware.emulated_board import EmulatedBoard, copy_root, why_not
 @pytest.fixture(scope="session")
 def emulated_board(tmp_path_factory):
     """A board that nothing was flashed on yet, switched on."""
+    if "EMULATED_BOARD" not in os.environ:
+        pytest.skip("an emulated board takes minutes: make test-board")
     if reason := why_not():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("board")

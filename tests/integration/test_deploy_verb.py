@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from support import bundles, sshd, standin
+from support import bundles, fleets, sshd, standin
 from support.server import serving
 
 from narrowcast.cli import main
-from narrowcast.deploy.errors import PublishError
+from narrowcast.compiler.deployment import DeployFleet, DeploySettings
+from narrowcast.deploy import DeployOptions
+from narrowcast.deploy import Observer as DeployObserver
+from narrowcast.deploy.boards import flash_boards
+from narrowcast.deploy.errors import FleetFailedError, ProfileOnBoardError, PublishError, ReportError
+from narrowcast.deploy.measure import make_report, profile_on_board, profile_words
 from narrowcast.deploy.publish import open_place, publish
-from narrowcast.devices.flash import Observer
+from narrowcast.devices.flash import FlashOptions, Observer
+from narrowcast.devices.flash.board import layout_of
+from narrowcast.devices.targets import DeployPaths
 
 NETWORKS = Path(__file__).resolve().parents[1] / "support" / "networks.py"
 
@@ -65,8 +74,6 @@ source = "unix:/run/camera.sock"
 @pytest.fixture
 def workshop(tmp_path, photo_folder):
     from narrowcast.devices.flash.agent.services import Supervised
-    from narrowcast.devices.flash.board import layout_of
-    from narrowcast.devices.targets import DeployPaths
 
     with sshd.running(tmp_path) as server:
         workshop = Workshop(tmp_path, photo_folder, server)
@@ -111,10 +118,11 @@ def test_a_recipe_becomes_a_running_board_and_nothing_is_done_twice(workshop, ca
 
 
 def test_a_release_number_is_not_used_twice(workshop, capsys):
-    bundles.make().write(workshop.models / "shop-1.ncb")
-    assert workshop.deploy() == 1
+    bundles.make(name="shop").write(workshop.folder / "shop.ncb")
+    bundles.make(name="other").write(workshop.models / "shop-1.ncb")
+    assert workshop.deploy("--skip", "compile") == 1
     seen, found = stages(capsys)
-    assert seen == {"compile": "done", "publish": "failed"}
+    assert seen == {"compile": "off", "publish": "failed"}
     assert "Raise `release` in the recipe, or --replace" in found["error"]
     assert not workshop.board.exists()
 
@@ -122,11 +130,93 @@ def test_a_release_number_is_not_used_twice(workshop, capsys):
 def test_a_server_that_does_not_serve_it_keeps_boards_as_they_are(workshop, capsys, monkeypatch):
     monkeypatch.setattr("narrowcast.deploy.run.SERVED_SECONDS", 0.0)
     (workshop.folder / "elsewhere").mkdir()
-    assert workshop.deploy(publish="elsewhere") == 1
+    bundles.make(name="shop").write(workshop.folder / "shop.ncb")
+    assert workshop.deploy("--skip", "compile", publish="elsewhere") == 1
     seen, found = stages(capsys)
-    assert seen == {"compile": "done", "publish": "failed"}
+    assert seen == {"compile": "off", "publish": "failed"}
     assert "does not serve shop release 1" in found["error"]
     assert not workshop.board.exists()
+
+
+def test_a_stage_says_what_it_lacks(workshop, capsys):
+    assert workshop.deploy("--skip", "compile") == 2
+    seen, found = stages(capsys)
+    assert seen == {"compile": "off", "publish": "failed"}
+    assert "publish wants" in found["error"]
+    assert "do not skip compile" in found["error"]
+
+
+def test_a_fleet_that_fails_is_told_by_its_boards_exit_code(tmp_path):
+    inventory = (
+        '[defaults]\ntarget = "x86-64"\nto = "tail:7433"\nsource = "unix:/x"\nenvironment = "/none"\n'
+        'ssh_options = ["HostName=127.0.0.1", "Port=1"]\n[[boards]]\nname = "a"\nssh = "a"\n'
+        '[[boards]]\nname = "b"\nssh = "b"\n'
+    )
+    boards = fleets.inventory(tmp_path, inventory)
+    settings = DeploySettings(fleet=DeployFleet(inventory="fleet.toml", canary=0))
+    bundle = bundles.make().write(tmp_path / "tiny.ncb")
+    with pytest.raises(FleetFailedError, match="2 failed of 2 boards") as caught:
+        flash_boards(bundle, boards, settings, DeployOptions(key=bundles.KEY), tmp_path, DeployObserver())
+    assert caught.value.exit_code == 4
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Settings of a board that runs the tests' own environment, over a real sshd; and a server that it reaches."""
+    release = tmp_path / "board" / "releases" / "tiny-1"
+    release.mkdir(parents=True)
+    (release / "venv").symlink_to(sys.prefix)
+    (tmp_path / "board" / "current").symlink_to("releases/tiny-1")
+    (tmp_path / "board" / "etc").mkdir()
+    bundles.trusted_key().write(tmp_path / "board" / "etc" / "trusted.pub")
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(bundles.with_whole(bundles.make()).write(models / "tiny.ncb"), release / "model.ncb")
+    with sshd.running(tmp_path) as server, serving(models, tmp_path / "board" / "etc" / "trusted.pub") as tail:
+        yield FlashOptions(connection=server.connection(), prefix=str(tmp_path / "board")), str(tail.address)
+
+
+def test_a_board_measures_itself_and_the_record_comes_back(measured, tmp_path):
+    options, to = measured
+    quick = {"loaded-s": 0.2, "windowed_s": 0, "warm-up-s": 0, "rounds": 1, "ways": "local,split", "levels": 1}
+    record = tmp_path / "shop.run.json"
+    profile_on_board("board", "x86-64", options, to=to, settings=quick, output=record, observer=Observer())
+    found = json.loads(record.read_text())
+    assert found["format"] == "narrowcast-run"
+    assert {way["kind"] for way in found["ways"]} == {"local", "split"}
+    make_report(record, tmp_path / "shop.html")
+    assert "tiny" in (tmp_path / "shop.html").read_text()
+
+
+def test_a_page_of_what_is_no_record_is_not_made(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ReportError, match="run.json"):
+        make_report(tmp_path / "run.json", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_board_that_cannot_measure_says_why(measured, tmp_path):
+    options, to = measured
+    with pytest.raises(ProfileOnBoardError, match="board could not measure: .*nonsense"):
+        profile_on_board(
+            "board",
+            "x86-64",
+            options,
+            to=to,
+            settings={"ways": "nonsense"},
+            output=tmp_path / "r.json",
+            observer=Observer(),
+        )
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_the_words_of_a_profile():
+    layout = layout_of("/b", DeployPaths())
+    words = profile_words(layout, "tail:1", True, {"link": ["lte", "wifi"], "no_real": True, "read-each": False})
+    assert words[:6] == ["/b/current/venv/bin/python", "-m", "narrowcast", "profile", "/b/current/model.ncb", "--to"]
+    assert words[6:] == [
+        "tail:1", "--trust", "/b/etc/trusted.pub", "--tls", "/b/etc/tls", "--link", "lte", "--link", "wifi", "--no-real",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["models", "board:{folder}/models"])

@@ -241,6 +241,20 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
         read_entries([file])
 
 
+def test_every_colour_that_is_drawn_is_in_the_style_sheet(example):
+    """A class that the style sheet does not know would be drawn black."""
+    found = read(example)
+    used = {word for name, a in found.seen for word in (a.get("class") or "").split() if "svg" not in name}
+    coloured = set(re.findall(r"\.([a-z-]+) \{ --[cs]:", STYLE))
+    drawn = {
+        a["class"].split()[-1]
+        for name, a in found.seen
+        if name in ("path", "rect", "circle") and " " in a.get("class", "")
+    }
+    assert drawn - {"ring", "circle"} <= coloured | {"idle", "warm-up"}
+    assert {"local", "image", "split", "s-network"} <= used
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_can_be_told_from_the_paper(scheme):
     """WCAG 2.2, 1.4.3 and 1.4.11: text 4.5 to 1, what is drawn 3 to 1."""

@@ -1,0 +1,105 @@
+"""What an inventory says of a board becomes a flash's options; what comes back becomes a rollout's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import bundles, fleets
+
+from narrowcast.devices.flash import BoardStatus, Connection, FlashOptions, FlashReport
+from narrowcast.devices.fleet.flashing import BackRoller, BundleFlasher, done_of, options_of, why_not_running
+from narrowcast.transport.bundle import Bundle
+
+FLEET = """
+[defaults]
+target = "rpi5"
+[[boards]]
+name = "a"
+ssh = "pi@a"
+to = "tail:7433"
+source = "/dev/video0"
+tls = "keys/{name}"
+gate_frames = 7
+accept_host_key = "SHA256:abc"
+ssh_options = ["ProxyJump=gate"]
+sudo = false
+[[boards]]
+name = "b"
+ssh = "pi@b"
+config = "edge.toml"
+"""
+
+
+@pytest.fixture
+def boards(tmp_path):
+    return fleets.inventory(tmp_path, FLEET)
+
+
+def test_an_inventorys_keys_become_options(boards, tmp_path):
+    options = options_of(boards[0], FlashOptions())
+    assert (options.to, options.source, options.gate_frames) == ("tail:7433", "/dev/video0", 7)
+    assert options.tls == tmp_path / "keys" / "a"
+    connection = options.connection
+    assert (connection.accept_host_key, connection.options, connection.sudo) == (
+        "SHA256:abc",
+        ["ProxyJump=gate"],
+        False,
+    )
+    assert options_of(boards[1], FlashOptions()).config == tmp_path / "edge.toml"
+
+
+def test_flags_go_before_the_inventory_and_nobody_is_asked(boards):
+    given = FlashOptions(
+        to="other:1", gate_frames=2, connection=Connection(interactive=True, python="/usr/bin/python3.12")
+    )
+    one, two = (options_of(board, given) for board in boards)
+    assert (one.to, one.source, one.gate_frames) == ("other:1", "/dev/video0", 2)
+    assert (two.to, two.config) == ("other:1", None), "a flag says where to, in place of the file that does"
+    assert one.connection.python == "/usr/bin/python3.12"
+    assert not one.connection.interactive
+    assert options_of(boards[0], given, interactive=True).connection.interactive
+    by_config = options_of(boards[0], FlashOptions(config=Path("x.toml")))
+    assert (by_config.to, by_config.source, by_config.config) == ("", "", Path("x.toml"))
+
+
+def test_what_a_board_is_to_get_has_a_name_that_changes_with_it(boards, tmp_path):
+    keys = tmp_path / "keys" / "a"
+    keys.mkdir(parents=True)
+    (keys / "tls.crt").write_text("one")
+    bundle = Bundle.open(bundles.make().write(tmp_path / "tiny.ncb"), "device", trusted=[bundles.KEY.public])
+    flasher = BundleFlasher(bundle, FlashOptions())
+    first = flasher.wants(boards[0])
+    assert first == flasher.wants(boards[0]) != flasher.wants(boards[1])
+    assert BundleFlasher(bundle, FlashOptions(keep=5)).wants(boards[0]) != first
+    (keys / "tls.crt").write_text("two")
+    assert flasher.wants(boards[0]) != first
+    assert BackRoller(FlashOptions()).wants(boards[0])
+
+
+def report(**changes):
+    return FlashReport(**{"destination": "a", "outcome": "committed", "release": "tiny-2-ab", **changes})
+
+
+def test_a_report_becomes_a_line():
+    done = done_of(report(uploaded_bytes=2_500_000, precision="int8", head_ms={"int8": 3.25, "fp32": 7.0}))
+    assert (done.state, done.release, done.detail) == ("done", "tiny-2-ab", "2.5 MB sent, int8 3.2 ms")
+    assert done_of(report(outcome="unchanged")).state == "unchanged"
+    planned = done_of(report(outcome="planned", plan={"upload_bytes": 1_000_000}))
+    assert (planned.state, planned.detail) == ("planned", "1.0 MB to send")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"current": {"id": "tiny-1"}}, "it runs tiny-1"),
+        ({"current": None}, "it runs nothing"),
+        ({"service": {"active": False}}, "its daemon does not run"),
+        ({"daemon": {"ready": False}}, "its daemon is not ready"),
+        ({"daemon": None}, ""),
+    ],
+)
+def test_whether_a_board_still_runs_what_it_was_given(changes, why):
+    status = {"destination": "a", "current": {"id": "tiny-2"}, "service": {"active": True}, "daemon": {"ready": True}}
+    assert why_not_running(BoardStatus(**{**status, **changes}), "tiny-2") == why
