@@ -84,9 +84,9 @@ def over_the_run(entry: Entry, heading: str | None) -> Markup:
 
 
 def _tracks(series: Series) -> list[str]:
-    """The names of what has values, the total first."""
+    """The names of what has values: the total first, then the largest in the mean."""
     names = [name for name, values in series.values.items() if any(v is not None for v in values)]
-    return sorted(names, key=lambda name: name != "total")
+    return sorted(names, key=lambda name: (name != "total", -_mean(series.values[name])))
 
 
 def _course(
