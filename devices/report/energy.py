@@ -18,7 +18,7 @@ from narrowcast.text import human_joules
 
 _GROSS, _NET = BY_KEY["gross_joules_per_frame"], BY_KEY["net_joules_per_frame"]
 _STYLES = {"gross": Style("image", 0), "net of idle": Style("split", 5)}
-_TRACKS = ("split", "image", "local", "other", "s-queue", "s-decode", "s-send", "s-encode")
+_TRACKS = ("split", "image", "local", "other", "s-queue", "s-decode", "s-return", "s-capture")
 MOST_TRACKS = 8
 
 

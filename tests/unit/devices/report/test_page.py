@@ -115,6 +115,27 @@ def test_several_runs_side_by_side(example):
     assert "latency, median: run 1 latency, median: run 2" in found.text
 
 
+def test_a_run_without_links_stands_beside_those_that_have_some(example):
+    alone = make_run([make_way("local", 20.0, link=None, kind="local")])
+    found = read(example, replace(alone, links=[], server=None))
+    for expected in ("run 1 · over the real link", "run 1 · over lte", "run 2 · without a link"):
+        assert expected in found.text
+    assert "run 2 · over" not in found.text
+    assert "on the board alone" in read(replace(alone, links=[], server=None)).text
+
+
+def test_what_is_said_once_is_not_said_again(example):
+    slow = replace(
+        example,
+        warnings=["the board was slowed down: under-voltage"],
+        conditions=replace(example.conditions, throttled=["under-voltage"]),
+        verdict=Verdict(text=["Whether splitting pays cannot be told: nothing was split."]),
+    )
+    text = read(slow).text
+    assert text.count("slowed down: under-voltage") == text.count("Whether splitting pays cannot be told") == 1
+    assert "the board was slowed down during the run: under-voltage" in read(replace(slow, warnings=[])).text
+
+
 def test_where_it_does_not_pay_it_says_so_first():
     run = replace(make_run(), verdict=Verdict(pays=False, text=["Running all of it on the board is faster."]))
     text = read(run).text
