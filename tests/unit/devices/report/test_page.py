@@ -16,6 +16,7 @@ from support.runs import make_run, make_way
 from narrowcast.devices.errors import RunError
 from narrowcast.devices.profile.figures import Distribution, Histogram
 from narrowcast.devices.profile.schema import Power, Run, Series, Verdict, parse_run, write_run
+from narrowcast.devices.report.compare import compare
 from narrowcast.devices.report.data import data
 from narrowcast.devices.report.entries import Entry, read_entries
 from narrowcast.devices.report.page import page
@@ -233,6 +234,18 @@ def test_the_example_of_a_record_is_up_to_date():
     (entry,) = read_entries([path])
     assert entry.run == parse_run(to_json(small_run()), "small")
     assert path.stat().st_size < 100_000
+
+
+def test_the_documentation_has_every_key_of_the_json(example):
+    words = (Path(__file__).resolve().parents[4] / "docs" / "report.md").read_text()
+    run = data([Entry("a", example)])["runs"][0]
+    way = run["ways"][0]
+    stage = next(iter(way["stages"].values()))
+    for key in [*run, *run["links"][0], *run["model"], *way, *way["figures"], *stage]:
+        assert f"`{key}`" in words or f"`ways[].{key}`" in words, key
+    comparison = compare(Entry("a", example), Entry("b", example)).as_dict()
+    for key in [*comparison, *comparison["differences"][0]]:
+        assert f"`{key}`" in words, key
 
 
 def test_names_of_runs_are_told_apart(tmp_path):
