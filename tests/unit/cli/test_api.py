@@ -11,7 +11,8 @@ import narrowcast as nc
 
 PUBLIC = {
     "AsyncClient", "Bundle", "Client", "ClientTls", "HeadSession", "InputContract", "NarrowcastError", "PublicKey",
-    "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "read_image",
+    "ProfileSettings", "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "profile",
+    "read_image", "read_run",
 }  # fmt: skip
 
 
