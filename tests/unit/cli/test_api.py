@@ -11,8 +11,8 @@ import narrowcast as nc
 
 PUBLIC = {
     "AsyncClient", "Bundle", "Client", "ClientTls", "HeadSession", "InputContract", "NarrowcastError", "PublicKey",
-    "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "profile",
-    "ProfileSettings", "read_image", "read_run", "report",
+    "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "profile", "ProfileSettings",
+    "read_image", "read_run", "report",
 }  # fmt: skip
 
 

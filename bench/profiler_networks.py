@@ -1,4 +1,4 @@
-"""The drawn networks of ``bench/profile.py``: convolutions with random weights."""
+"""The drawn networks of ``bench/profiler.py``: convolutions with random weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The profiler beside an independent measure, and what profiling itself costs.
 
-    python bench/profile.py                       about three minutes
-    python bench/profile.py --frames 1000 --json profile.json
+    python bench/profiler.py                       about three minutes
+    python bench/profiler.py --frames 1000 --json profile.json
 
 truth     A process of its own does frames by the profiler's ways (whole network on the board, JPEG sent, split), one by one,
           when this process says so over a pipe. This process times each by its own clock, from its word to the answer, and
@@ -60,7 +60,7 @@ WAYS = ("local", "jpeg-75", "split-0")
 
 def make_bundle(folder: Path) -> Path:
     """A drawn network: whole, and cut after its first layers."""
-    from profile_networks import head, tables, tail, whole
+    from profiler_networks import head, tables, tail, whole
 
     spec = CodecSpec(name="rans", shape=SHAPE, alphabet=16, levels=1, quantizer="0" * 64)
     data = tables(spec)
@@ -308,7 +308,7 @@ def main() -> None:
         bundle = make_bundle(Path(folder))
         with serving(Path(folder)) as address:
             result: dict[str, Any] = {"load_average": os.getloadavg()[0], "truth": truth(bundle, address, args.frames)}
-            result["perf"] = perf(bundle, 200)
+            result["perf"] = perf(bundle, min(60, args.frames))
             result["overhead"] = overhead(bundle, address, args.frames)
         show(result)
     if args.json:
