@@ -17,13 +17,20 @@ Each name is loaded when it is first used, so that a board never imports what it
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime (from 1.31 on, on Linux, too) tells its makers over the network what it runs, unless this is set before it is
+# loaded. What a board or a server computes is nobody's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from narrowcast.compiler.compile import compile as compile  # noqa: A004  (the verb)
     from narrowcast.compiler.cuts import cuts as cuts
     from narrowcast.compiler.evaluate import evaluate as evaluate
     from narrowcast.compiler.planner.entry import plan as plan
+    from narrowcast.devices.flash import FlashOptions as FlashOptions
+    from narrowcast.devices.flash import flash as flash
     from narrowcast.devices.probe import probe as probe
     from narrowcast.devices.profile.entry import profile as profile
     from narrowcast.devices.profile.schema import read_run as read_run
@@ -47,6 +54,7 @@ _HOME = {
     "Bundle": "narrowcast.transport.bundle",
     "Client": "narrowcast.head.client",
     "ClientTls": "narrowcast.transport.rpc.credentials",
+    "FlashOptions": "narrowcast.devices.flash",
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",
@@ -57,6 +65,7 @@ _HOME = {
     "compile": "narrowcast.compiler.compile",
     "cuts": "narrowcast.compiler.cuts",
     "evaluate": "narrowcast.compiler.evaluate",
+    "flash": "narrowcast.devices.flash",
     "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
     "profile": "narrowcast.devices.profile.entry",
