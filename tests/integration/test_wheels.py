@@ -58,6 +58,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels):
         assert {name.split("/")[0] for name in names} == {"narrowcast", "narrowcast-0.1.0.dist-info"}
         for wanted in (
             "py.typed",
+            "devices/report/style.css",
             "devices/targets/rpi5.toml",
             "compiler/operators/tensorrt-8.6.toml",
             "demo/page.html",
