@@ -43,6 +43,7 @@ from tail_bundles import matrix
 
 from narrowcast.compiler.tables import fit_tables
 from narrowcast.head import background
+from narrowcast.head.ahead import take_turns_quickly
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.sources import Feed, open_source
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     last = (os.cpu_count() or 1) - 1
+    take_turns_quickly()  # as `narrowcast stream` does
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = make_bundle(folder)

@@ -117,7 +117,7 @@ class Client:
                 last = error
             under_way.put(last)
 
-        # A thread each: to resize, to encode, to send. Whoever wakes the network's loop loses Python's lock to it for a while.
+        # A thread each: to resize, encode and send: whoever wakes the network's loop loses Python's lock to it for a while.
         ahead = OneAhead(handed_over())
         encoding = OneAhead((one, self._encoded(one, level)) for one in ahead)
         threading.Thread(target=read, name="narrowcast-frames", daemon=True).start()
