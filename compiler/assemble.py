@@ -30,6 +30,8 @@ from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.compiler.operators import check_operators
 from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
+from narrowcast.compiler.video.clips import recorded
+from narrowcast.compiler.video.fit import Networks, fit_video, material, tail_of
 from narrowcast.compiler.wholes import try_wholes, whole_figures, whole_times, wholes_too_lossy
 from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, TailSpec, describe_part, write_bundle
 from narrowcast.transport.bundle.manifest import PartKind, Precision, Role
@@ -107,7 +109,7 @@ class Assembly:
         unsupported = check_operators(heads, tail_onnx, job.targets, self.progress)
         spec, codec = self._codec(heads)
         parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
-        alone = {**self._wholes(), **self._exit(head_onnx)}
+        alone = {**self._wholes(), **self._exit(head_onnx), **self._video(heads, tail_onnx, spec, codec)}
         manifest = self._manifest(spec, codec.fingerprint.hex())
         draft = job.folder / f"draft-{os.getpid()}.ncb"  # another process may be making the same
         write_bundle(draft, manifest, parts.contents, None)
@@ -249,6 +251,28 @@ class Assembly:
             kind: PartKind = "dictionary" if spec.name == "zstd" else "tables"
             self.parts.add(kind, data, kind, ["device", "server"])
         return spec, open_codec(spec, data)
+
+    def _video(self, heads: dict[Precision, bytes], tail: bytes, spec: CodecSpec, codec: Codec) -> dict[str, Any]:
+        """Adds the video tables, and gives their figures; nothing where the recipe wants none."""
+        job, recipe = self.job, self.recipe
+        if not recipe.coding.video:
+            return {}
+
+        def teacher(frames: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+            return job.teacher_outputs(frames, self.names)
+
+        def videos(count: int) -> npt.NDArray[np.uint8]:
+            return recorded(Path(recipe.folder) / str(recipe.data.video), recipe.input, count, recipe.train.seed)
+
+        rows = np.random.default_rng(recipe.train.seed).permutation(job.data.indices)[: recipe.coding.images]
+        photos, held = job.frames(np.sort(rows)), self._figure_frames()
+        clips = material(
+            photos, held, recipe.coding.images, recipe.train.seed, None if recipe.data.video is None else videos
+        )
+        networks = Networks(heads, tail_of(OnnxNetwork(tail)), teacher)
+        data, figures = fit_video(spec, codec, networks, clips, self.progress)
+        self.parts.add("video", data, "video", ["device", "server"])
+        return {"video": figures}
 
     def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
         """The ``selfcheck`` part."""

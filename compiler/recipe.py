@@ -10,6 +10,7 @@ import msgspec
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.compiler.bottlenecks.base import TablesKind
+from narrowcast.compiler.deployment import DeploySettings
 from narrowcast.compiler.planner.link import PlanSettings
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
@@ -46,11 +47,14 @@ class DataSettings(Settings, frozen=True):
             ``photos-{000..012}.tar``, ``photos-*.tar``, or a folder of them.
         holdout: the part of the images that is kept from training; the bundle's figures are measured on it.
         limit: use at most so many images (chosen by the seed).
+        video: a folder of video files, or of folders of images that are a video's frames: what video tables are fitted to
+            (``[coding] video``). Where it is missing, images are seen by a synthetic camera.
     """
 
     train: str
     holdout: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05
     limit: Annotated[int, msgspec.Meta(ge=2)] | None = None
+    video: str | None = None
 
 
 class CutSettings(Settings, frozen=True):
@@ -96,10 +100,13 @@ class CodingSettings(Settings, frozen=True):
             ``channel`` has one table per channel and level; ``none`` gives every symbol the same number of bits: all packets
             of a level have one size. ``codebook`` takes ``none`` where a recipe says nothing, and has no contexts.
         images: how many training images the tables are fitted to.
+        video: also fit tables for frames that resemble the one before (``docs/video.md``): a camera's frames then take fewer
+            bytes, and those that show nothing new hardly any. Takes a minute or two. Not for ``codebook``.
     """
 
     tables: TablesKind = "context"
     images: Annotated[int, msgspec.Meta(ge=1)] = 256
+    video: bool = False
 
 
 class ExportSettings(Settings, frozen=True):
@@ -239,6 +246,21 @@ def read_mapping(path: Path, **tables: dict[str, Any]) -> dict[str, Any]:
     return mapping
 
 
+def load_deployment(path: Path) -> DeploySettings:
+    """A recipe's ``[deploy]``; its defaults where there is none.
+
+    Raises:
+        ConfigError: see :func:`load_recipe`.
+    """
+    return _deployment(read_mapping(path).get("deploy", {}), path.name)
+
+
+def _deployment(table: Any, source: str) -> DeploySettings:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source}: deploy is a table, [deploy]")
+    return from_mapping(DeploySettings, table, f"{source}: [deploy]")
+
+
 def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -> Recipe:
     """A recipe from what a TOML parser gives; ``source`` names it in errors.
 
@@ -253,6 +275,8 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
     preset = bottleneck.get("preset", DEFAULT_PRESET)
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"{source}: unknown preset {preset!r}{nearest(str(preset), sorted(PRESETS))}")
+    _deployment(mapping.get("deploy", {}), source)  # a slip there is not found hours later
+    mapping = {name: table for name, table in mapping.items() if name != "deploy"}
     filled = {**mapping, "name": mapping.get("name") or re.sub(r"[^A-Za-z0-9._-]", "-", name), "folder": str(folder)}
     filled["bottleneck"] = {**bottleneck, "preset": preset}
     train = mapping.get("train", {})
@@ -266,6 +290,12 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
         raise ConfigError(
             f"{source}: [coding] tables is {recipe.coding.tables!r}; {preset} takes {' or '.join(PRESETS[preset].tables)}"
         )
+    if recipe.coding.video and "context" not in PRESETS[preset].tables:
+        raise ConfigError(
+            f"{source}: [coding] video: {preset}'s symbols have no order by which they could be predicted"
+        )
+    if recipe.data.video is not None and not recipe.coding.video:
+        raise ConfigError(f"{source}: [data] video is for video tables: set video = true under [coding], too")
     for target in recipe.export.targets:
         try:
             backends = load_target(target).backends

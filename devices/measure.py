@@ -12,7 +12,7 @@ from narrowcast.devices.machine import Folder
 from narrowcast.devices.power.figures import EnergyFigures, energy_figures
 from narrowcast.devices.power.sampler import Sampler, SamplerInfo
 from narrowcast.devices.power.trace import Trace
-from narrowcast.devices.windows import Span, WindowPlan, Windows, run_windows
+from narrowcast.devices.windows import Clock, Span, WindowPlan, Windows, run_windows
 
 MAX_GAP_S = 1.0
 _REACH_S = 3.0
@@ -97,15 +97,15 @@ def measure_energy(
     sampler = Sampler(target, root, meter=meter, hz=hz)
     info = sampler.start()
     try:
-        _reach(sampler, clock, clock.now_ns())  # samples on both sides of every window
+        reach(sampler, clock, clock.now_ns())  # samples on both sides of every window
         windows = run_windows(work, plan or WindowPlan(), clock)
-        _reach(sampler, clock, windows.idle_after.end_ns)
+        reach(sampler, clock, windows.idle_after.end_ns)
     finally:
         trace = sampler.stop()
     return evaluate(info, windows, trace)
 
 
-def _reach(sampler: Sampler, clock: Folder, moment_ns: int) -> None:
+def reach(sampler: Sampler, clock: Clock, moment_ns: int) -> None:
     """Waits for a sample after the moment; not for long, since a window without one says so itself."""
     deadline = clock.now_ns() + round(_REACH_S * 1e9)
     while (sampler.newest_ns or 0) <= moment_ns and clock.now_ns() < deadline:

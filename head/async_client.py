@@ -100,9 +100,14 @@ class AsyncClient:
             ``block``, which waits for ever; ``local``, the exit's answer; ``spool``, on disk, and sent when there is one.
             None: the exit's answer where there is one, else what ``give_up_seconds`` says.
         spool: where to, with ``on_outage="spool"``. The client does not close it.
+        video: send frames by reference to earlier ones that the server has answered, or not at all where nothing has changed
+            (``docs/video.md``); servers that cannot do that get key frames. Pays where frames are a camera's, one after the
+            other.
         on_replayed: told, on the client's event loop, what a server says of a spooled frame, of this run or an earlier one.
             Must not block.
-
+        ledger: goes on with the account of a client before; a new one if None.
+        refusal_is_outage: treat servers that refuse this client as if there were none, where somebody else answers or keeps
+            its frames: for what runs unattended. ``failure`` says so then.
         offload: where frames are answered (``docs/rate-control.md``): ``split`` and ``image`` are ``way``; ``local``: by the
             bundle's uncut network here, and nothing is sent; ``auto``: frame by frame where most is answered rightly in
             time, of what is as good the cheapest.
@@ -115,7 +120,7 @@ class AsyncClient:
     Raises:
         AddressError: ``address`` is none.
         ConfigError: no such tail, way, image codec or quality; or the local exit is asked for and the first tail is not.
-        MissingPartError: there is no local exit, and one is asked for.
+        MissingPartError: there is no local exit, or there are no video tables, and they are asked for.
         CertificateError, KeyFileError, TokenError: TLS files that cannot be used.
     """
 
@@ -144,8 +149,11 @@ class AsyncClient:
         on_outage: OnOutage | None = None,
         spool: Spool | None = None,
         on_replayed: Callable[[Replayed], None] | None = None,
+        ledger: Ledger | None = None,
+        refusal_is_outage: bool = False,
         offload: Offload | None = None,
         way_joules: Mapping[WayName, float] | None = None,
+        video: bool = False,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None or level == "auto" else level
@@ -172,7 +180,8 @@ class AsyncClient:
             _ = self.session.exit  # now, and not when the link is down
         self._exit_after_seconds = exit_after_seconds
         self._gives_up = self.local_exit or on_outage in ("drop", "spool")
-        self.ledger = Ledger()
+        self.ledger = ledger or Ledger()
+        self._refusal_is_outage = refusal_is_outage
         self._turns = Turns()
         self._tasks: set[asyncio.Task[Result]] = set()
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
@@ -187,13 +196,14 @@ class AsyncClient:
                 budget=None if budget_kbit is None else budget_kbit * 1000 / 8, max_packet_bytes=max_packet_bytes,
                 on_socket=self.socket_bytes,
             )  # fmt: skip
+        self._video = self.session.video_codec(way) if video else None
         self._offline = False  # a frame has waited in vain for a link that is still down
         tls = client_tls(tls)
         link = partial(Link, address, manifest.name, tails=[tail.name for tail in self._answers.tails], tls=tls)
         self._link = link(
             fingerprint, window=window, give_up_seconds=give_up_seconds, keep_trying=self._gives_up,
             on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
-            listener=self.rate,
+            listener=self.rate, video=self._video,
         )  # fmt: skip
         self.offload: OffloadControl | None = None
         if offload in ("auto", "local"):
@@ -219,6 +229,26 @@ class AsyncClient:
     def replay_counters(self) -> ReplayCounters | None:
         """What became of spooled frames; None without a spool."""
         return None if self._replayer is None else self._replayer.counters
+
+    @property
+    def stream_id(self) -> bytes:
+        """What the frames of this client are called by, 16 bytes; see ``frame_id`` of their results."""
+        return self._link.context.stream_id
+
+    @property
+    def server(self) -> str | None:
+        """``HOST:PORT`` that frames go to now; None while there is no link."""
+        current = self._link.endpoints.current
+        return str(current.address) if self._link.connected and current is not None else None
+
+    @property
+    def failure(self) -> LinkError | None:
+        """Why no server will answer this client any more; None where one may."""
+        return self._link.failure
+
+    def capture_us(self, captured_at: float) -> int:
+        """As packets have it: microseconds since 1970 UTC, of seconds of ``time.monotonic()``."""
+        return self._link.us_at(captured_at)
 
     def socket_bytes(self) -> SocketBytes | None:
         """Bytes on the link's sockets so far; None where the system does not tell."""
@@ -368,7 +398,7 @@ class AsyncClient:
             task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
-        answer = await self._link.send(packet, expires_at)
+        answer = await self._link.send(packet, expires_at, encoded.symbols)
         return asyncio.create_task(finish(encoded, frame_id, answer, started, self._answers))
 
     def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
@@ -385,7 +415,7 @@ class AsyncClient:
                 result = await self._answered_in_time(packet, encoded, started, expires_at)
                 trouble = "no server answered in time"
             except LinkError as error:
-                if self.local_exit:
+                if self.local_exit and (not self._refusal_is_outage or isinstance(error, LinkClosedError)):
                     raise
                 result, trouble = None, str(error)
             if result is None and self.local_exit:
@@ -428,7 +458,7 @@ class AsyncClient:
 
     async def _not_sent(self, encoded: Encoded, frame_id: int, started: float) -> Result:
         """The answer to a frame that rate control dropped."""
-        if self._link.failure is not None:
+        if self._link.failure is not None and not self._refusal_is_outage:
             raise self._link.failure
         if self.local_exit:
             return await self._from_exit(encoded, frame_id, started)
@@ -461,11 +491,16 @@ class AsyncClient:
         return self.session.answer(self.session.symbols(encoded.image, self.level), self.level), self.level
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
-        answer = await self._link.send(packet, expires_at)
+        answer = await self._link.send(packet, expires_at, encoded.symbols)
         result = (await answer).result
         if STATUS.get(result.code) in PUT_OFF:
             raise _PutOffError
         return await finish(encoded, packet.frame_id, answer, started, self._answers)
+
+    async def retire(self) -> None:
+        """No more spooled frames are sent, so that another client may take the spool over; those under way are answered."""
+        if self._replayer is not None:
+            await self._replayer.close()
 
     async def close(self) -> None:
         """Ends the link; unanswered frames fail, or are spooled."""

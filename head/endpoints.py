@@ -116,6 +116,11 @@ class Endpoints:
         return len(self._known)
 
     @property
+    def current(self) -> Endpoint | None:
+        """The one in use, or that was in use last."""
+        return self._current
+
+    @property
     def ports(self) -> list[int]:
         """All ports, for counting bytes."""
         return sorted({target.port for target in self._targets})

@@ -5,11 +5,16 @@
     NarrowcastError
     └── HeadError
         ├── BackendError            the head does not load or run
+    ├── ModelRefusedError       a bundle that is not to take the place of the one that runs
     ├── AccountingError         a frame that ends twice, or was never captured: a fault of the program
     ├── SpoolError              a folder that cannot be spooled to
     │   ├── SpoolLockedError    another process has it
     │   └── SpoolFormatError    written by a newer release
     ├── SourceError             a source of frames that does not open or go on
+    │   └── StuckSourceError    that only another process may bring back
+    ├── StateError              a daemon's folder that cannot be used
+    │   └── StateLockedError    another daemon has it
+    ├── ListenError             a socket that a daemon cannot listen on
         └── LinkError
             ├── PeerUnreachableError (4)   no server answers there
             ├── RefusedError               the server is there and will not serve this client; trying again is no use
@@ -27,6 +32,10 @@ class HeadError(NarrowcastError):
 
 class BackendError(HeadError):
     """The head does not load or run."""
+
+
+class ModelRefusedError(HeadError):
+    """A bundle that is not to take the place of the one that runs."""
 
 
 class AccountingError(HeadError):
@@ -47,6 +56,22 @@ class SpoolFormatError(SpoolError):
 
 class SourceError(HeadError):
     """A source of frames that does not open or go on."""
+
+
+class StuckSourceError(SourceError):
+    """A live source that this process cannot open any more; another one may."""
+
+
+class StateError(HeadError):
+    """A daemon's folder that cannot be used."""
+
+
+class StateLockedError(StateError):
+    """Another daemon has it."""
+
+
+class ListenError(HeadError):
+    """A socket that a daemon cannot listen on."""
 
 
 class LinkError(HeadError):

@@ -19,12 +19,14 @@ from narrowcast.head.timing import Exchange, FrameTimes
 from narrowcast.head.unanswered import Answered
 from narrowcast.transport.contract import Placement
 from narrowcast.transport.errors import TransportError
-from narrowcast.transport.packet import STREAM_HEADER_BYTES
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, Kind
 from narrowcast.transport.tasks import Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
 
 STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
+SentKind = Literal["key", "predicted", "skipped"]
+KINDS: dict[Kind, SentKind] = {Kind.PREDICTED: "predicted", Kind.SKIP: "skipped"}
 # What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
 PUT_OFF = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
@@ -52,6 +54,9 @@ class Result:
             bundle's ``[task]`` is one of detection or segmentation.
         exchange: when it went, came there, left there and was answered; None where no server answered, or it does not tell.
         answer_bytes: what the answer took as a message, without the stream's framing.
+        kind: how it was sent: by itself, predicted from an earlier frame, or ``skipped``: nothing has changed since an
+            earlier frame, whose answer this is (``docs/video.md``).
+        reference: that frame's id; None for a frame by itself.
     """
 
     frame_id: int
@@ -69,6 +74,8 @@ class Result:
     dropped: str | None = None
     exchange: Exchange | None = None
     answer_bytes: int = 0
+    kind: SentKind = "key"
+    reference: int | None = None
 
     @property
     def fate(self) -> Fate:
@@ -129,7 +136,7 @@ async def finish(
     Raises:
         LinkError: the link failed.
     """
-    result, waited_ms, answered_at = await answer
+    result, waited_ms, answered_at, sent = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
     answers: dict[str, Answer] = {}
     status = STATUS.get(result.code, "UNKNOWN")
@@ -153,7 +160,7 @@ async def finish(
         outputs=outputs,
         error=error,
         level=encoded.level,
-        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
+        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload) if sent is None else sent.size,
         times=times,
         latency_ms=(time.perf_counter() - started) * 1000,
         placement=encoded.placement,
@@ -161,4 +168,6 @@ async def finish(
         status=status,
         exchange=exchange,
         answer_bytes=result.ByteSize(),
+        kind="key" if sent is None else KINDS.get(sent.kind, "key"),
+        reference=None if sent is None or sent.reference is None else sent.reference.source.packet.frame_id,
     )

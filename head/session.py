@@ -21,9 +21,10 @@ from narrowcast.head.timing import FrameTimes
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.contract import Image, Placement
-from narrowcast.transport.errors import MissingPartError, SymbolsError
+from narrowcast.transport.errors import ConfigError, MissingPartError, SymbolsError
 from narrowcast.transport.images import encode_image
 from narrowcast.transport.packet import CodecId, Kind
+from narrowcast.transport.video import VideoCodec
 
 
 class Encoded(NamedTuple):
@@ -136,6 +137,22 @@ class HeadSession:
                 f"the head gives {symbols.dtype} {list(symbols.shape)}; the bundle says uint8 {list(wanted)}"
             )
         return symbols
+
+    def video_codec(self, way: str = "symbols") -> VideoCodec:
+        """What codes frames by earlier ones.
+
+        Raises:
+            ConfigError: images are sent, which refer to nothing.
+            MissingPartError: the bundle has no video tables.
+        """
+        if way == "image":
+            raise ConfigError("images have no symbols to predict: video is for way='symbols'")
+        video = self.bundle.video()
+        if video is None:
+            raise MissingPartError(
+                f"{self.bundle.path.name} has no video tables: compile with video = true under [coding] in the recipe"
+            )
+        return video
 
     @property
     def has_exit(self) -> bool:

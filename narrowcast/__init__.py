@@ -17,14 +17,25 @@ Each name is loaded when it is first used, so that a board never imports what it
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime (from 1.31 on, on Linux, too) tells its makers over the network what it runs, unless this is set before it is
+# loaded. What a board or a server computes is nobody's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from narrowcast.compiler.compile import compile as compile  # noqa: A004  (the verb)
     from narrowcast.compiler.cuts import cuts as cuts
     from narrowcast.compiler.evaluate import evaluate as evaluate
     from narrowcast.compiler.planner.entry import plan as plan
+    from narrowcast.devices.flash import FlashOptions as FlashOptions
+    from narrowcast.devices.flash import flash as flash
     from narrowcast.devices.probe import probe as probe
+    from narrowcast.devices.profile.entry import profile as profile
+    from narrowcast.devices.profile.schema import read_run as read_run
+    from narrowcast.devices.profile.settings import ProfileSettings as ProfileSettings
+    from narrowcast.devices.report.entry import report as report
     from narrowcast.head.client import AsyncClient as AsyncClient
     from narrowcast.head.client import Client as Client
     from narrowcast.head.session import HeadSession as HeadSession
@@ -43,18 +54,24 @@ _HOME = {
     "Bundle": "narrowcast.transport.bundle",
     "Client": "narrowcast.head.client",
     "ClientTls": "narrowcast.transport.rpc.credentials",
+    "FlashOptions": "narrowcast.devices.flash",
     "HeadSession": "narrowcast.head.session",
     "InputContract": "narrowcast.transport.contract",
     "NarrowcastError": "narrowcast.transport.errors",
+    "ProfileSettings": "narrowcast.devices.profile.settings",
     "PublicKey": "narrowcast.transport.bundle",
     "SecretKey": "narrowcast.transport.bundle",
     "TailServer": "narrowcast.tail.server",
     "compile": "narrowcast.compiler.compile",
     "cuts": "narrowcast.compiler.cuts",
     "evaluate": "narrowcast.compiler.evaluate",
+    "flash": "narrowcast.devices.flash",
     "plan": "narrowcast.compiler.planner.entry",
     "probe": "narrowcast.devices.probe",
+    "profile": "narrowcast.devices.profile.entry",
     "read_image": "narrowcast.transport.frames",
+    "read_run": "narrowcast.devices.profile.schema",
+    "report": "narrowcast.devices.report.entry",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (the names are the keys above)

@@ -6,6 +6,7 @@ no target headers, no target compiler. One wheel per architecture serves every P
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -23,8 +24,8 @@ ARCHITECTURES = ("x86_64", "aarch64")
 KERNEL = "narrowcast/transport/coder/_rans.so"
 
 
-def build(architecture: str) -> Path:
-    """The wheel for one architecture."""
+def build(architecture: str, out: Path = DIST) -> Path:
+    """The wheel for one architecture, in the folder ``out``."""
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would put what an older build left there in as well
     zig = Path(importlib.util.find_spec("ziglang").origin).with_name("zig")  # type: ignore[union-attr,arg-type]
     platform = f"manylinux_{GLIBC.replace('.', '_')}_{architecture}"
@@ -34,9 +35,9 @@ def build(architecture: str) -> Path:
         "NARROWCAST_WHEEL_PLATFORM": platform,
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(DIST), str(ROOT)]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT)]
     subprocess.run(command, env=environment, check=True)
-    (wheel,) = DIST.glob(f"narrowcast-*-py3-none-{platform}.whl")
+    (wheel,) = out.glob(f"narrowcast-*-py3-none-{platform}.whl")
     return wheel
 
 
@@ -55,16 +56,20 @@ def check(wheel: Path) -> dict[str, object]:
     newest = max(needed, default=(0, 0))
     if newest > tuple(map(int, GLIBC.split("."))):
         sys.exit(f"{wheel.name} needs glibc {'.'.join(map(str, newest))}; its tag promises {GLIBC}:\n{report}")
-    return {"wheel": str(wheel.relative_to(ROOT)), "bytes": wheel.stat().st_size, "glibc": ".".join(map(str, newest))}
+    return {"wheel": os.path.relpath(wheel, ROOT), "bytes": wheel.stat().st_size, "glibc": ".".join(map(str, newest))}
 
 
 def main() -> None:
-    """Builds and checks both."""
-    DIST.mkdir(exist_ok=True)
-    for old in DIST.glob("narrowcast-*.whl"):
+    """Builds and checks both, or the one that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, action="append", help="default: all")
+    parser.add_argument("--out", type=Path, default=DIST, metavar="DIR", help="default: dist/")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for old in args.out.glob("narrowcast-*.whl"):
         old.unlink()
-    for architecture in ARCHITECTURES:
-        print(json.dumps(check(build(architecture))))
+    for architecture in args.architecture or ARCHITECTURES:
+        print(json.dumps(check(build(architecture, args.out.resolve()))))
 
 
 if __name__ == "__main__":

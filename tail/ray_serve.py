@@ -36,7 +36,8 @@ from narrowcast.tail.server import SERVICE
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import load_models
 from narrowcast.tail.stream import Ageing
-from narrowcast.transport.bundle import PublicKey, trusted_keys
+from narrowcast.transport.bundle import trusted_keys
+from narrowcast.transport.bundle.signing import read_keys
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.rpc.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
@@ -135,7 +136,7 @@ class Replica:
     """The servicers of a tail server, as Ray Serve calls them: by the last part of a method's name."""
 
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        keys = [PublicKey.read(Path(file)) for file in settings.trust] or trusted_keys()
+        keys = [key for file in settings.trust for key in read_keys(Path(file))] or trusted_keys()
         models = await asyncio.to_thread(
             load_models,
             Path(settings.bundles),

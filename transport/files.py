@@ -14,12 +14,13 @@ DAY_SECONDS = 86_400.0
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes ``path``'s place once it is whole and on disk; an error leaves what was there.
 
     Args:
         path: the file.
         mode: of a new file, before the umask; 0o600 for what nobody else may read, at no moment.
+        sync: put it on disk first; without, a power loss may leave an empty file, which is for what is worth nothing then.
 
     Raises:
         OSError: it cannot be written; names ``path``.
@@ -32,7 +33,8 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
             yield out
             out.flush()
-            os.fsync(out.fileno())
+            if sync:
+                os.fsync(out.fileno())
         partial.replace(path)
     except OSError as error:
         if error.filename in (None, str(partial)):

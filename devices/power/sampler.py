@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -279,6 +280,9 @@ def _cpu_s() -> float:
 def main(text: str) -> int:
     """The child's whole life; ``text`` is the job."""
     job = json.loads(text)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all of a terminal's processes; the parent ends this one
     os.nice(NICE)
     lines = _Lines(1)
     try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.head.timing import Exchange
+Floats = npt.NDArray[np.float64]
 
 DRIFT = 100e-6  # of two boards' quartzes, each within 50 parts in a million
 REACH_S = 120.0  # how far away in time exchanges are looked for
@@ -45,14 +45,20 @@ class Bound(NamedTuple):
     low: float
 
 
-def bound_of(exchanges: Iterable[Exchange]) -> Bound | None:
-    """The best bounds that some exchanges give; None where there are none."""
-    there = list(exchanges)
-    if not there:
+def bound_of(exchanges: Floats) -> Bound | None:
+    """The best bounds that some exchanges give; None where there are none.
+
+    Args:
+        exchanges: seconds ``[N, 4]``, the fields of :class:`narrowcast.head.timing.Exchange`; NaN where there was none.
+    """
+    there = exchanges[~np.isnan(exchanges).any(1)]
+    if not len(there):
         return None
-    up = min(there, key=lambda one: one.arrived - one.sent)
-    down = max(there, key=lambda one: one.returned - one.answered)
-    return Bound(up.sent, up.arrived - up.sent, down.answered, down.returned - down.answered)
+    sent, arrived, returned, answered = there.T
+    up, down = int(np.argmin(arrived - sent)), int(np.argmax(returned - answered))
+    return Bound(
+        float(sent[up]), float((arrived - sent)[up]), float(answered[down]), float((returned - answered)[down])
+    )
 
 
 class ClockOffset:
@@ -78,5 +84,5 @@ class ClockOffset:
         return Offset(float(high.min() + low.max()) / 2, float(high.min() - low.max()) / 2)
 
 
-def _reached(values: npt.NDArray[np.float64], at: npt.NDArray[np.float64], moment: float) -> npt.NDArray[np.float64]:
+def _reached(values: Floats, at: Floats, moment: float) -> Floats:
     return values[np.abs(at - moment) <= REACH_S]

@@ -23,6 +23,9 @@ SCHEMA = 1
 
 Goal = Literal["latency", "energy", "bytes", "accuracy"]
 Mode = Literal["single", "windowed"]
+WindowKind = Literal["idle-before", "warm-up", "loaded", "idle-after"]
+Unit = Literal["ms", "J", "B", "share"]
+Outcome = Literal["below", "above", "always", "never", "unknown"]
 
 
 class LinkSettings(Settings, frozen=True):
@@ -97,7 +100,7 @@ class Window(Settings, frozen=True):
         mean_watts: of the board's total; None where not measured.
     """
 
-    kind: Literal["idle-before", "warm-up", "loaded", "idle-after"]
+    kind: WindowKind
     start_ns: int
     end_ns: int
     conditions: WindowConditions
@@ -186,7 +189,7 @@ class Model(Settings, frozen=True):
 
 
 class Server(Settings, frozen=True):
-    """Who ran the other half."""
+    """Who ran the other half; ``images``: whether it answers images."""
 
     address: str
     release: int | None = None
@@ -235,7 +238,7 @@ class Best(Settings, frozen=True):
     goal: Goal
     link: str | None
     way: str | None
-    unit: Literal["ms", "J", "B", "share"]
+    unit: Unit
     value: float | None = None
     runner_up: str | None = None
     runner_up_value: float | None = None
@@ -260,7 +263,7 @@ class BreakEven(Settings, frozen=True):
 
     way: str
     against: str
-    outcome: Literal["below", "above", "always", "never", "unknown"]
+    outcome: Outcome
     text: str
     uplink_mbit: float | None = None
     round_trip_ms: float = 0.0
@@ -300,6 +303,7 @@ class Run(Settings, frozen=True):
         why_incomplete: then.
         seconds: that it took.
         board: see there; so are the others.
+        server: None where nothing was sent.
         conditions: of the whole run.
         ways: in the order in which they are to be shown.
         windows: of the run.
@@ -317,7 +321,7 @@ class Run(Settings, frozen=True):
     seconds: float
     board: Board
     model: Model
-    server: Server
+    server: Server | None
     plan: Plan
     links: list[Link]
     ways: list[Way]

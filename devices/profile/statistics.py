@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.devices.batch_means import MIN_BATCHES, merged_half
+from narrowcast.devices.batch_means import TIED, tie
 from narrowcast.devices.profile.figures import Distribution, Estimate, Histogram
 
 Floats = npt.NDArray[np.float64]
 
 BINS_A_DECADE = 20
+MIN_BLOCKS = 6  # the least and the greatest of six hold the median with 97 %
+LEVEL = 0.95
 LEAST_MS = 1e-3  # what is less lies in the first bin, from 0
 # At least two frames lie beyond each (the median wants five in all).
 LEAST_FRAMES = {50: 5, 90: 20, 95: 40, 99: 200}
@@ -54,19 +56,37 @@ def histogram(values: Floats) -> Histogram:
 
 
 def median_estimate(blocks: Sequence[Floats]) -> tuple[Estimate | None, str | None]:
-    """The median over all blocks, with its interval by batch means; and why there is none, or no interval.
+    """The median over all blocks, with its 95 % interval; and why there is none, or no interval.
 
-    The medians of the blocks, which lie apart in time, are the observations: their spread holds what drifts.
+    The medians of the blocks, which lie apart in time, are the observations: their spread holds what drifts, as single
+    frames' does not. The interval lies between two of them in order, chosen by the binomial distribution (the sign test's
+    interval; Conover, *Practical Nonparametric Statistics*): a turn in which another program had the processor may be off
+    by any amount without moving it. Blocks that resemble their neighbours are merged in pairs first.
 
     Args:
-        blocks: milliseconds, by block.
+        blocks: milliseconds, by block, in the order of time.
     """
     there = [block for block in blocks if len(block)]
     frames = sum(map(len, there))
     if frames < LEAST_FRAMES[50]:
         return None, f"{frames} frames are too few for a median ({LEAST_FRAMES[50]}): measure for longer"
     value = float(np.median(np.concatenate(there)))
-    half = merged_half(np.array([float(np.median(block)) for block in there]))
-    if half is None:
-        return Estimate(value=value), f"no interval: it wants {MIN_BATCHES} blocks, and there are {len(there)}"
-    return Estimate(value=value, low=value - half, high=value + half), None
+    if len(there) < MIN_BLOCKS:
+        return Estimate(value=value), f"no interval: it wants {MIN_BLOCKS} blocks, and there are {len(there)}"
+    medians = np.array([float(np.median(block)) for block in there])
+    while tie(medians) >= TIED and len(medians) // 2 >= MIN_BLOCKS:
+        medians = medians[len(medians) % 2 :].reshape(-1, 2).mean(1)
+    rank = _rank(len(medians))
+    low, high = np.sort(medians)[[rank, -1 - rank]]
+    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value)), None
+
+
+def _rank(count: int) -> int:
+    """The highest k for which the kth smallest and kth largest of ``count`` hold the median with 95 %, counted from 0."""
+    rank, left = 0, 2.0**-count
+    while rank + 1 < (count + 1) // 2:
+        left += math.comb(count, rank + 1) * 2.0**-count
+        if 2 * left > 1 - LEVEL:
+            break
+        rank += 1
+    return rank

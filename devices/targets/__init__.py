@@ -77,14 +77,20 @@ class DeployPaths(Settings, frozen=True):
     """Where things lie on the board.
 
     Attributes:
-        program: the virtual environment.
-        bundles: bundles.
-        state: what is made there and may be made again: engines, spools.
+        program: releases of flashed models, each with its virtual environment; on a machine set up by hand, the environment.
+        bundles: bundles, on a machine set up by hand.
+        state: what the daemon keeps: spools.
+        cache: what is made there and may be made again: engines, measured precisions.
+        config: the daemon's settings, its certificate, the keys it trusts.
+        run: what it tells of itself while it runs.
     """
 
     program: str = "/opt/narrowcast"
     bundles: str = "/srv/narrowcast/models"
     state: str = "/var/lib/narrowcast"
+    cache: str = "/var/cache/narrowcast"
+    config: str = "/etc/narrowcast"
+    run: str = "/run/narrowcast"
 
 
 class Refused(Settings, frozen=True):

@@ -26,6 +26,8 @@ MOST_TIMES_MEAN = 2.0
 COUNT_SECONDS = 0.25
 # What a packet and its result take on the socket besides the packet, until it is measured.
 FIRST_OVERHEAD_BYTES = 150.0
+# How fast the share of a key frame's bytes is learned that frames take which refer to earlier ones.
+SHARE_GAIN = 0.1
 
 
 def options_of(manifest: Manifest) -> list[Option]:
@@ -117,6 +119,8 @@ class RateControl:
         self._charged = 0.0  # since the kernel was last asked
         self._packets = self._packet_bytes = 0
         self._encode_seconds = 0.0
+        self._key_sizes: dict[int, int] = {}  # of packets that wait
+        self._share = 1.0  # what is sent of a packet, where frames refer to earlier ones
 
     def encode(
         self,
@@ -218,7 +222,7 @@ class RateControl:
             if self.max_packet_bytes is not None and size > self.max_packet_bytes:
                 return False
             if self._controller is not None:
-                self._controller.encoded(level, size)
+                self._controller.encoded(level, round(size * self._share))
             return True
 
     def _drop(self, reason: Any) -> Decision:
@@ -226,14 +230,17 @@ class RateControl:
         return Decision(None, 0.0, reason)
 
     def queued(self, frame_id: int, size: int) -> None:
-        """A packet waits to be sent."""
+        """A packet waits to be sent; if it is sent by reference to an earlier frame, it will be smaller."""
         with self._lock:
+            self._key_sizes[frame_id] = size
             if self._controller is not None:
-                self._controller.sent(frame_id, size, time.monotonic())
+                self._controller.sent(frame_id, round(size * self._share), time.monotonic())
 
     def sent(self, frame_id: int, size: int) -> None:
         """A packet is being sent."""
         with self._lock:
+            key = self._key_sizes.get(frame_id, size)
+            self._share += SHARE_GAIN * (size / key - self._share)
             if self._controller is not None:
                 self._controller.sent(frame_id, size, time.monotonic())
             self._packets += 1
@@ -245,12 +252,14 @@ class RateControl:
         with self._lock:
             if self._controller is not None:
                 self._controller.answered(frame_id, time.monotonic(), server_seconds)
+            self._key_sizes.pop(frame_id, None)
 
     def lost(self, frame_id: int) -> None:
         """A packet is no longer under way."""
         with self._lock:
             if self._controller is not None:
                 self._controller.lost(frame_id)
+            self._key_sizes.pop(frame_id, None)
 
     def _charge(self, count: float) -> None:
         self._charged += count

@@ -24,9 +24,13 @@ VERBS = {
     "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
     "probe": ("probe", "what this board is, and what it can measure"),
+    "profile": ("profile", "ms and joules per stage: on the board alone, images sent, split; side by side"),
+    "report": ("report", "run records of narrowcast profile as a page that needs no network, or compared"),
+    "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
+    "deploy": ("deploy", "from a recipe to running boards: compile, publish, flash, profile, report"),
     "keys": (
         "keys",
-        "signing keys: new, show, trust, sign, verify; a fleet's certificates: ca, issue, rotate, revoke, token",
+        "signing keys: new, show, trust, sign, verify, enrol; a fleet's certificates: ca, issue, rotate, revoke, token",
     ),
     "audit": ("audit", "sealed samples of what a server received: key, list, export"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from narrowcast.cli import fleet
+from narrowcast.cli import enrolment, fleet
 from narrowcast.cli.options import add_trust, open_bundle
 from narrowcast.cli.show import print_json, print_table
 from narrowcast.transport.bundle import PublicKey, SecretKey, keys_folder, sign_bundle
@@ -18,7 +18,7 @@ examples:
   narrowcast keys trust colleague.pub     trust somebody else's key on this machine
   narrowcast keys sign model.ncb --key ~/.config/narrowcast/keys/release.key
   narrowcast keys verify model.ncb        exit code 3 if the bundle must not be used
-{fleet.EXAMPLES}
+{fleet.EXAMPLES}{enrolment.EXAMPLES}
 Keys live in $NARROWCAST_KEYS, else ~/.config/narrowcast/keys. FILE.key signs and stays secret; FILE.pub goes to servers
 and boards. The fleet's CA is in the folder ca/ there. docs/security.md tells what protects against what.
 """
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify = actions.add_parser("verify", help="check a bundle's signature and parts")
     verify.add_argument("bundle", type=Path, metavar="MODEL.ncb")
     add_trust(verify)
+    enrolment.add_action(actions)
     fleet.add_actions(actions)
 
 
@@ -45,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
     if args.action in fleet.ACTIONS:
         fleet.run(args)
         return 0
-    return int({"new": _new, "show": _show, "trust": _trust, "sign": _sign, "verify": _verify}[args.action](args) or 0)
+    actions = {
+        "new": _new, "show": _show, "trust": _trust, "sign": _sign, "verify": _verify, "enrol": enrolment.run,
+    }  # fmt: skip
+    return int(actions[args.action](args) or 0)
 
 
 def _new(args: argparse.Namespace) -> None:

@@ -50,36 +50,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _ask(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the server has, by name and release.
+    """What the server has."""
+    from narrowcast.head.models import list_models
+    from narrowcast.transport.rpc.credentials import client_tls
 
-    Raises:
-        PeerUnreachableError: it does not answer.
-        RefusedError: it does not answer this client.
-    """
-    import grpc
-
-    from narrowcast.head.errors import PeerUnreachableError, RefusedError
-    from narrowcast.transport.rpc import tail_pb2 as pb
-    from narrowcast.transport.rpc.channels import CLIENT_OPTIONS
-    from narrowcast.transport.rpc.credentials import client_tls, explain, open_channel
-    from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
-
-    address = parse_address(args.at)
     tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
-    async with open_channel(address, tls, CLIENT_OPTIONS) as channel:
-        try:
-            answer = await TailServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=args.timeout)
-        except grpc.aio.AioRpcError as error:
-            code, details = error.code(), error.details() or ""
-            reason = explain(address, code.name, tls, details) or f"{code.name}: {details}"
-            kind = PeerUnreachableError if code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else RefusedError
-            raise kind(f"no answer from a tail server at {address} ({reason})") from error
-    found = [
+    return [
         {
             "name": model.name, "release": model.release, "codec": model.codec_fingerprint.hex(),
             "symbols": list(model.symbols_shape), "levels": model.levels, "tails": list(model.tails),
             "images": model.images,
         }
-        for model in answer.models
+        for model in await list_models(parse_address(args.at), tls=tls, seconds=args.timeout)
     ]  # fmt: skip
-    return sorted(found, key=lambda model: (model["name"], model["release"]))

@@ -10,6 +10,7 @@ from typing import get_args
 from narrowcast.transport.bundle import Bundle, PublicKey, trusted_keys
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.bundle.reader import OpenRole
+from narrowcast.transport.bundle.signing import read_keys
 
 PRECISIONS = get_args(Precision)
 
@@ -37,7 +38,7 @@ def add_tls(parser: argparse.ArgumentParser) -> None:
 
 def trusted(args: argparse.Namespace) -> list[PublicKey]:
     """The keys that count."""
-    return [PublicKey.read(args.trust)] if args.trust else trusted_keys()
+    return read_keys(args.trust) if args.trust else trusted_keys()
 
 
 def open_bundle(args: argparse.Namespace, role: OpenRole) -> Bundle:

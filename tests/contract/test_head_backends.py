@@ -6,7 +6,11 @@ which ``test_tensorrt_api.py`` holds to the real API.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +66,30 @@ def test_its_answers_are_its_own(backend):
     assert np.array_equal(first, kept)
 
 
+def test_an_image_is_taken_as_it_lies_in_memory_and_left_as_it_is(backend):
+    """A camera's buffer: not to be written to, or a part of a larger one."""
+    frame = bundles.random_frames(1)[0]
+    expected = (frame // 16).transpose(2, 0, 1)
+    frame.flags.writeable = False
+    assert np.array_equal(backend.run(frame, 1), expected)
+    wide = np.zeros((frame.shape[0], 2 * frame.shape[1], 3), np.uint8)
+    wide[:, ::2] = frame
+    kept = wide.copy()
+    assert np.array_equal(backend.run(wide[:, ::2], 1), expected)
+    assert np.array_equal(backend.run(np.ascontiguousarray(frame[:, :, ::-1])[:, :, ::-1], 1), expected)
+    assert np.array_equal(wide, kept)
+
+
+def test_it_does_not_read_the_image_once_it_has_answered(backend):
+    """Whoever owns the memory may fill it with the next frame."""
+    frames = bundles.random_frames(2)
+    buffer = frames[0].copy()
+    first = backend.run(buffer, 1)
+    buffer[...] = frames[1]
+    assert np.array_equal(first, (frames[0] // 16).transpose(2, 0, 1))
+    assert np.array_equal(backend.run(buffer, 1), (frames[1] // 16).transpose(2, 0, 1))
+
+
 def test_several_threads_may_run_it(backend):
     frames = bundles.random_frames(16)
     found: dict[int, np.ndarray] = {}
@@ -87,3 +115,51 @@ def test_an_image_of_another_size_is_an_error_of_ours_and_the_backend_goes_on(ba
 def test_what_is_no_model_is_refused(name, model):
     with pytest.raises(BackendError):
         load_backend(name, model, threads=1)
+
+
+def test_onnx_runtime_has_as_many_threads_as_it_is_told():
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
+    three = load_backend("onnxruntime", bundles.head_model(), threads=3)
+    assert threads() == before + 2, "the caller's own is one of them"
+    one = load_backend("onnxruntime", bundles.head_model(), threads=1)
+    assert threads() == before + 2
+    frame = bundles.random_frames(1)[0]
+    assert np.array_equal(three.run(frame, 1), one.run(frame, 1))
+
+
+AFFINE = """
+import os, sys
+from pathlib import Path
+import numpy
+from narrowcast.head.affinity import run_on
+from narrowcast.head.backends import load_backend
+assert run_on(sys.argv[1]) == 1
+backend = load_backend("onnxruntime", Path(sys.argv[2]).read_bytes(), threads=3)
+print(sorted({tuple(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}))
+"""
+
+
+def test_all_threads_stay_on_the_chosen_processors(tmp_path):
+    """Those that libraries made before, and those that ONNX Runtime makes after."""
+    (tmp_path / "head.onnx").write_bytes(bundles.head_model())
+    cpu = max(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", AFFINE, str(cpu), str(tmp_path / "head.onnx")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"[({cpu},)]\n"
+
+
+def test_onnx_runtime_tells_nobody_what_it_runs(tmp_path):
+    """From 1.31 on it keeps a file of what it would report, in the user's caches, and sends it."""
+    code = (
+        "from pathlib import Path; import sys; from narrowcast.head.backends import load_backend\n"
+        "load_backend('onnxruntime', Path(sys.argv[1]).read_bytes(), threads=1)"
+    )
+    (tmp_path / "head.onnx").write_bytes(bundles.head_model())
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path / "head.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.rglob("*")] == ["head.onnx"]

@@ -17,7 +17,7 @@ from narrowcast.devices.power.sampler import Sampler
 from narrowcast.devices.power.trace import Trace
 from narrowcast.devices.probe import probe
 from narrowcast.devices.record import record
-from narrowcast.devices.targets import load_target
+from narrowcast.devices.targets import load_target, target_names
 from narrowcast.devices.windows import Span, Windows
 
 # Well inside the recordings' idle (0-2 s, 8-10 s) and loaded (2-8 s) stretches; 28 frames of 200 ms.
@@ -47,6 +47,7 @@ def sampled(machine: Recording, source: PowerSource) -> Trace:
 
 def test_every_recording_has_its_answers_and_says_where_it_is_from():
     assert {path.stem for path in RECORDED.glob("*.jsonl")} == GOLDEN.keys()
+    assert {golden.target for golden in GOLDEN.values()} == set(target_names())
     for name in GOLDEN:
         assert "CAPTURES.md" in replay(name).header.source
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from narrowcast.cli import serve
+from narrowcast.head.daemon.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -124,26 +125,52 @@ def _systemd_analyze():
     return tool or pytest.skip("systemd-analyze is not installed (Debian: systemd)")
 
 
-def _unit(tmp_path):
-    """The unit with a program in the place of the one that would be installed."""
-    text = (DEPLOY / "narrowcast-tail.service").read_text()
+PROGRAMS = {
+    "narrowcast-tail.service": "/opt/narrowcast/bin/narrowcast",
+    "narrowcast-edge.service": "/opt/narrowcast/current/venv/bin/narrowcast",
+}
+
+
+@pytest.fixture(params=PROGRAMS)
+def unit(request, tmp_path):
+    """A unit with a program in the place of the one that would be installed."""
+    text = (DEPLOY / request.param).read_text()
     program = tmp_path / "narrowcast"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    unit = tmp_path / "narrowcast-tail.service"
-    unit.write_text(text.replace("/opt/narrowcast/bin/narrowcast", str(program)))
+    unit = tmp_path / request.param
+    unit.write_text(text.replace(PROGRAMS[request.param], str(program)))
     return unit
 
 
-def test_systemd_takes_the_unit(tmp_path):
-    done = subprocess.run([_systemd_analyze(), "verify", _unit(tmp_path)], capture_output=True, text=True, check=False)
+def test_systemd_takes_the_unit(unit):
+    done = subprocess.run([_systemd_analyze(), "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_unit_may_do_little(tmp_path):
-    command = [_systemd_analyze(), "security", "--offline=true", "--json=short", "--threshold=30", _unit(tmp_path)]
+def test_the_unit_may_do_little(unit):
+    command = [_systemd_analyze(), "security", "--offline=true", "--json=short", "--threshold=30", unit]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr  # exposure 3.0 at most
+
+
+def test_the_edge_unit_fits_its_settings_and_its_user():
+    text = (DEPLOY / "narrowcast-edge.service").read_text()
+    said = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    assert shlex.split(said["ExecStart"])[1:] == ["stream", "--config", "/etc/narrowcast/edge.toml"]
+    config = load_config(DEPLOY / "edge.toml")
+    assert config.drain_seconds * 2 + 15 < float(said["TimeoutStopSec"])  # what the daemon gives itself
+    assert said["Type"] == "notify"
+    assert float(said["WatchdogSec"]) >= 10
+    assert (said["User"], said["StateDirectory"], said["RuntimeDirectory"]) == ("narrowcast",) * 3
+    tool = shutil.which("systemd-sysusers")
+    if tool is None:
+        pytest.skip("systemd-sysusers is not installed (Debian: systemd)")
+    command = [tool, "--dry-run", "--root=/nonexistent", str(DEPLOY / "narrowcast-edge.sysusers.conf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for group in ("video", "i2c"):
+        assert f"m narrowcast {group}" in (DEPLOY / "narrowcast-edge.sysusers.conf").read_text()
 
 
 def test_the_unit_serves_with_settings_that_there_are():

@@ -79,6 +79,15 @@ GOLDEN = {
     "rpi4-registers": Golden(
         "rpi4", "ina219", ["external"], 5.056 * 600, 5.056 * 1100, "ina219:bus=1,address=0x40,shunt_ohm=0.1"
     ),
+    "jetson-agx-xavier": Golden(
+        "jetson-agx-xavier",
+        "ina3221",
+        ["GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"],
+        19.080 * (40 + 60 + 100 + 20) + 4.968 * 460,
+        19.080 * (240 + 140 + 160 + 80) + 4.968 * 540,
+    ),
+    # The kernel's own power, in steps of 25 mW: not voltage times current.
+    "arm64": Golden("arm64", "ina2xx", ["external"], 3725, 8400),
     "x86-64": Golden("x86-64", "rapl", ["package-0", "package-0/core", "package-0/dram", "psys"], 10_000, 40_000),
 }
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
+from PIL import Image
 
 _QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 _QUIET += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"]
@@ -90,6 +92,12 @@ class Page:
                     waiting.set_result(data["result"])
             elif data["method"] in _TROUBLE:
                 self.trouble.append(str(data["params"]))
+
+
+def brightness(picture: Path) -> float:
+    """The median of a picture, 0 (black) to 255."""
+    with Image.open(picture) as image:
+        return float(np.median(np.asarray(image.convert("L"))))
 
 
 @contextlib.asynccontextmanager

@@ -48,7 +48,7 @@ class PublicKey:
         """Writes the key's file."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}\n", encoding="utf-8")
+        path.write_text(f"{self.line}\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> PublicKey:
@@ -59,6 +59,11 @@ class PublicKey:
         """
         raw, name = _read(Path(path), _PUBLIC)
         return cls(raw, name)
+
+    @property
+    def line(self) -> str:
+        """The key as one line of a key file."""
+        return f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}"
 
     @property
     def id(self) -> str:
@@ -116,13 +121,32 @@ class SecretKey:
         return cls(raw, name)
 
 
+def read_keys(path: Path) -> list[PublicKey]:
+    """The public keys in a file, a line each: while a signing key is exchanged for the next, both count.
+
+    Raises:
+        KeyFileError: no file, no key in it, or a line that is none.
+    """
+    first = PublicKey.read(path)
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [first, *(PublicKey(*_parse(line, path, _PUBLIC)) for line in lines[1:])]
+
+
 def _read(path: Path, kind: str) -> tuple[bytes, str]:
     try:
-        words = path.read_text(encoding="utf-8").split(maxsplit=2)
-        raw = base64.b64decode(words[1], validate=True)
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError as error:
         raise KeyFileError(f"no key file {path}") from error
-    except (OSError, ValueError, IndexError) as error:  # binascii.Error and UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is one
+        raise KeyFileError(f"{path} is no key file: {error}") from error
+    return _parse(lines[0] if lines else "", path, kind)
+
+
+def _parse(line: str, path: Path, kind: str) -> tuple[bytes, str]:
+    words = line.split(maxsplit=2)
+    try:
+        raw = base64.b64decode(words[1], validate=True)
+    except (ValueError, IndexError) as error:  # binascii.Error is a ValueError
         raise KeyFileError(f"{path} is no key file: {error}") from error
     if words[0] != kind or len(raw) != 32:
         raise KeyFileError(f"{path} is no {kind} key; it starts with {words[0][:40]!r}")

@@ -23,7 +23,9 @@ CLIENT_OPTIONS: Options = [
     ("grpc.use_local_subchannel_pool", 1),
     # narrowcast's own link decides when to connect again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Also how long each attempt may take (its name does not say so): TCP and TLS want some round trips, and a thin or lossy
+    # link takes seconds for them. Whoever opens a stream has a limit of its own.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 0),
 ]

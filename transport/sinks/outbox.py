@@ -132,10 +132,13 @@ class Outbox(Generic[Item]):
     def _work(self) -> None:
         while (items := self._take()) is not None:
             records = [record for item in items if (record := self._converted(item)) is not None]
-            if records:
-                self._deliver(records)
+            if not records or self._deliver(records):
+                self._settled()
             with self._changed:
                 self._under_way = 0
+
+    def _settled(self) -> None:
+        """The batch that was taken last need not be kept any more. For outboxes that keep it."""
 
     def _take(self) -> list[Item] | None:
         """The next batch; None at the end."""
@@ -164,7 +167,8 @@ class Outbox(Generic[Item]):
                 self._rejected += 1
             return None
 
-    def _deliver(self, records: list[Record]) -> None:
+    def _deliver(self, records: list[Record]) -> bool:
+        """Tries until it is delivered or refused; False where the end comes first."""
         pause = FIRST_PAUSE_S
         while True:
             try:
@@ -181,16 +185,20 @@ class Outbox(Generic[Item]):
                 if pause == FIRST_PAUSE_S:
                     log.warning("%s: %s; trying again", self.sink.name, error)
                 if self._give_up.wait(_wait_s(pause, error.retry_after_s)):
-                    with self._changed:
-                        self._dropped += len(records)
-                    return
+                    self._left(len(records))
+                    return False
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
             except Exception:
                 log.exception("%s: %d records could not be delivered", self.sink.name, len(records))
                 with self._changed:
                     self._rejected += len(records)
-            return
+            return True
+
+    def _left(self, count: int) -> None:
+        """So many that were being delivered are not, at the end."""
+        with self._changed:
+            self._dropped += count
 
 
 def _wait_s(pause_s: float, asked_s: float | None) -> float:

@@ -41,7 +41,7 @@ def defaults_from_file(parser: argparse.ArgumentParser, words: Sequence[str]) ->
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has an unknown key or a value that cannot be.
     """
-    path = _path_in(words)
+    path = path_in(words)
     if path is None:
         return
     try:
@@ -66,7 +66,8 @@ def defaults_from_file(parser: argparse.ArgumentParser, words: Sequence[str]) ->
             option.default, option.required = _converted(option, value, path), False
 
 
-def _path_in(words: Sequence[str]) -> Path | None:
+def path_in(words: Sequence[str]) -> Path | None:
+    """The file that ``--config`` or ``NARROWCAST_CONFIG`` names, before the command line is parsed."""
     finder = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
     if "-h" in words or "--help" in words:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.sinks import Sink
+from narrowcast.transport.sinks.secrets import read_secret
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def make_sinks(args: argparse.Namespace) -> list[Sink]:
     if args.webhook:
         from narrowcast.transport.sinks.webhook import Webhook
 
-        secret = _secret(args.webhook_secret).encode() if args.webhook_secret else b""
+        secret = read_secret(args.webhook_secret).encode() if args.webhook_secret else b""
         sinks.append(Webhook(args.webhook, secret=secret, ca=args.webhook_ca))
     if args.mqtt:
         from narrowcast.transport.sinks.mqtt import Mqtt, parse_target
@@ -58,7 +59,7 @@ def make_sinks(args: argparse.Namespace) -> list[Sink]:
             Mqtt(
                 parse_target(args.mqtt),
                 username=args.mqtt_user,
-                password=_secret(args.mqtt_password) if args.mqtt_password else None,
+                password=read_secret(args.mqtt_password) if args.mqtt_password else None,
                 tls=args.mqtt_tls,
                 ca=args.mqtt_ca,
             )
@@ -66,13 +67,3 @@ def make_sinks(args: argparse.Namespace) -> list[Sink]:
     if args.sink_raw and not sinks:
         raise ConfigError("--sink-raw goes with --webhook or --mqtt, and neither is given")
     return sinks
-
-
-def _secret(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the secret in {path} cannot be read: {error}") from error
-    if not text:
-        raise ConfigError(f"{path} is empty; it holds a secret")
-    return text

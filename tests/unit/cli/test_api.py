@@ -10,8 +10,9 @@ import pytest
 import narrowcast as nc
 
 PUBLIC = {
-    "AsyncClient", "Bundle", "Client", "ClientTls", "HeadSession", "InputContract", "NarrowcastError", "PublicKey",
-    "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "plan", "probe", "read_image",
+    "AsyncClient", "Bundle", "Client", "ClientTls", "FlashOptions", "HeadSession", "InputContract", "NarrowcastError",
+    "ProfileSettings", "PublicKey", "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "flash",
+    "plan", "probe", "profile", "read_image", "read_run", "report",
 }  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def test_an_unknown_name_says_what_there_is():
         ("import narrowcast; narrowcast.Client", ["onnxruntime", "torch", "rich", "PIL"]),
         ("import narrowcast; narrowcast.TailServer", ["torch", "rich", "PIL"]),
         ("import narrowcast; narrowcast.probe", ["grpc", "onnxruntime", "torch", "rich", "PIL"]),
+        (
+            "import narrowcast; narrowcast.report",
+            ["numpy", "grpc", "onnxruntime", "torch", "rich", "PIL", "matplotlib"],
+        ),
+        ("import narrowcast; narrowcast.flash", ["grpc", "onnxruntime", "torch", "rich", "PIL"]),
         ("import narrowcast.cli", ["numpy", "grpc", "torch", "rich"]),
     ],
 )

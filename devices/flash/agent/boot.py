@@ -1,0 +1,48 @@
+"""When the machine starts: a release that nobody confirmed before the power went gives way to the one before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from narrowcast.devices.flash.agent import jobs
+from narrowcast.devices.flash.agent.files import read_json
+from narrowcast.devices.flash.agent.journal import END, Journal
+from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.services import services_for
+from narrowcast.devices.flash.agent.state import State, boot_id
+
+REASON = "the machine was started again before the release was confirmed"
+
+
+def boot(agent: Path, start: str = "") -> None:
+    """Decides; with ``start`` (``supervised``) also starts the daemon, which systemd does by itself.
+
+    Where there was no release before, the new one stays: a board that runs something beats one that runs nothing.
+    """
+    layout = Layout(**read_json(agent.with_name("layout.json")))
+    state = State(layout)
+    if state.pending is not None and (start or state.pending.get("boot") != boot_id()):
+        before = state.pending.get("previous")
+        job = jobs.journal(layout, str(state.pending.get("job")))
+        if before is not None and layout.release(str(before)).is_dir():
+            print(
+                f"narrowcast: {state.pending['release']} was not confirmed; back to {state.go_back(REASON)}", flush=True
+            )
+            _end(job, "rolled-back", layout)
+        else:
+            print(
+                f"narrowcast: {state.pending['release']} was not confirmed, and nothing ran before: it stays",
+                flush=True,
+            )
+            state.tell(str(state.pending["release"]), "kept", REASON)
+            state.previous, state.pending = None, None
+            state.save()
+            _end(job, "committed", layout)
+    if start and layout.running() is not None:
+        services_for(layout, start).restart()
+
+
+def _end(journal: Journal, outcome: str, layout: Layout) -> None:
+    """The job is over too: the same flash once more begins anew."""
+    if journal.path.exists() and journal.ended() is None:
+        journal.write(END, outcome, REASON, release=layout.running(), kind="RolledBackError")

@@ -1,0 +1,37 @@
+"""The process above a worker: starts it again when it is killed, so that every flash ends in a decision."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.flash.agent.files import read_json
+from narrowcast.devices.flash.agent.journal import Journal
+from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.locks import Lock
+
+ATTEMPTS = 4
+
+
+def guard(agent: Path, place: Path, layout_json: str) -> None:
+    """Runs a job's worker until the job has ended; the last attempt only goes back."""
+    layout = Layout(**json.loads(layout_json))
+    job: Any = read_json(place / "job.json")
+    locks = [Lock(place / "guardian.lock", job["by"]), Lock(layout.flash / "work.lock", job["by"])]
+    for lock in locks:
+        lock.take()
+    try:
+        journal = Journal(place / "journal.jsonl")
+        for attempt in range(ATTEMPTS):
+            word = "work" if attempt < ATTEMPTS - 1 else "give-up"
+            command = [sys.executable, "-IS", str(agent), word, str(place), layout_json]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+            if journal.ended() is not None:
+                return
+            print(f"guardian: the worker ended with {done.returncode} and without a decision", flush=True)
+    finally:
+        for lock in locks:
+            lock.release()

@@ -1,0 +1,78 @@
+"""What runs on the board, for ``narrowcast flash status``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.flash.agent.facts import facts
+from narrowcast.devices.flash.agent.files import read_json
+from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.locks import holder
+from narrowcast.devices.flash.agent.services import Services
+from narrowcast.devices.flash.agent.state import State
+from narrowcast.devices.flash.agent.trust import trusted_here
+
+
+def status(layout: Layout, services: Services) -> dict[str, Any]:
+    """See :class:`narrowcast.devices.flash.report.BoardStatus`."""
+    state, running = State(layout), layout.running()
+    daemon = read_json(layout.daemon_status)
+    try:
+        age = round(time.time() - layout.daemon_status.stat().st_mtime, 1) if daemon is not None else None
+    except OSError:
+        daemon, age = None, None
+    seen = services.state()
+    return {
+        "current": _record(layout, running),
+        "previous": state.previous,
+        "previous_release": _record(layout, state.previous),
+        "highest": state.highest,
+        "edge": _edge(layout, running),
+        "has_tls": running is not None and (layout.release(running) / "tls").is_dir(),
+        "pending": state.pending,
+        "releases": releases(layout),
+        "service": {
+            "manager": services.name, "active": seen.active, "pid": seen.pid, "restarts": seen.restarts,
+        },
+        "daemon": daemon,
+        "daemon_age_s": age,
+        "last": state.history[0] if state.history else None,
+        "trusted": trusted_here(layout),
+        "flashing": holder(layout.flash / "work.lock") or holder(layout.flash / "session.lock") or None,
+        "facts": facts(layout),
+    }  # fmt: skip
+
+
+def _confirmed(path: Path) -> bool:
+    record: Any = read_json(path / "release.json")
+    return isinstance(record, dict) and bool(record.get("confirmed"))
+
+
+def _record(layout: Layout, name: str | None) -> dict[str, Any] | None:
+    """What a release says of itself; None where it is not there."""
+    if name is None or not layout.release(name).is_dir():
+        return None
+    found: dict[str, Any] = {"id": name, **(read_json(layout.release(name) / "release.json") or {})}
+    return found
+
+
+def _edge(layout: Layout, running: str | None) -> str | None:
+    """The daemon's configuration: of what runs, else what somebody wrote before the first flash."""
+    for path in ([layout.release(running) / "edge.toml"] if running else []) + [layout.edge]:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def releases(layout: Layout) -> list[str]:
+    """All releases that were confirmed, or run, newest first."""
+    running = layout.running()
+    try:
+        found = [path for path in layout.releases.iterdir() if path.name == running or _confirmed(path)]
+    except OSError:
+        return []
+    return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)]

@@ -1,0 +1,132 @@
+"""The board's end of one connection: answers requests until the link ends, and holds the board's lock meanwhile."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.flash.agent import jobs, report, store
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.facts import facts, reach
+from narrowcast.devices.flash.agent.journal import END
+from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.locks import Lock
+from narrowcast.devices.flash.agent.services import services_for
+from narrowcast.devices.flash.agent.trust import change_trust
+from narrowcast.devices.flash.agent.wire import BEAT_SECONDS, Wire
+
+FOLLOW_SECONDS = 0.2
+LAYOUT = ("program", "config", "state", "cache", "run")
+
+
+class Session:
+    """One connection's.
+
+    Args:
+        wire: to the developer's machine.
+        agent: this program's own zip file.
+    """
+
+    def __init__(self, wire: Wire, agent: Path) -> None:
+        self._wire = wire
+        self._agent = agent
+        self._layout = Layout("", "", "", "", "")
+        self._lock: Lock | None = None
+        self._handlers: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "hello": self._hello,
+            "reach": lambda request: reach([str(address) for address in request["addresses"]]),
+            "lock": self._take,
+            "want": lambda request: store.want(self._layout, request["files"]),
+            "put": self._put,
+            "start": self._start,
+            "follow": self._follow,
+            "status": lambda request: report.status(self._layout, services_for(self._layout, request["services"])),
+            "logs": self._logs,
+            "trust": lambda request: change_trust(self._layout, request["add"], request["remove"]),
+        }
+
+    def run(self) -> None:
+        """Until the other end hangs up."""
+        try:
+            while (request := self._wire.request()) is not None:
+                self._answer(request)
+        except (BrokenPipeError, EOFError, ConnectionResetError):
+            pass
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        handler = self._handlers.get(str(request.get("op")))
+        try:
+            if handler is None:
+                raise AgentError("BoardError", f"no request {request.get('op')!r}")
+            self._wire.ok(handler(request))
+        except (BrokenPipeError, EOFError, ConnectionResetError):
+            raise
+        except AgentError as error:
+            self._wire.error(error.kind, error.message)
+        except OSError as error:
+            self._wire.error(*store.explain(error))
+        except Exception as error:  # noqa: BLE001  (the last boundary on the board)
+            self._wire.error("BoardError", f"the board failed: {type(error).__name__}: {error}")
+
+    def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._layout = Layout(**{name: str(request["layout"][name]) for name in LAYOUT})
+        return facts(self._layout)
+
+    def _take(self, request: dict[str, Any]) -> None:
+        lock = Lock(self._layout.flash / "session.lock", str(request["by"]))
+        lock.take()
+        self._lock = lock
+        jobs.check_free(self._layout, str(request.get("job") or ""))
+        store.install_agent(self._layout, self._agent)
+
+    def _put(self, request: dict[str, Any]) -> int:
+        """Bytes of a file that is being uploaded; the whole of it is read even where it cannot be kept."""
+        count = int(request["bytes"])
+        data = self._wire.read(count)
+        return store.append(self._layout, str(request["sha256"]), int(request["offset"]), data, int(request["total"]))
+
+    def _start(self, request: dict[str, Any]) -> str:
+        return jobs.start(self._layout, request["job"])
+
+    def _follow(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Tells of a job's journal until it has ended; a beat now and then finds out whether anybody listens."""
+        told, beat = int(request.get("after") or 0), time.monotonic()
+        while True:
+            entries = jobs.journal(self._layout, request["job"]).entries()
+            for entry in entries[told:]:
+                self._wire.event(entry)
+            told = max(told, len(entries))
+            if entries and entries[-1]["step"] == END:
+                return entries[-1]
+            if not jobs.alive(self._layout, request["job"]):
+                entries = jobs.journal(self._layout, request["job"]).entries()
+                if not (entries and entries[-1]["step"] == END):
+                    raise AgentError(
+                        "BoardError",
+                        "the board's worker died before it was done; the same flash once more goes on where it stopped",
+                    )
+            if time.monotonic() - beat > BEAT_SECONDS:
+                self._wire.event({"step": "beat", "state": ""})
+                beat = time.monotonic()
+            time.sleep(FOLLOW_SECONDS)
+
+    def _logs(self, request: dict[str, Any]) -> None:
+        services = services_for(self._layout, request["services"])
+        for line in services.logs(int(request["lines"]), follow=bool(request["follow"])):
+            self._wire.event({"line": line})
+
+
+def serve(agent: Path) -> None:
+    """Answers on this process' own stdin and stdout; whatever else prints goes to stderr."""
+    incoming = sys.stdin.buffer  # the bootstrap has read from it, and it may have read ahead
+    outgoing = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    Session(Wire(incoming, outgoing), agent).run()

@@ -1,0 +1,88 @@
+"""Which release counts on a board: the one file that decides after a power cut."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.flash.agent.files import point, read_json, write_json
+from narrowcast.devices.flash.agent.layout import Layout
+
+HISTORY = 20
+
+
+class State:
+    """``state.json``: read anew by every process, written as a whole.
+
+    Attributes:
+        pending: a release that is switched to and not confirmed: ``release``, ``previous``, ``boot``, ``job``; or None.
+        previous: where ``rollback`` goes; None where there is nothing.
+        highest: by model, the highest ``release`` that was confirmed: what a downgrade is measured by.
+        history: how flashes ended, newest first.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._path = layout.flash / "state.json"
+        found = read_json(self._path)
+        found = found if isinstance(found, dict) else {}
+        self.pending: dict[str, Any] | None = found.get("pending")
+        self.previous: str | None = found.get("previous")
+        self.highest: dict[str, int] = found.get("highest") or {}
+        self.history: list[dict[str, Any]] = found.get("history") or []
+
+    def save(self) -> None:
+        """Writes it."""
+        data = {
+            "pending": self.pending, "previous": self.previous, "highest": self.highest, "history": self.history[:HISTORY],
+        }  # fmt: skip
+        write_json(self._path, data)
+
+    def begin(self, release: str, job: str) -> None:
+        """Before ``current`` is touched: what it is about to show, and what it showed."""
+        if self.pending is None or self.pending.get("release") != release:
+            running = self.layout.running()
+            before = self.previous if running == release else running
+            self.pending = {"release": release, "previous": before, "boot": boot_id(), "job": job}
+            self.save()
+        point(self.layout.current, self.layout.point_to(release))
+
+    def confirm(self, model: str, number: int) -> None:
+        """The pending release is the one that counts."""
+        assert self.pending is not None
+        self.previous = self.pending["previous"]
+        self.highest[model] = number
+        self.tell(self.pending["release"], "committed", "")
+        self.pending = None
+        self.save()
+
+    def go_back(self, reason: str) -> str | None:
+        """``current`` shows again what it showed before; returns that, None where there was nothing.
+
+        In this order, so that a power cut in between ends in the same place: the link first, then the note.
+        """
+        assert self.pending is not None
+        before: str | None = self.pending["previous"]
+        if before is not None and self.layout.release(before).is_dir():
+            point(self.layout.current, self.layout.point_to(before))
+        else:
+            before = None
+            self.layout.current.unlink(missing_ok=True)
+        self.tell(self.pending["release"], "rolled-back", reason)
+        self.pending = None
+        self.save()
+        return before
+
+    def tell(self, release: str, outcome: str, reason: str) -> None:
+        """One more line of history; not saved by itself."""
+        entry = {"release": release, "outcome": outcome, "reason": reason, "at": round(time.time())}
+        self.history = [entry, *self.history][:HISTORY]
+
+
+def boot_id() -> str:
+    """Another one after every start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

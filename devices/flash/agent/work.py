@@ -1,0 +1,110 @@
+"""What every step of a job works on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.journal import Journal
+from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.services import Services
+
+LINES = 5
+CHECK_SECONDS = 1800.0  # an engine of TensorRT takes minutes on a small board
+
+
+@dataclass
+class Work:
+    """A job.
+
+    Attributes:
+        layout: of the board.
+        job: what was asked for.
+        journal: what is done.
+        services: who keeps the daemon running.
+    """
+
+    layout: Layout
+    job: dict[str, Any]
+    journal: Journal
+    services: Services
+
+    @property
+    def release(self) -> str:
+        """The id of the release that the job is about."""
+        return str(self.job["release"]["id"])
+
+    @property
+    def folder(self) -> Path:
+        """The release's folder."""
+        return self.layout.release(self.release)
+
+    @property
+    def user(self) -> str:
+        """Whom the daemon runs as, and everything that reads the bundle; empty for who we are."""
+        name = str(self.job.get("user") or "")
+        return name if os.geteuid() == 0 else ""
+
+    def run_in_release(self, *words: str, kind: str, seconds: float = CHECK_SECONDS) -> str:
+        """Runs the release's own Python as the daemon's user, with the daemon's caches.
+
+        Args:
+            words: after the interpreter.
+            kind: of the error where it fails without naming one.
+            seconds: it may take.
+
+        Returns:
+            what it printed.
+
+        Raises:
+            AgentError: it failed; the last line of its errors says why.
+        """
+        environment = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": self.layout.state,
+            "LANG": "C.UTF-8",
+            "NARROWCAST_CACHE": self.layout.cache,
+            "STATE_DIRECTORY": self.layout.state,
+            "RUNTIME_DIRECTORY": self.layout.run,
+            "NARROWCAST_KEYS": f"{self.layout.state}/keys",
+        }
+        python = self.folder / "venv" / "bin" / "python"
+        try:
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                [str(python), "-I", *words], capture_output=True, text=True, timeout=seconds, check=False, cwd="/",
+                env=environment, stdin=subprocess.DEVNULL, **_as_user(self.user),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise AgentError(kind, f"{words[1]} took more than {seconds:.0f} s on the board") from error
+        except OSError as error:
+            raise AgentError("RuntimeSetupError", f"{python} cannot be run: {error.strerror}") from error
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise _named(said[-1], kind, "; ".join(said[-LINES:]))
+        return done.stdout
+
+    def checks(self, *words: str, kind: str) -> dict[str, Any]:
+        """What :mod:`narrowcast.devices.flash.checks` finds, run by the release itself."""
+        found: dict[str, Any] = json.loads(
+            self.run_in_release("-m", "narrowcast.devices.flash.checks", *words, kind=kind)
+        )
+        return found
+
+
+def _as_user(user: str) -> dict[str, Any]:
+    if not user:
+        return {}
+    entry = pwd.getpwnam(user)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
+
+
+def _named(line: str, kind: str, said: str) -> AgentError:
+    """The error in a line of :mod:`narrowcast.devices.flash.checks` (``KIND: message``), or of any other program."""
+    name, _, message = line.partition(": ")
+    return AgentError(name, message) if name.endswith("Error") and name.isidentifier() else AgentError(kind, said)

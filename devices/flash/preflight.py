@@ -1,0 +1,102 @@
+"""Whether a board can run this, found out before anything is sent."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from narrowcast.devices.flash.board import Rights, kind_of
+from narrowcast.devices.flash.errors import DowngradeError, PreflightError, ServerUnreachableError, WrongTargetError
+from narrowcast.devices.flash.options import FlashOptions
+from narrowcast.devices.targets import Target
+from narrowcast.transport.bundle import Manifest
+
+# A clock that is further off makes certificates and captured times wrong.
+SKEW_SECONDS = 120.0
+# What a release takes beside its wheels, unpacked.
+SPARE_BYTES = 64 * 1024 * 1024
+
+
+def choose_target(wanted: Target | None, facts: dict[str, Any], options: FlashOptions) -> Target:
+    """The kind of board: what was asked for, if it can be that.
+
+    Raises:
+        WrongTargetError: the board is of another architecture, or is recognised as another kind.
+    """
+    seen = kind_of(facts)
+    shown = f"{facts.get('model') or facts.get('hostname')} ({facts.get('architecture')})"
+    if wanted is None:
+        if seen is None:
+            raise WrongTargetError(f"no target describes {shown}; name a file of your own: --target my-board.toml")
+        return seen
+    if wanted.architecture != facts.get("architecture"):
+        raise WrongTargetError(f"{wanted.name} is {wanted.architecture}; the board is {shown}")
+    # A generic target fits every board of its architecture; a particular one only what calls itself so.
+    if (
+        seen is not None
+        and seen.recognise
+        and wanted.recognise
+        and seen.name != wanted.name
+        and not options.allow_target
+    ):
+        raise WrongTargetError(f"the board is {shown}, {seen.name}, not {wanted.name}: --allow-target if that is meant")
+    return wanted
+
+
+def check_board(facts: dict[str, Any], target: Target, rights: Rights, options: FlashOptions) -> list[str]:
+    """Python, clock, what the kernel shows of power; returns notes.
+
+    Raises:
+        PreflightError: it cannot be.
+    """
+    notes = []
+    if not facts.get("venv") and not options.environment:
+        raise PreflightError("the board's Python has no module venv: apt install python3-venv")
+    if rights.version not in target.python:
+        notes.append(f"Python {rights.version} runs there; {target.title} is tested with {', '.join(target.python)}")
+    skew = float(facts["clock"]) - time.time()
+    if abs(skew) > SKEW_SECONDS:
+        notes.append(
+            f"the board's clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}: set it (timedatectl set-ntp "
+            "true); captured times are wrong until then"
+        )
+    if "tensorrt" in target.backends and not facts["modules"].get("tensorrt"):
+        notes.append("TensorRT's bindings are not there: networks run on the CPU (sudo apt install python3-libnvinfer)")
+    if target.power.sensor in ("ina3221", "pi5-pmic", "rapl") and target.power.sensor not in facts["power_sensors"]:
+        notes.append(f"no power sensor {target.power.sensor} is seen there: {target.power.fix}")
+    return notes
+
+
+def check_release(manifest: Manifest, there: dict[str, Any], target: Target, options: FlashOptions) -> list[str]:
+    """Whether the bundle is meant for such a board, and newer than what it runs; returns notes.
+
+    Raises:
+        WrongTargetError: it was compiled for others.
+        DowngradeError: it is older.
+    """
+    if manifest.targets and target.name not in manifest.targets and not options.allow_target:
+        raise WrongTargetError(
+            f"{manifest.name} was compiled for {', '.join(manifest.targets)}, not for {target.name}: compile it for that "
+            "too, or --allow-target"
+        )
+    current = there["current"] or {}
+    highest = max(int((there.get("highest") or {}).get(manifest.name, 0)), 0)
+    if manifest.release < highest and not options.allow_downgrade:
+        raise DowngradeError(
+            f"{manifest.name} release {manifest.release} is older than {highest}, which the board ran: --allow-downgrade if "
+            "that is meant"
+        )
+    model = current.get("model")
+    return [f"the board runs another model, {model}"] if model and model != manifest.name else []
+
+
+def check_servers(unreachable: dict[str, str], options: FlashOptions, servers: int) -> list[str]:
+    """Whether the board reaches its servers, of which there are ``servers``; returns notes.
+
+    Raises:
+        ServerUnreachableError: it reaches none of them, and the gate would wait for answers in vain.
+    """
+    notes = [f"the board does not reach {address}: {why}" for address, why in unreachable.items()]
+    if notes and options.gate == "frames" and options.link_check and len(unreachable) == servers:
+        raise ServerUnreachableError("; ".join(notes) + "; start the server, or flash with --gate ready")
+    return notes

@@ -1,0 +1,1 @@
+"""Units that flash installs on boards with systemd."""

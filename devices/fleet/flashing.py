@@ -1,0 +1,174 @@
+"""Real boards of a fleet: what the inventory says of one becomes options of :mod:`narrowcast.devices.flash`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from narrowcast.devices.flash import (
+    BoardStatus,
+    Connection,
+    FlashOptions,
+    FlashReport,
+    Observer,
+    flash,
+    rollback,
+    status,
+)
+from narrowcast.devices.flash.agent.files import sha256_of
+from narrowcast.devices.flash.plan import Plan
+from narrowcast.devices.fleet.flasher import Done, Say
+from narrowcast.devices.fleet.inventory import Board
+from narrowcast.transport.bundle import Bundle
+
+# Settings of a board that options are made of, by the same name and as they are.
+_ALIKE = (
+    "to", "source", "settings", "prefix", "services", "user", "extras", "environment", "precision", "gate", "gate_frames",
+    "gate_seconds",
+)  # fmt: skip
+_FILES = ("config", "tls", "wheels")
+
+
+def options_of(board: Board, given: FlashOptions, *, interactive: bool = False) -> FlashOptions:
+    """The options for one board: what was given to all goes first, then the inventory, then the defaults.
+
+    Args:
+        board: of the inventory.
+        given: from flags; what is as in ``FlashOptions()`` counts as not given.
+        interactive: ssh may ask on the terminal, where ``given`` lets it; several threads cannot ask one person.
+    """
+    said = board.settings
+    found: dict[str, Any] = {name: value for name in _ALIKE if (value := getattr(said, name)) not in (None, {})}
+    found |= {name: Path(value) for name in _FILES if (value := getattr(said, name)) is not None}
+    connection: dict[str, Any] = {
+        "config": Path(said.ssh_config) if said.ssh_config else None,
+        "options": said.ssh_options or None,
+        "accept_host_key": said.accept_host_key,
+        "python": said.python,
+        "sudo": said.sudo,
+    }
+    own = Connection(**{name: value for name, value in connection.items() if value is not None})
+    flags = _differences(given)
+    flags.pop("connection", None)
+    if "config" in flags:  # it says where to send what, in place of all that the inventory says of it
+        found = {name: value for name, value in found.items() if name not in ("to", "source")}
+    elif {"to", "source"} & flags.keys():
+        found.pop("config", None)
+    own = replace(own, **_differences(given.connection))
+    own = own if interactive else replace(own, interactive=False)
+    return FlashOptions(**{**found, **flags, "connection": own})
+
+
+def _differences(given: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not as they are by default."""
+    default = type(given)()
+    return {f.name: value for f in fields(given) if (value := getattr(given, f.name)) != getattr(default, f.name)}
+
+
+class _Telling(Observer):
+    """Tells a rollout of the steps. An unknown host key is refused: several threads cannot ask one person."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def step(self, name: str, state: str, detail: str) -> None:
+        if state == "begin":
+            self._say(name, detail)
+
+    def confirm(self, plan: Plan) -> bool:
+        return True  # the whole rollout was agreed to
+
+
+@dataclass(frozen=True)
+class BundleFlasher:
+    """Puts one bundle on boards.
+
+    Attributes:
+        bundle: open and verified.
+        options: given to all boards.
+    """
+
+    bundle: Bundle
+    options: FlashOptions
+
+    def act(self, board: Board, say: Say) -> Done:
+        """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""
+        report = flash(
+            self.bundle,
+            board.destination,
+            board.target,
+            options=options_of(board, self.options),
+            observer=_Telling(say),
+        )
+        return done_of(report)
+
+    def wants(self, board: Board) -> str:
+        """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""
+        options = options_of(board, self.options)
+        files = [options.config, *(sorted(options.tls.iterdir()) if options.tls else [])]
+        words = [self.bundle.path.name, sha256_of(self.bundle.path), repr(options)]
+        words += [f"{file} {sha256_of(file)}" for file in files if file is not None and file.is_file()]
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    def still(self, board: Board, release: str) -> str:
+        """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""
+        return why_not_running(board_status(board, self.options), release)
+
+
+@dataclass(frozen=True)
+class BackRoller:
+    """Takes boards back to their release before; see :class:`narrowcast.devices.fleet.flasher.Flasher`."""
+
+    options: FlashOptions
+
+    def act(self, board: Board, say: Say) -> Done:
+        """Back, through the same gate."""
+        options = options_of(board, self.options)
+        return done_of(rollback(board.destination, options=options, target=board.target, observer=_Telling(say)))
+
+    def wants(self, board: Board) -> str:
+        """Every run of its own goes back once."""
+        return "back"
+
+    def still(self, board: Board, release: str) -> str:
+        """As for a flash."""
+        return why_not_running(board_status(board, self.options), release)
+
+
+def done_of(report: FlashReport) -> Done:
+    """A report as a rollout keeps it."""
+    if report.outcome == "planned":
+        plan = report.plan or {}
+        return Done("planned", report.release, f"{plan.get('upload_bytes', 0) / 1e6:.1f} MB to send")
+    measured = (
+        f", {report.precision} {report.head_ms[report.precision]:.1f} ms" if report.precision in report.head_ms else ""
+    )
+    if report.outcome == "unchanged":
+        return Done("unchanged", report.release, "it ran already")
+    return Done("done", report.release, f"{report.uploaded_bytes / 1e6:.1f} MB sent{measured}")
+
+
+def board_status(board: Board, given: FlashOptions) -> BoardStatus:
+    """What runs on one; raises ``FlashError`` where it cannot be asked."""
+    options = options_of(board, given)
+    return status(
+        board.destination,
+        connection=options.connection,
+        target=board.target,
+        prefix=options.prefix,
+        services=options.services,
+    )
+
+
+def why_not_running(found: BoardStatus, release: str) -> str:
+    """Whether a board runs a release; why not, or nothing where it does."""
+    runs = (found.current or {}).get("id")
+    if runs != release:
+        return f"it runs {runs or 'nothing'}"
+    if not found.service.get("active"):
+        return "its daemon does not run"
+    if found.daemon is not None and not found.daemon.get("ready"):
+        return "its daemon is not ready"
+    return ""

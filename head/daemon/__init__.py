@@ -1,0 +1,1 @@
+"""The edge client as a service of a board: ``docs/daemon.md``."""

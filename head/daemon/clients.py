@@ -1,0 +1,132 @@
+"""A source's client: made of its settings, and whether that can be, told before anything is changed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from narrowcast.head.accounting import Ledger
+from narrowcast.head.answers import AnswerReader
+from narrowcast.head.async_client import AsyncClient
+from narrowcast.head.daemon.config import DaemonConfig, SourceConfig, SpoolConfig
+from narrowcast.head.daemon.model import Model
+from narrowcast.head.daemon.records import Teller
+from narrowcast.head.outage import OnOutage
+from narrowcast.head.rate.budget import DailyCap, parse_cap, parse_rate
+from narrowcast.head.rate.control import RateControl
+from narrowcast.head.replay import Replayed
+from narrowcast.head.session import HeadSession
+from narrowcast.head.spool import Spool
+from narrowcast.transport.errors import ConfigError, MissingPartError
+from narrowcast.transport.rpc.credentials import ClientTls, client_tls
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Running:
+    """A client in use.
+
+    Attributes:
+        client: itself.
+        teller: makes the records of its frames.
+        under_way: frames that were given to it and have no end yet.
+        frames: that were handed to it: the next one's number.
+    """
+
+    client: AsyncClient
+    teller: Teller
+    under_way: int = 0
+    frames: int = 0
+
+
+def tls_of(config: DaemonConfig) -> ClientTls | None:
+    """What servers are known by, and this client.
+
+    Raises:
+        CertificateError, KeyFileError, TokenError: files that are no good.
+    """
+    if config.tls is None:
+        return None
+    return client_tls(config.tls.dir, token_file=config.tls.token_file, server_name=config.tls.name)
+
+
+def policy_of(source: SourceConfig, session: HeadSession) -> OnOutage:
+    """What becomes of frames that no server answers: never that all of it ends, which is not for a daemon."""
+    return source.on_outage or ("local" if session.has_exit else "drop")
+
+
+def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> None:
+    """Returns if :func:`make_client` will find nothing wrong.
+
+    Raises:
+        ConfigError: a tail or level that the bundle has not, or settings that do not go together.
+        MissingPartError: answers from a local exit that it has not.
+        CertificateError, KeyFileError, TokenError: files for TLS that are no good.
+    """
+    session, manifest = model.session, model.manifest
+    reader = AnswerReader(manifest, source.tails)
+    if policy_of(source, session) == "local":
+        if not session.has_exit:
+            raise MissingPartError(
+                f'source {source.name!r}: on_outage = "local", and {manifest.name} has no local exit ([exit] in its recipe)'
+            )
+        if not any(tail.name == "main" for tail in reader.tails):
+            raise ConfigError(
+                f"source {source.name!r}: the local exit answers as the tail 'main' does, which is not asked for"
+            )
+        _ = session.exit  # now: later, another bundle may lie where this one did
+    if isinstance(source.level, int) and source.level >= session.levels:
+        raise ConfigError(
+            f"source {source.name!r}: level = {source.level}; {manifest.name} has levels 0..{session.levels - 1}"
+        )
+    if source.level == "auto":
+        if source.way == "image":
+            raise ConfigError(
+                f'source {source.name!r}: images have no levels to choose from: level = "auto" goes with symbols'
+            )
+        RateControl(manifest, automatic=True)
+    tls_of(config)
+
+
+def make_client(
+    config: DaemonConfig,
+    source: SourceConfig,
+    model: Model,
+    spool: Spool | None,
+    ledger: Ledger,
+    *,
+    on_trouble: Callable[[str], None],
+    on_replayed: Callable[[Teller, Replayed], None],
+) -> Running:
+    """A client for a source, on the running loop. Raises as :func:`check_source` does."""
+    session, teller = model.session, Teller(source.name, model)
+    cap = None
+    if source.data_cap is not None:
+        cap = DailyCap(parse_cap(source.data_cap), Path(config.state_folder) / f"data-used-{source.name}.json")
+    client = AsyncClient(
+        session, config.to, level=source.level, tails=source.tails, window=source.window, give_up_seconds=30.0,
+        on_trouble=on_trouble, exit_after_seconds=source.exit_after_seconds, deadline_ms=source.deadline_ms,
+        priority=source.priority, tls=tls_of(config), way=source.way, image_codec=source.image_codec,
+        image_quality=source.image_quality, data_cap=cap, max_packet_bytes=source.max_packet_bytes,
+        budget_kbit=None if source.budget is None else parse_rate(source.budget) * 8 / 1000,
+        on_outage=policy_of(source, session), spool=spool, ledger=ledger, refusal_is_outage=True,
+        on_replayed=lambda replayed: on_replayed(teller, replayed),
+    )  # fmt: skip
+    return Running(client, teller)
+
+
+def make_spool(config: DaemonConfig, source: SourceConfig) -> Spool | None:
+    """The source's spool, where it has one.
+
+    Raises:
+        SpoolError: its folder cannot be used.
+    """
+    if source.on_outage != "spool":
+        return None
+    wanted = source.spool or SpoolConfig()
+    return Spool(
+        config.state_folder / "spool" / source.name, max_bytes=wanted.mib * MIB, overflow=wanted.overflow,
+        sync=wanted.sync, max_age_seconds=None if wanted.hours is None else wanted.hours * 3600,
+    )  # fmt: skip

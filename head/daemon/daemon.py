@@ -1,0 +1,409 @@
+"""The edge client as a service: several sources, one model, outputs, figures; reloaded while it runs, and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from narrowcast.head.daemon.clients import check_source
+from narrowcast.head.daemon.config import DaemonConfig
+from narrowcast.head.daemon.figures import Figures, age
+from narrowcast.head.daemon.http import HttpServer, Page
+from narrowcast.head.daemon.lane import Lane
+from narrowcast.head.daemon.lock import StateLock
+from narrowcast.head.daemon.logs import for_journal
+from narrowcast.head.daemon.model import Backends, Model, Stamp, load_model, stamp_of
+from narrowcast.head.daemon.notify import Notifier
+from narrowcast.head.daemon.output_config import LinesOutput
+from narrowcast.head.daemon.outputs import Outputs
+from narrowcast.head.daemon.status import (
+    LedgerStatus,
+    ModelStatus,
+    SourceStatus,
+    Status,
+    StatusFile,
+    rfc3339,
+    rss_bytes,
+)
+from narrowcast.head.errors import StuckSourceError
+from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
+from narrowcast.transport.errors import NarrowcastError
+from narrowcast.transport.sinks import SinkCounts
+
+log = logging.getLogger(__name__)
+TICK_SECONDS = 1.0
+COLLECT_SECONDS = 30.0
+# Without a watchdog, a frame that has not got on for so long makes the daemon not ready.
+STUCK_SECONDS = 30.0
+# A source that blocks may wait for a server that is there and has no room for it, again and again.
+BLOCK_SECONDS = 300.0
+
+
+class Daemon:
+    """One daemon. Made and run on one event loop.
+
+    Args:
+        config: its settings.
+        reread: reads them again, for a reload; raises ConfigError.
+        preferred: the board's backends, best first.
+        notifier: tells systemd.
+
+    Attributes:
+        figures: by source, those that are gone included.
+        lanes: the sources that run.
+        model_changes: how often another model took over.
+        started_at: seconds of ``time.time()``.
+    """
+
+    def __init__(
+        self, config: DaemonConfig, reread: Callable[[], DaemonConfig], preferred: Backends, notifier: Notifier
+    ) -> None:
+        self._config, self._reread, self._preferred, self._notifier = config, reread, preferred, notifier
+        self.figures: dict[str, Figures] = {}
+        self.lanes: dict[str, Lane] = {}
+        self.model_changes = 0
+        self.started_at = time.time()
+        self._state = config.state_folder
+        self._model: Model
+        self._stamp: Stamp | None = None  # of the bundle's file that was looked at last
+        self._refused: dict[str, str] = {}
+        self._outputs = Outputs(self._state)
+        self._status_file = StatusFile(config.run_folder)
+        self._http: HttpServer | None = None
+        self._meter = SocketMeter(*config.ports)
+        self._reload = asyncio.Event()
+        self._running = self._ending = False
+        self._told_stuck = False
+        self._textfile_at = self._looked_at = self._collected_at = 0.0
+
+    def reload(self) -> None:
+        """Settings and bundle are read again, soon. For SIGHUP."""
+        self._reload.set()
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Until ``stop`` is set, or all sources have ended: 0.
+
+        Raises:
+            NarrowcastError: it cannot start; or a source is lost in the system, which another process may not be.
+        """
+        lock = StateLock(self._state)
+        failure: BaseException | None = None
+        ticking = asyncio.create_task(self._tick_all())
+        try:
+            await self._start()
+            failure = await self._go_on(stop)
+        finally:
+            self._notifier.stopping()
+            self._running, self._ending = False, True
+            await self._stop()
+            ticking.cancel()
+            gc.unfreeze()
+            self._status_file.remove()
+            self._notifier.close()
+            lock.close()
+        if failure is not None:
+            raise failure
+        return 0
+
+    async def _start(self) -> None:
+        started = time.monotonic()
+        self._stamp = stamp_of(self._config.bundle)
+        self._model = await asyncio.to_thread(load_model, self._config, self._preferred)
+        for source in self._config.sources:
+            check_source(self._config, source, self._model)
+        await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
+        if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
+            log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
+        await self._listen(self._config.metrics.listen)
+        # Calls of grpc.aio are rings of objects that keep their connection until they are collected. What is there by now
+        # stays in any case, so that looking for rings among the rest takes a millisecond.
+        gc.collect()
+        gc.freeze()
+        for source in self._config.sources:
+            self._start_lane(self._config, source.name)
+        self._running = True
+        self._write()
+        manifest = self._model.manifest
+        log.info(
+            "ready in %.2f s: %s release %d, %s, %d source%s", time.monotonic() - started, manifest.name,
+            manifest.release, self._model.session.choice, len(self.lanes), "" if len(self.lanes) == 1 else "s",
+        )  # fmt: skip
+        self._notifier.ready(self._line())
+
+    def _start_lane(self, config: DaemonConfig, name: str) -> None:
+        source = next(one for one in config.sources if one.name == name)
+        figures = self.figures.setdefault(name, Figures())
+        self.lanes[name] = Lane(config, source, self._model, figures, self._outputs.tell)
+
+    async def _listen(self, where: str | None) -> None:
+        """Figures over HTTP, where they are wanted; what was listened on before is given up once that works."""
+        server = None
+        if where is not None:
+            from narrowcast.head.daemon.metrics import CONTENT_TYPE, Metrics
+
+            metrics = Metrics(self)
+            pages = {
+                "/metrics": lambda: Page("200 OK", CONTENT_TYPE, metrics.text()),
+                "/status": lambda: Page("200 OK", "application/json", self.status().to_json()),
+                "/healthz": self._health,
+            }
+            server = HttpServer(where, pages)
+            await server.start()
+            log.info("figures at %s: %s", server.where, ", ".join(pages))
+        if self._http is not None:
+            await self._http.stop()
+        self._http = server
+
+    def _health(self) -> Page:
+        status = "200 OK" if self.status().ready else "503 Service Unavailable"
+        return Page(status, "text/plain; charset=utf-8", self._line().encode() + b"\n")
+
+    async def _go_on(self, stop: asyncio.Event) -> BaseException | None:
+        """Ticks; what ended it, where that was a fault."""
+        while not stop.is_set():
+            work = asyncio.create_task(
+                self._look_after()
+            )  # a model may take minutes to load: the end does not wait for it
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+                return None
+            work.result()
+            for name, lane in self.lanes.items():
+                if lane.failure is not None and lane.feed.source.live:
+                    return StuckSourceError(f"source {name!r} is lost: {lane.failure}")
+            if all(lane.ended for lane in self.lanes.values()):
+                failures = [lane.failure for lane in self.lanes.values() if lane.failure is not None]
+                log.info("all sources have ended")
+                return failures[0] if failures else None
+        return None
+
+    async def _tick_all(self) -> None:
+        """Once a second, also while a model is being loaded."""
+        while True:
+            if self._running:
+                self._feed_watchdog()
+                self._notifier.status(self._line())
+                self._write_files()
+            elif not self._ending:
+                self._notifier.starting("loading the model")
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _write_files(self) -> None:
+        self._meter.read()
+        self._write()
+        metrics, now = self._config.metrics, time.monotonic()
+        if metrics.textfile is not None and now - self._textfile_at >= metrics.textfile_seconds:
+            from narrowcast.head.daemon.metrics import Metrics
+
+            self._textfile_at = now
+            Metrics(self).write(Path(metrics.textfile))
+
+    async def _look_after(self) -> None:
+        """About once a second, what may take its time: settings, links that have failed, a bundle that was replaced."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._reload.wait(), TICK_SECONDS)
+        if self._reload.is_set():
+            self._reload.clear()
+            await self._reload_all()
+        for lane in list(self.lanes.values()):
+            await lane.tick()
+        if time.monotonic() - self._collected_at >= COLLECT_SECONDS:
+            self._collected_at = time.monotonic()
+            gc.collect()
+        if time.monotonic() - self._looked_at >= self._config.check_bundle_seconds:
+            self._looked_at = time.monotonic()
+            await self._look_at_bundle()
+
+    def _feed_watchdog(self) -> None:
+        """While frames get on, or there are none. A frame that waits for a server by its settings is not stuck."""
+        stuck = {
+            name: lane.stuck_seconds()
+            for name, lane in self.lanes.items()
+            if lane.stuck_seconds() > self._patience(lane)
+        }
+        if not stuck:
+            self._told_stuck = False
+            self._notifier.watchdog()
+        elif not self._told_stuck:
+            self._told_stuck = True
+            log.error(
+                "no frame has got on for %s", ", ".join(f"{seconds:.0f} s in {name}" for name, seconds in stuck.items())
+            )
+
+    def _patience(self, lane: Lane) -> float:
+        """Seconds within which a frame gets on, whatever the network does."""
+        least = STUCK_SECONDS if self._notifier.watchdog_seconds is None else self._notifier.watchdog_seconds / 2
+        waits = BLOCK_SECONDS if lane.source.on_outage == "block" else lane.source.exit_after_seconds + 5.0
+        return max(least, waits)
+
+    # Another model, other settings.
+
+    async def _look_at_bundle(self) -> None:
+        """A file that was replaced is loaded beside the running model."""
+        stamp = stamp_of(self._config.bundle)
+        if stamp is None or stamp == self._stamp or (model := await self._load(self._config, stamp)) is None:
+            return
+        self._take_over(model)
+        await self._change_lanes(self._config, self._config, other_model=True)
+
+    async def _load(self, config: DaemonConfig, stamp: Stamp | None) -> Model | None:
+        """The configured model; None where it is refused."""
+        self._stamp = stamp
+        try:
+            model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
+            for source in config.sources:
+                check_source(config, source, model)
+        except (NarrowcastError, OSError) as error:
+            self._refuse("bundle", f"{error}; release {self._model.manifest.release} goes on")
+            return None
+        self._refused.pop("bundle", None)
+        return model
+
+    def _take_over(self, model: Model) -> None:
+        """Frames to come are the new model's."""
+        old, new = self._model.manifest, model.manifest
+        self._model = model
+        self.model_changes += 1
+        log.info("%s release %d takes over from %s release %d", new.name, new.release, old.name, old.release)
+
+    async def _reload_all(self) -> None:
+        """SIGHUP: settings first, then the bundle; what is no good leaves all as it is."""
+        self._notifier.reloading()
+        try:
+            config = self._reread()
+            if config.state_folder != self._state:
+                log.warning("state = %s counts from the next start on", config.state_folder)
+            if config.runtime.cpus != self._config.runtime.cpus:
+                log.warning("runtime.cpus counts from the next start on")
+            await self._change_config(config)
+            self._refused.pop("settings", None)
+            log.info("reloaded")
+        except (NarrowcastError, OSError) as error:
+            self._refuse("settings", f"{error}; those before go on")
+        self._notifier.ready(self._line())
+
+    async def _change_config(self, config: DaemonConfig) -> None:
+        old, stamp, model = self._config, stamp_of(config.bundle), None
+        if config.model != old.model or stamp != self._stamp or "bundle" in self._refused:
+            model = await self._load(config, stamp)
+            config = msgspec.structs.replace(config, **old.model) if model is None else config
+        try:
+            for source in config.sources:
+                check_source(config, source, model or self._model)
+            if config.metrics.listen != old.metrics.listen:
+                await self._listen(config.metrics.listen)
+            await self._outputs.change(list(config.outputs) or [LinesOutput()])
+        except (NarrowcastError, OSError):
+            self._stamp = (
+                None if model is not None else self._stamp
+            )  # it was loaded in vain: it is again, by the next look
+            raise
+        if model is not None:
+            self._take_over(model)
+        self._config = config
+        if config.ports != old.ports:
+            self._meter = SocketMeter(*config.ports)
+        await self._change_lanes(config, old, other_model=model is not None)
+
+    async def _change_lanes(self, config: DaemonConfig, old: DaemonConfig, *, other_model: bool) -> None:
+        """Gives each source its settings; one that is captured or spooled in another way is begun anew."""
+        wanted = {source.name: source for source in config.sources}
+        for name, lane in list(self.lanes.items()):
+            source = wanted.get(name)
+            if source is None or source.kept != lane.source.kept:
+                await lane.stop(config.drain_seconds)
+                del self.lanes[name]
+            elif (
+                other_model
+                or source != lane.source
+                or config.link != old.link
+                or lane.client.client.failure is not None
+            ):
+                await lane.change(config, source, self._model)
+        for name in wanted:
+            if name not in self.lanes:
+                self._start_lane(config, name)
+
+    def _refuse(self, what: str, why: str) -> None:
+        self._refused[what] = why
+        log.error("the %s on disk is refused: %s" if what == "bundle" else "the %s on disk are refused: %s", what, why)
+
+    # How it is.
+
+    def status(self) -> Status:
+        """Now."""
+        sources = {name: self._source_status(name) for name in self.figures}
+        ledger = LedgerStatus()
+        for one in sources.values():
+            ledger += one.ledger
+        latest = max(self.figures.values(), key=lambda one: one.captured_at or 0.0, default=None)
+        answers = [one.answer_age_s for one in sources.values() if one.answer_age_s is not None]
+        frames = [one.frame_age_s for one in sources.values() if one.frame_age_s is not None]
+        manifest = self._model.manifest
+        stuck = any(lane.stuck_seconds() > self._patience(lane) for lane in self.lanes.values())
+        return Status(
+            pid=os.getpid(), started_at=rfc3339(self.started_at),
+            model=ModelStatus(manifest.name, manifest.release, manifest.fingerprint), ledger=ledger,
+            server=next((one.server for one in sources.values() if one.server is not None), None),
+            answer_age_s=min(answers, default=None), frame_age_s=min(frames, default=None),
+            level=None if latest is None else latest.level, rss_bytes=rss_bytes(), ready=self._running and not stuck,
+            sources=sources, refused="; ".join(self._refused.values()) or None,
+        )  # fmt: skip
+
+    def _source_status(self, name: str) -> SourceStatus:
+        figures, lane = self.figures[name], self.lanes.get(name)
+        spool = None if lane is None else lane.spool
+        return SourceStatus(
+            running=lane is not None and not lane.ended, ledger=LedgerStatus.of(figures.ledger.account),
+            server=None if lane is None else lane.client.client.server, answer_age_s=age(figures.answered_at),
+            frame_age_s=age(figures.captured_at), level=figures.level,
+            stuck_s=0.0 if lane is None else round(lane.stuck_seconds(), 3),
+            openings=figures.opened + (0 if lane is None else lane.feed.counters.openings),
+            spool_waiting=None if spool is None else spool.waiting, spool_bytes=None if spool is None else spool.size_bytes,
+        )  # fmt: skip
+
+    def socket_bytes(self) -> SocketBytes | None:
+        """On all links since the start; what a connection carried in its last second may be missing."""
+        return self._meter.read()
+
+    def output_counts(self) -> dict[str, SinkCounts]:
+        """By output."""
+        return self._outputs.counts()
+
+    def _line(self) -> str:
+        status = self.status()
+        ledger, server = status.ledger, status.server or "no server"
+        dropped = sum(ledger.dropped.values())
+        spooled = f", {ledger.spooled} spooled" if ledger.spooled else ""
+        local = f", {ledger.local} local" if ledger.local else ""
+        refused = f"; REFUSED: {status.refused}" if status.refused else ""
+        return (
+            f"{status.model.name} release {status.model.release}, {server}: {ledger.captured} frames, "
+            f"{ledger.answered} answered{local}{spooled}, {dropped} dropped{refused}"
+        )
+
+    def _write(self) -> None:
+        self._status_file.write(self.status())
+
+    async def _stop(self) -> None:
+        """Ends all that runs, within the bound."""
+        seconds = self._config.drain_seconds
+        await asyncio.gather(*(lane.stop(seconds) for lane in self.lanes.values()))
+        await self._outputs.close(max(1.0, seconds))
+        if self._http is not None:
+            await self._http.stop()
+        if self.figures:
+            log.info("ended: %s", self._line())

@@ -1,0 +1,290 @@
+"""One source and all that its frames go through: capture, head and coder on a thread, the network on the loop, in order.
+
+The client under it may be exchanged at any time, for another model or other servers: frames that were given to the old one
+end there, new ones go to the new one, and none is lost between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from narrowcast.head.daemon.clients import Running, make_client, make_spool
+from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
+from narrowcast.head.daemon.figures import Figures
+from narrowcast.head.daemon.model import Model
+from narrowcast.head.daemon.records import Teller, Telling
+from narrowcast.head.errors import LinkError
+from narrowcast.head.replay import Replayed
+from narrowcast.head.results import Result
+from narrowcast.head.session import Encoded
+from narrowcast.head.sources import Captured, Feed, open_source
+from narrowcast.head.sources.raw import RawForm
+from narrowcast.transport.errors import NarrowcastError
+
+log = logging.getLogger(__name__)
+# A link that has failed for good (servers refuse this client) is tried anew: the fault may be theirs, and be mended.
+FIRST_RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 5.0, 300.0
+
+
+class _Sent(NamedTuple):
+    """A frame on its way: who has it and by which number, what it is, and its result to come."""
+
+    running: Running
+    captured: Captured
+    encoded: Encoded
+    started: float
+    frame_id: int = 0
+    result: asyncio.Task[Result] | LinkError | None = None
+
+
+class Lane:
+    """Made and used on the daemon's loop.
+
+    Args:
+        config: the daemon's.
+        source: this one's.
+        model: that runs.
+        figures: are kept up.
+        tell: takes records; must not block.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        source: SourceConfig,
+        model: Model,
+        figures: Figures,
+        tell: Callable[[Telling], None],
+    ) -> None:
+        self.source, self.figures, self._tell = source, figures, tell
+        self.failure: BaseException | None = None
+        self._config, self._model = config, model
+        self._loop = asyncio.get_running_loop()
+        self._mutex = threading.Lock()  # which client is used, and by how many frames
+        self._old: set[asyncio.Task[None]] = set()
+        self._room = threading.Semaphore(source.window)
+        self._stopping = self._giving_up = False
+        self._encoding_since: float | None = None
+        self._moved_at = time.monotonic()
+        self._renew_at = 0.0
+        self._renewal_seconds = FIRST_RENEWAL_SECONDS
+        self._unencoded = 0
+        raw = None if source.raw is None else RawForm.parse(source.raw)
+        opened = open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size, on_trouble=self._trouble)
+        self.spool = make_spool(config, source)
+        try:
+            self._running = self._make()
+            self.feed = Feed(
+                opened, fps=source.fps, queue=source.queue, watchdog_seconds=source.watchdog_seconds,
+                on_trouble=self._trouble, on_drop=lambda: figures.ledger.drop("overtaken"),
+            )  # fmt: skip
+        except BaseException:
+            if self.spool is not None:
+                self.spool.close()
+            raise
+        self._queue: asyncio.Queue[_Sent | None] = asyncio.Queue()
+        self._pending: asyncio.Queue[_Sent | None] = asyncio.Queue()
+        self._thread = threading.Thread(target=self._capture, name=f"narrowcast-{source.name}", daemon=True)
+        self._thread.start()
+        self._tasks = [asyncio.create_task(self._send_all()), asyncio.create_task(self._report_all())]
+
+    @property
+    def client(self) -> Running:
+        """The one that new frames go to."""
+        return self._running
+
+    @property
+    def ended(self) -> bool:
+        """Whether the source has, and all of its frames."""
+        return self._tasks[1].done()
+
+    def _make(self) -> Running:
+        return make_client(
+            self._config, self.source, self._model, self.spool, self.figures.ledger, on_trouble=self._trouble,
+            on_replayed=self._replayed,
+        )  # fmt: skip
+
+    def _trouble(self, line: str) -> None:
+        log.warning("%s: %s", self.source.name, line)
+
+    def _replayed(self, teller: Teller, replayed: Replayed) -> None:
+        if replayed.error is None:
+            self.figures.answered_at = time.monotonic()
+        self._tell(teller.replayed(replayed))
+
+    # On the capturing thread.
+
+    def _capture(self) -> None:
+        try:
+            for captured in self.feed:
+                self.figures.captured_at = time.monotonic()
+                self._room.acquire()
+                self._wait_for_link()
+                if self._giving_up:
+                    self.figures.ledger.drop("closed")
+                    self._room.release()
+                else:
+                    self._encode(captured)
+        except BaseException as error:  # noqa: BLE001  (the daemon looks at it)
+            self.failure = error
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
+
+    def _wait_for_link(self) -> None:
+        """Where frames are to wait for a server, they wait for a new link, too, when every server refuses this one."""
+        while self.source.on_outage == "block" and self._running.client.failure is not None and not self._giving_up:
+            time.sleep(0.05)
+
+    def _encode(self, captured: Captured) -> None:
+        with self._mutex:
+            running = self._running
+            if not running.under_way:
+                self._moved_at = time.monotonic()
+            running.under_way += 1
+        started = time.perf_counter()
+        self._encoding_since = time.monotonic()
+        try:
+            encoded = running.client.prepare(captured.image, None, started)
+        except NarrowcastError as error:
+            self._done(running)
+            self._unencoded += 1
+            if self._unencoded & (self._unencoded - 1) == 0:  # 1, 2, 4, ...: no line for each
+                self._trouble(f"{captured.name}: {error} ({self._unencoded} frames could not be encoded so far)")
+            return
+        finally:
+            self._encoding_since = None
+        self.figures.level = encoded.level
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, _Sent(running, captured, encoded, started))
+
+    def _done(self, running: Running) -> None:
+        with self._mutex:
+            running.under_way -= 1
+            self._moved_at = time.monotonic()
+        self._room.release()
+
+    # On the loop.
+
+    async def _send_all(self) -> None:
+        """Hands frames to their clients, in order."""
+        while (sent := await self._queue.get()) is not None:
+            frame_id, sent.running.frames = sent.running.frames, sent.running.frames + 1
+            try:
+                task: asyncio.Task[Result] | LinkError = await sent.running.client.submit_encoded(
+                    sent.encoded, sent.started, captured_at=sent.captured.captured_at
+                )
+            except LinkError as error:
+                task = error
+            except Exception as error:  # a fault of ours: it is one frame's, and the ledger has it
+                log.exception("%s: %s", self.source.name, sent.captured.name)
+                task = LinkError(f"{type(error).__name__}: {error}")
+            self._pending.put_nowait(sent._replace(frame_id=frame_id, result=task))
+        self._pending.put_nowait(None)
+
+    async def _report_all(self) -> None:
+        """Tells results, in order."""
+        while (sent := await self._pending.get()) is not None:
+            try:
+                self._report(sent, await sent.result if isinstance(sent.result, asyncio.Task) else sent.result)
+            except (LinkError, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and not _cancelled(sent.result):
+                    raise
+                self._report(sent, error if isinstance(error, LinkError) else LinkError("cancelled"))
+            except Exception:  # a frame that ends in a fault of ours is one frame
+                log.exception("%s: %s", self.source.name, sent.captured.name)
+            finally:
+                self._done(sent.running)
+
+    def _report(self, sent: _Sent, result: Result | LinkError | None) -> None:
+        client, now = sent.running.client, time.monotonic()
+        capture_us = client.capture_us(sent.captured.captured_at)
+        if not isinstance(result, Result):
+            assert result is not None
+            teller, name = sent.running.teller, sent.captured.name
+            self._tell(teller.failure(client.stream_id, sent.frame_id, capture_us, name, result))
+            return
+        if result.fate in ("answered", "local"):
+            self.figures.latency.add(now - sent.captured.captured_at)
+        if result.fate == "answered":
+            self.figures.answered_at = now
+            self._renewal_seconds = FIRST_RENEWAL_SECONDS
+        self._tell(sent.running.teller.result(result, client.stream_id, capture_us, sent.captured.name))
+
+    async def change(self, config: DaemonConfig, source: SourceConfig, model: Model) -> None:
+        """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
+
+        The source itself, and what it is captured by, stay as they are.
+        """
+        self._config, self.source, self._model = config, source, model
+        old = self._running
+        if self.spool is not None:  # one client at a time sends what is in it
+            await old.client.retire()
+            await asyncio.to_thread(self.spool.rewind)
+        new = self._make()
+        with self._mutex:
+            self._running = new
+        task = asyncio.create_task(self._end(old))
+        self._old.add(task)
+        task.add_done_callback(self._old.discard)
+
+    async def _end(self, old: Running) -> None:
+        """Closes a client when its last frame has ended."""
+        while old.under_way and not self._giving_up:
+            await asyncio.sleep(0.02)
+        await old.client.close()
+        self.figures.end_client(old.client.counters)
+        gc.collect()  # lets go of its connection; see Daemon
+
+    async def tick(self) -> None:
+        """Once a second: a link that has failed for good is made anew, now and then."""
+        client = self._running.client
+        now = time.monotonic()
+        if client.server is None:
+            self._moved_at = now  # who waits for a link is not stuck
+        if client.failure is None:
+            self._renew_at = 0.0
+        elif not self._renew_at:
+            self._renew_at = now + self._renewal_seconds
+            self._trouble(f"{client.failure}; trying anew in {self._renewal_seconds:.0f} s")
+            self._renewal_seconds = min(2 * self._renewal_seconds, LONGEST_RENEWAL_SECONDS)
+        elif now >= self._renew_at and not self._stopping:
+            self._renew_at = 0.0
+            await self.change(self._config, self.source, self._model)
+
+    def stuck_seconds(self) -> float:
+        """For how long a frame has not got on although nothing outside keeps it; 0 while there is none."""
+        now, since = time.monotonic(), self._encoding_since
+        with self._mutex:
+            waited = now - self._moved_at if self._running.under_way else 0.0
+        return max(waited, 0.0 if since is None else now - since)
+
+    async def stop(self, seconds: float) -> None:
+        """Takes no more frames, and ends those that are under way: by their answers, for so long; then as it has to be."""
+        self._stopping = True
+        await asyncio.to_thread(self.feed.close)
+        counters = self.feed.counters
+        self.figures.opened += counters.openings
+        self.figures.hangs += counters.hangs
+        await asyncio.wait(self._tasks, timeout=seconds)
+        self._giving_up = True
+        for _ in range(self.source.window):
+            self._room.release()
+        old = self._running
+        await self._end(old)
+        if self._old:
+            await asyncio.wait(self._old)
+        _, late = await asyncio.wait(self._tasks, timeout=2.0)
+        for task in late:
+            task.cancel()
+        if self.spool is not None:
+            await asyncio.to_thread(self.spool.close)
+
+
+def _cancelled(result: object) -> bool:
+    return isinstance(result, asyncio.Task) and result.cancelled()

@@ -1,0 +1,50 @@
+"""What can go wrong in a deployment, beside what goes wrong in the verbs that it is made of.
+
+::
+
+    NarrowcastError
+    └── DeployError
+        ├── StageError      (2)  no such stage, or one that lacks what another one makes
+        ├── PublishError         the server's folder cannot be written, holds another bundle of that name, or is not served
+        ├── FleetFailedError     not all boards of a fleet run the release
+        ├── ProfileOnBoardError  the board could not measure
+        └── ReportError          the page cannot be made
+"""
+
+from __future__ import annotations
+
+from narrowcast.transport.errors import NarrowcastError
+
+
+class DeployError(NarrowcastError):
+    """Root of a deployment's own errors."""
+
+
+class StageError(DeployError):
+    """No such stage, or one that lacks what another one makes."""
+
+    exit_code = 2
+
+
+class PublishError(DeployError):
+    """The server's folder cannot be written, holds another bundle of that name, or is not served."""
+
+
+class ProfileOnBoardError(DeployError):
+    """The board could not measure."""
+
+
+class ReportError(DeployError):
+    """The page cannot be made."""
+
+
+class FleetFailedError(DeployError):
+    """Not all boards of a fleet run the release.
+
+    Attributes:
+        exit_code: that of the boards, where they agree.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]

@@ -1,0 +1,151 @@
+"""Flashing this machine as a board, over a real sshd, with the real environment, daemon and tail server."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+
+import pytest
+from support import bundles, sshd
+from support.flashed import OTHER, Board, Watching
+from support.fleet import Fleet
+from support.server import serving
+from support.waiting import until
+
+from narrowcast.devices.flash import logs, rollback, status, trust
+from narrowcast.devices.flash.errors import (
+    BoardVerifyError,
+    DowngradeError,
+    EdgeConfigError,
+    NoReleaseError,
+    RolledBackError,
+    ServerUnreachableError,
+)
+
+
+@pytest.fixture(scope="module")
+def tail(tmp_path_factory):
+    """A tail server with two releases, each with the same codec."""
+    folder = tmp_path_factory.mktemp("tail")
+    bundles.make(release=1).write(folder / "tiny.ncb")
+    bundles.trusted_key().write(folder / "test.pub")
+    with serving(folder, folder / "test.pub") as server:
+        yield str(server.address)
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory):
+    """A running sshd."""
+    with sshd.running(tmp_path_factory.mktemp("ssh")) as server:
+        yield server
+
+
+@pytest.fixture
+def board(tmp_path, ssh, tail):
+    """A bare board with five frames."""
+    made = Board(tmp_path / "flashed", ssh, tail)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_from_zero_to_an_update_and_back(board):
+    """The whole life of a board: nothing, a release, the same again, another one, what is refused, and back."""
+    observer = Watching()
+    first = board.flash(1, observer=observer)
+    assert (first.outcome, first.number, first.previous) == ("committed", 1, None)
+    assert first.precision == "fp32"
+    assert observer.plans[0].enrols
+    assert [name for name, state in observer.steps if state == "done"] == [
+        "connect", "preflight", "upload", "environment", "verify", "choose", "selftest", "install", "switch", "restart",
+        "gate", "commit", "tidy",
+    ]  # fmt: skip
+    assert (
+        "tail.onnx" not in (board.layout.current / "model.ncb").read_bytes().decode("latin-1").split("manifest.sig")[1]
+    )
+    assert (board.layout.current / "edge.toml").stat().st_mode & 0o777 == 0o600
+
+    again = board.flash(1)
+    assert (again.outcome, again.uploaded_bytes) == ("unchanged", 0)
+
+    second = board.flash(2, to="", settings={})  # what is left out stays as it is there
+    assert (second.outcome, second.previous) == ("committed", first.release)
+    found = status("board", **board.place)
+    assert found.current["id"] == second.release
+    assert found.daemon["model"]["release"] == 2
+    assert found.daemon["ledger"]["answered"] >= 3
+    assert found.service["active"]
+    assert found.pending is None
+    assert [key["id"] for key in found.trusted] == [bundles.trusted_key().id]
+    lines = list(logs("board", **board.place, lines=50))
+    assert any("ready in" in line for line in lines)
+
+    refused = {"current": second.release}
+    with pytest.raises(DowngradeError, match="release 1 is older than 2"):
+        board.flash(1)
+    with pytest.raises(BoardVerifyError, match=f"signed with the key {OTHER.public.id}"):
+        board.flash(3, key=OTHER)
+    with pytest.raises(EdgeConfigError, match="no_such_key"):
+        board.flash(4, settings={"no_such_key": 1})
+    now = status("board", **board.place)
+    assert now.current["id"] == refused["current"]
+    assert now.service["pid"] == found.service["pid"], "the daemon was not disturbed"
+
+    back = rollback("board", options=dataclasses.replace(board.options, to="", settings={}))
+    assert (back.outcome, back.release, back.previous) == ("committed", first.release, second.release)
+    until(lambda: board.answering() == 1, "release 1 runs again")
+
+
+def test_a_release_that_no_server_answers_is_taken_back(board):
+    first = board.flash(1)
+    with socket.socket() as deaf:  # takes connections, and says nothing
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(RolledBackError, match="0 of 3 frames were answered") as caught:
+            board.flash(2, to=address, gate_seconds=2.0)
+    assert caught.value.exit_code == 5
+    assert (caught.value.report.outcome, caught.value.report.release) == ("rolled-back", first.release)
+    assert board.layout.running() == first.release
+    until(lambda: board.answering() == 1, "release 1 runs again")
+    with pytest.raises(ServerUnreachableError, match="does not reach 127.0.0.1:1"):
+        board.flash(2, to="127.0.0.1:1")
+    with pytest.raises(NoReleaseError, match="no release to go back to"):
+        rollback("board", options=board.options)
+
+
+def test_certificates_and_keys_are_enrolled_and_kept(board, tmp_path):
+    folder = Fleet(tmp_path).board("board-7")
+    board.flash(1, tls=folder, gate="ready", link_check=False)
+    there = board.layout.current / "tls"
+    assert {path.name: path.stat().st_mode & 0o777 for path in there.iterdir()} == dict.fromkeys(
+        ("tls.crt", "tls.key", "ca.crt"), 0o600
+    )
+    assert 'dir = "' + board.layout.config + '/tls"' in (board.layout.current / "edge.toml").read_text()
+    assert [key["name"] for key in trust("board", add=OTHER.public, **board.place)] == ["test", "other"]
+    with pytest.raises(BoardVerifyError, match="flash one of the new key first"):
+        trust("board", remove=bundles.trusted_key().id, **board.place)
+    board.flash(2, key=OTHER, gate="ready")
+    assert (board.layout.current / "tls" / "tls.key").read_bytes() == (folder / "tls.key").read_bytes()
+    assert [key["name"] for key in trust("board", remove=bundles.trusted_key().id, **board.place)] == ["other"]
+    with pytest.raises(BoardVerifyError, match="only key"):
+        trust("board", remove=OTHER.public.id, **board.place)
+
+
+def test_what_was_tampered_with_on_its_way_is_refused_by_the_board(board, monkeypatch):
+    from narrowcast.devices.flash import flashing
+
+    honest = flashing.head_part
+
+    def tampered(bundle):
+        data = bytearray(honest(bundle))
+        place = data.index(b"tables", data.index(b"manifest.sig")) + 40
+        data[place] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(flashing, "head_part", tampered)
+    with pytest.raises(BoardVerifyError):
+        board.flash(1)
+    assert board.layout.running() is None
+    assert not board.layout.trusted.exists(), "no key is trusted for a bundle that does not hold"

@@ -1,0 +1,250 @@
+"""Connections to boards: host keys, two at once, links that break, full disks, and the command line; over a real sshd."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from support import bundles, sshd, standin
+from support.flashed import OTHER, Board, Watching
+from support.waiting import until
+
+from narrowcast.cli import main
+from narrowcast.devices.flash import session as session_module
+from narrowcast.devices.flash import status
+from narrowcast.devices.flash.errors import (
+    BoardUnreachableError,
+    BusyError,
+    DeclinedError,
+    DiskSpaceError,
+    HostKeyError,
+    LoginError,
+    RolledBackError,
+)
+from narrowcast.transport.errors import UnsignedBundleError
+
+
+@pytest.fixture
+def ssh(tmp_path):
+    """An sshd of the test's own, since tests break its connections."""
+    (tmp_path / "ssh").mkdir()
+    with sshd.running(tmp_path / "ssh") as server:
+        yield server
+
+
+@pytest.fixture
+def board(tmp_path, ssh):
+    """A board with a stand-in environment."""
+    made = Board(tmp_path / "flashed", ssh, "127.0.0.1:1", environment=str(standin.make(tmp_path / "standin")))
+    made.options = dataclasses.replace(made.options, settings={}, source="frames/", link_check=False)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def with_connection(board, **changes):
+    """The options with another connection."""
+    return {"connection": dataclasses.replace(board.options.connection, **changes)}
+
+
+def test_an_unknown_host_key_is_shown_and_must_be_accepted(board, ssh):
+    with pytest.raises(HostKeyError, match=re.escape(f"ED25519 {ssh.fingerprint}")) as caught:
+        board.flash(1, **with_connection(board, accept_host_key=""))
+    assert caught.value.fingerprint == ssh.fingerprint
+    with pytest.raises(HostKeyError, match="not SHA256:other"):
+        board.flash(1, **with_connection(board, accept_host_key="SHA256:other"))
+    assert not ssh.known_hosts.exists()
+    # A declined plan and a dry run leave nothing but the host key, here.
+    with pytest.raises(DeclinedError):
+        board.flash(1, observer=Watching(agree=False))
+    assert board.flash(1, dry_run=True).outcome == "planned"
+    assert not board.prefix.exists()
+    assert len(ssh.known_hosts.read_text().splitlines()) == 1
+    other = (ssh.folder / "user.pub").read_text().split()
+    ssh.known_hosts.write_text(f"[127.0.0.1]:{ssh.port} {other[0]} {other[1]}\n")
+    with pytest.raises(HostKeyError, match="another host key than before"):
+        board.flash(1)
+
+
+def test_who_is_not_let_in_or_finds_nobody_is_told(board, ssh):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh.folder / "stranger"], check=True)
+    (ssh.folder / "authorized_keys").write_text((ssh.folder / "stranger.pub").read_text())
+    with pytest.raises(LoginError, match="does not let us in"):
+        board.flash(1)
+    ssh.stop()
+    with pytest.raises(BoardUnreachableError, match="Connection refused") as caught:
+        board.flash(1)
+    assert caught.value.exit_code == 4
+
+
+def test_of_two_at_once_the_second_is_told_of_the_first(board):
+    held, go_on, ended = threading.Event(), threading.Event(), []
+
+    class Slow(Watching):
+        def step(self, name, state, detail):
+            if (name, state) == ("upload", "begin"):
+                held.set()
+                assert go_on.wait(60)
+
+    first = threading.Thread(target=lambda: ended.append(board.flash(1, observer=Slow())))
+    first.start()
+    assert held.wait(60)
+    try:
+        with pytest.raises(BusyError, match=r"is being flashed by .*@.* \(since .*, process \d+\)"):
+            board.flash(2)
+        assert status("board", **board.place).flashing is not None
+    finally:
+        go_on.set()
+        first.join(60)
+    assert ended[0].outcome == "committed"
+
+
+def test_a_link_that_breaks_while_files_are_sent_goes_on_where_it_stopped(board, ssh, monkeypatch):
+    monkeypatch.setattr(session_module, "PIECE_BYTES", 512)
+
+    class Breaking(Watching):
+        broken = False
+
+        def progress(self, name, done_bytes, total_bytes):
+            if not self.broken and name == "model.ncb" and done_bytes >= 1024:
+                self.broken = True
+                ssh.stop()
+                ssh.start()
+
+    observer = Breaking()
+    report = board.flash(1, observer=observer)
+    assert observer.broken
+    assert any("broke" in note for note in observer.notes)
+    assert len(observer.plans) == 1, "nobody is asked twice"
+    sent = sum(size for _, size in observer.plans[0].upload_files)
+    assert sent <= report.uploaded_bytes <= sent + 512, "only what was under way was sent again"
+    assert board.answering() == 1
+
+
+def test_a_link_that_breaks_later_stops_nothing(board, ssh):
+    class Breaking(Watching):
+        def step(self, name, state, detail):
+            super().step(name, state, detail)
+            if (name, state) == ("verify", "done"):
+                ssh.stop()
+                until(lambda: board.answering() == 1, "the board goes on by itself")
+                ssh.start()
+
+    observer = Breaking()
+    assert board.flash(1, observer=observer).outcome == "committed"
+    assert observer.steps.count(("commit", "done")) == 1
+
+
+def test_a_full_disk_is_told_and_a_later_flash_goes_on(board, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    board.prefix.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", board.prefix], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    filler = board.prefix / "filler"
+
+    class Filling(Watching):
+        def confirm(self, plan):
+            with pytest.raises(OSError, match="No space"), filler.open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+            return True
+
+    try:
+        board.flash(1)
+        with pytest.raises(DiskSpaceError, match="full|free"):
+            board.flash(2, observer=Filling())
+        assert board.answering() == 1
+        with pytest.raises(DiskSpaceError, match="free some space"):  # told before anything is sent
+            board.flash(2)
+        filler.unlink()
+        assert board.flash(2).outcome == "committed"
+        assert board.answering() == 2
+    finally:
+        board.close()
+        subprocess.run(["umount", "--lazy", board.prefix], check=True)
+
+
+def test_the_command_line(board, tmp_path, ssh, capsys, monkeypatch):
+    model, key = bundles.make(release=1).write(tmp_path / "m.ncb"), tmp_path / "key.pub"
+    bundles.trusted_key().write(key)
+    python = ["--python", sys.executable]
+    place = [
+        *python,
+        "--prefix",
+        str(board.prefix),
+        "--ssh-config",
+        str(ssh.config),
+        "--accept-host-key",
+        ssh.fingerprint,
+    ]
+    words = [
+        str(model),
+        "board",
+        "--target",
+        "x86-64",
+        "--environment",
+        board.options.environment,
+        "--trust",
+        str(key),
+        *place,
+    ]
+    contents = ["--to", "127.0.0.1:1", "--source", "frames/", "--no-link-check"]
+
+    assert main(["flash", *words, *contents]) == 2
+    assert "--yes carries it out" in capsys.readouterr().err
+    assert main(["flash", *words, *contents, "--dry-run", "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "the board trusts nobody yet" in shown
+    assert "checks verify" in shown
+    assert main(["flash", *words, *contents, "--yes", "--json", "--quiet"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["outcome"], report["number"]) == ("committed", 1)
+    assert main(["flash", "status", "board", *place]) == 0
+    assert report["release"] in capsys.readouterr().out
+    assert main(["flash", "status", "board", *place, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["daemon"]["model"]["release"] == 1
+
+    bundles.make(release=2).write(model)
+    OTHER.public.write(tmp_path / "other.pub")
+    assert main(["keys", "enrol", "board", *place, "--key", str(tmp_path / "other.pub")]) == 2
+    assert main(["keys", "enrol", "board", *place, "--key", str(tmp_path / "other.pub"), "--yes", "--json"]) == 0
+    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == ["test", "other"]
+    assert main(["keys", "enrol", "board", *place, "--withdraw", "feed", "--yes"]) == 3
+    assert "trusts no key 'feed'" in capsys.readouterr().err
+
+    unanswered = ["--to", "nowhere:1", "--no-link-check", "--gate-seconds", "1"]
+    assert main(["flash", *words, *unanswered, "--yes", "--json", "--quiet"]) == 5
+    told = capsys.readouterr()
+    assert json.loads(told.out)["outcome"] == "rolled-back"
+    assert "went back" in told.err
+    assert main(["flash", "rollback", "board", *place]) == 1
+    assert "no release to go back to" in capsys.readouterr().err
+    assert main(["flash", "logs", "board", *place, "--lines", "5"]) == 0
+    assert main(["flash", "status", "two words", *place]) == 2
+
+
+def test_an_unsigned_bundle_goes_out_only_where_that_was_said(board):
+    with pytest.raises(UnsignedBundleError):
+        board.flash(1, key=None)
+    observer = Watching()
+    assert board.flash(1, key=None, allow_unsigned=True, observer=observer).outcome == "committed"
+    assert observer.plans[0].signed_by == "nobody"
+    assert not board.layout.trusted.exists()
+    assert "allow_unsigned = true" in (board.layout.current / "edge.toml").read_text()
+
+
+def test_a_daemon_that_ends_at_once_is_taken_back_without_waiting(board):
+    board.flash(1)
+    with pytest.raises(RolledBackError, match="it is broken"):
+        board.flash(2, to="broken:1", gate_seconds=600.0)
+    until(lambda: board.answering() == 1, "release 1 runs again")

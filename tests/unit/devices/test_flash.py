@@ -1,0 +1,412 @@
+"""This machine's side of a flash, without a board: destinations, configuration, wheels, preflight, what ssh says, plans."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from support import bundles
+
+from narrowcast.devices.flash import Connection, FlashOptions, Observer, checks, edge
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.services import Supervised, Systemd, services_for
+from narrowcast.devices.flash.board import Rights, layout_of, look, services_of
+from narrowcast.devices.flash.destination import Destination
+from narrowcast.devices.flash.errors import (
+    BY_NAME,
+    BoardError,
+    BoardUnreachableError,
+    DestinationError,
+    DowngradeError,
+    EdgeConfigError,
+    FlashError,
+    HostKeyError,
+    LoginError,
+    PreflightError,
+    RolledBackError,
+    ServerUnreachableError,
+    SudoError,
+    WheelhouseError,
+    WrongTargetError,
+    from_board,
+)
+from narrowcast.devices.flash.flashing import units_for
+from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
+from narrowcast.devices.flash.preflight import check_board, check_release, check_servers, choose_target
+from narrowcast.devices.flash.ssh import Ssh
+from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras_for, from_folder
+from narrowcast.devices.targets import DeployPaths, load_target
+from narrowcast.transport.bundle import SecretKey
+from narrowcast.transport.bundle.signing import read_keys
+from narrowcast.transport.errors import KeyFileError
+from narrowcast.transport.structs import parse_toml
+
+LAYOUT = layout_of("", DeployPaths())
+RIGHTS = Rights("/usr/bin/python3", "3.11", True)
+
+
+def facts(**changes):
+    """Of a Raspberry Pi 5."""
+    return {
+        "hostname": "pi", "architecture": "aarch64", "model": "Raspberry Pi 5 Model B Rev 1.0", "compatible": [],
+        "os": "Debian", "venv": True, "modules": {}, "clock": time.time(), "power_sensors": ["pi5-pmic"], "systemd": True,
+        "root": True, **changes,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- destinations
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "host"),
+    [
+        ("pi@camera-7", ("--", "pi@camera-7"), "camera-7"),
+        ("camera-7", ("--", "camera-7"), "camera-7"),
+        ("pi@192.0.2.7", ("--", "pi@192.0.2.7"), "192.0.2.7"),
+        ("pi@2001:db8::7", ("--", "pi@2001:db8::7"), "2001:db8::7"),
+        ("ssh://pi@camera-7:2222", ("-p", "2222", "--", "pi@camera-7"), "camera-7"),
+        ("ssh://[2001:db8::7]:2222/", ("-p", "2222", "--", "2001:db8::7"), "2001:db8::7"),
+    ],
+)
+def test_boards_are_named_as_ssh_takes_them(text, words, host):
+    found = Destination.parse(text)
+    assert (found.words, found.host) == (words, host)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "-oProxyCommand=x", "pi@-x", "a b", "pi@", "@x", "ssh://", "ssh://x:y", "ssh://-x", "ssh://a/b", "a:b"],
+)
+def test_what_is_no_board(text):
+    with pytest.raises(DestinationError, match="is no board"):
+        Destination.parse(text)
+
+
+# ---------------------------------------------------------------- the daemon's configuration
+
+
+def test_a_configuration_is_made_of_options_and_of_what_is_there():
+    options = FlashOptions(to="tail:7433", source="/dev/video0", precision="int8")
+    text = edge.edge_config(options, LAYOUT, None, tls=True, signed=True)
+    made = parse_toml(text, "x")
+    assert made == {
+        "to": "tail:7433", "sources": [{"name": "camera", "uri": "/dev/video0"}],
+        "bundle": "/opt/narrowcast/current/model.ncb", "trust": ["/etc/narrowcast/trusted.pub"],
+        "tls": {"dir": "/etc/narrowcast/tls"}, "runtime": {"precision": "int8"},
+    }  # fmt: skip
+    there = text.replace('name = "camera"', 'name = "door"\nfps = 5.0') + '\n[metrics]\nlisten = "unix:/x"\n'
+    kept = parse_toml(edge.edge_config(FlashOptions(to="other:1"), LAYOUT, there, tls=True, signed=True), "x")
+    assert kept["to"] == "other:1"
+    assert kept["sources"] == [{"name": "door", "fps": 5.0, "uri": "/dev/video0"}]
+    assert kept["metrics"] == {"listen": "unix:/x"}
+    unsigned = parse_toml(edge.edge_config(options, LAYOUT, None, tls=False, signed=False), "x")
+    assert (unsigned["trust"], unsigned["allow_unsigned"]) == ([], True)
+
+
+def test_a_configuration_that_says_too_little_is_refused(tmp_path):
+    with pytest.raises(EdgeConfigError, match="--to HOST:PORT and --source SOURCE"):
+        edge.edge_config(FlashOptions(), LAYOUT, None, tls=False, signed=True)
+    with pytest.raises(EdgeConfigError, match="cannot be read"):
+        edge.edge_config(FlashOptions(config=tmp_path / "none.toml"), LAYOUT, None, tls=False, signed=True)
+    with pytest.raises(EdgeConfigError, match="is not TOML"):
+        edge.edge_config(FlashOptions(), LAYOUT, "a = ", tls=False, signed=True)
+
+
+def test_any_settings_come_back_from_their_text():
+    settings = {
+        "text": 'a "b" \\ \n \x7f \u20ac', "number": 3, "part": 0.25, "yes": True, "list": ["a", 1], "odd key": {"x.y": 1},
+        "table": {"inner": {"deep": 1}, "plain": 2}, "many": [{"a": 1, "b": {"c": [True]}}, {"a": 2}], "empty": [],
+    }  # fmt: skip
+    assert parse_toml(edge.to_toml(settings), "x") == settings
+    with pytest.raises(EdgeConfigError, match="cannot hold"):
+        edge.to_toml({"x": object()})
+
+
+# ---------------------------------------------------------------- wheels
+
+
+def test_wheels_are_for_the_boards_python_and_not_for_this_one():
+    board = BoardPython("3.10", "aarch64", "2.35")
+    assert board.platforms()[:2] == ["manylinux_2_35_aarch64", "manylinux_2_34_aarch64"]
+    assert "manylinux_2_17_aarch64" in board.platforms()
+    pins = constraints(board)
+    assert [line for line in pins if line.startswith("onnxruntime==")] == ["onnxruntime==1.23.2"]
+    newer = constraints(BoardPython("3.11", "aarch64", "2.36"))
+    assert [line for line in newer if line.startswith("numpy==")] != [
+        line for line in pins if line.startswith("numpy==")
+    ]
+    assert not any(";" in line or line.startswith("#") for line in pins)
+    with pytest.raises(WheelhouseError, match="C library"):
+        BoardPython("3.11", "aarch64", "").platforms()
+
+
+def test_a_folder_of_wheels_must_hold_what_a_board_needs(tmp_path):
+    with pytest.raises(WheelhouseError, match="no wheel of narrowcast"):
+        from_folder(tmp_path)
+    (tmp_path / "narrowcast-1-py3-none-any.whl").touch()
+    with pytest.raises(WheelhouseError, match="no wheel of pip"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sources", "extras"),
+    [
+        (["/dev/video0"], ["head", "video"]),
+        (["rtsp://camera/1", "photos/"], ["head", "video"]),
+        (["clip.MP4"], ["head", "video"]),
+        (["photos/"], ["head", "images"]),
+        (["unix:/run/camera.sock"], ["head"]),
+        (["-"], ["head"]),
+    ],
+)
+def test_extras_follow_the_sources(sources, extras):
+    assert extras_for(sources) == extras
+
+
+# ---------------------------------------------------------------- preflight
+
+
+def test_a_target_must_fit_the_board():
+    assert choose_target(None, facts(), FlashOptions()).name == "rpi5"
+    assert choose_target(load_target("arm64"), facts(), FlashOptions()).name == "arm64"
+    with pytest.raises(WrongTargetError, match="x86-64 is x86_64; the board is Raspberry Pi 5"):
+        choose_target(load_target("x86-64"), facts(), FlashOptions(allow_target=True))
+    with pytest.raises(WrongTargetError, match="rpi5, not rpi4"):
+        choose_target(load_target("rpi4"), facts(), FlashOptions())
+    assert choose_target(load_target("rpi4"), facts(), FlashOptions(allow_target=True)).name == "rpi4"
+    with pytest.raises(WrongTargetError, match="no target describes"):
+        choose_target(None, facts(architecture="riscv64", model=""), FlashOptions())
+
+
+def test_a_board_is_looked_at_before_anything_is_sent():
+    pi = load_target("rpi5")
+    assert check_board(facts(), pi, RIGHTS, FlashOptions()) == []
+    odd = facts(clock=time.time() - 3600, power_sensors=[])
+    notes = check_board(odd, load_target("jetson-orin-nano"), Rights("python3", "3.13", True), FlashOptions())
+    assert [
+        word for word in ("Python 3.13", "3600 s behind", "TensorRT", "ina3221") if not any(word in n for n in notes)
+    ] == []
+    with pytest.raises(PreflightError, match="no module venv"):
+        check_board(facts(venv=False), pi, RIGHTS, FlashOptions())
+
+
+def test_a_bundle_must_be_for_such_a_board_and_newer():
+    manifest = bundles.make(release=3).manifest
+    pi, there = load_target("rpi5"), {"current": {"model": "tiny", "number": 4}, "highest": {"tiny": 4}}
+    assert check_release(manifest, {"current": None, "highest": {}}, pi, FlashOptions()) == []
+    with pytest.raises(DowngradeError, match="release 3 is older than 4"):
+        check_release(manifest, there, pi, FlashOptions())
+    assert check_release(manifest, there, pi, FlashOptions(allow_downgrade=True)) == []
+    other = {"current": {"model": "cats"}, "highest": {"cats": 9}}
+    assert check_release(manifest, other, pi, FlashOptions()) == ["the board runs another model, cats"]
+
+
+def test_a_server_that_the_board_does_not_reach():
+    with pytest.raises(ServerUnreachableError, match="--gate ready"):
+        check_servers({"tail:1": "refused"}, FlashOptions(), 1)
+    assert check_servers({"tail:1": "refused"}, FlashOptions(), 2) == ["the board does not reach tail:1: refused"]
+    assert check_servers({"tail:1": "refused"}, FlashOptions(gate="ready"), 1)
+    assert check_servers({"tail:1": "refused"}, FlashOptions(link_check=False), 1)
+
+
+# ---------------------------------------------------------------- what ssh says
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        ("ssh: Could not resolve hostname x", BoardUnreachableError, "cannot be reached"),
+        ("", BoardUnreachableError, "ssh says nothing"),
+        ("root@x: Permission denied (publickey).", LoginError, "does not let us in"),
+        ("Host key verification failed.", HostKeyError, "not accepted"),
+        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", HostKeyError, "another host key than before"),
+    ],
+)
+def test_what_ssh_says_becomes_an_error_that_says_what_to_do(said, kind, words):
+    found = Ssh(Destination.parse("pi@x"), Connection()).explain(said)
+    assert type(found) is kind
+    assert words in str(found)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "words"),
+    [
+        ("uid 1000\nsudo yes\npython 3.6 /usr/bin/python3", PreflightError, r"no Python 3\.10.*3\.6"),
+        ("uid 1000", PreflightError, "found: none"),
+        ("uid 1000\npython 3.11 /usr/bin/python3", SudoError, "NOPASSWD"),
+    ],
+)
+def test_a_board_without_python_or_rights_is_told_so(tmp_path, seen, kind, words):
+    with pytest.raises(kind, match=words):
+        look(said_by(tmp_path, seen), Connection(), LAYOUT)
+
+
+def test_sudo_is_taken_where_it_is_needed(tmp_path):
+    python = "python 3.11 /usr/bin/python3"
+    assert look(said_by(tmp_path, f"uid 1000\nsudo yes\n{python}"), Connection(), LAYOUT) == RIGHTS
+    assert not look(said_by(tmp_path, f"uid 1000\nwritable yes\n{python}"), Connection(), LAYOUT).root
+    assert not look(said_by(tmp_path, f"uid 0\n{python}"), Connection(), LAYOUT).root
+    assert not look(said_by(tmp_path, f"uid 1000\n{python}"), Connection(sudo=False), LAYOUT).root
+
+
+def said_by(folder, text):
+    """An ssh to a board that answers the first look so."""
+    program = folder / "ssh"
+    program.write_text(f"#!/bin/sh\ncat <<'SAID'\n{text}\nSAID\n")
+    program.chmod(0o755)
+    return Ssh(Destination.parse("pi@x"), Connection(ssh=str(program)))
+
+
+def test_a_program_that_is_no_ssh(tmp_path):
+    with pytest.raises(FlashError, match="install OpenSSH"):
+        Ssh(Destination.parse("pi@x"), Connection(ssh=str(tmp_path / "none"))).call("true")
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def test_errors_that_a_board_names_are_these():
+    assert all(type(from_board(name, "x")) is kind for name, kind in BY_NAME.items())
+    assert type(from_board("FromTheFuture", "x")) is BoardError
+    assert {kind.exit_code for kind in BY_NAME.values()} == {1, 2, 3, 4, 5}
+    assert RolledBackError("x").report is None
+
+
+def test_who_keeps_the_daemon_running():
+    assert services_of("auto", facts(), "") == "systemd"
+    assert services_of("auto", facts(systemd=False), "") == "supervised"
+    assert services_of("auto", facts(root=False), "") == "supervised"
+    assert services_of("auto", facts(), "/home/me/x") == "supervised"
+    assert services_of("systemd", facts(), "/home/me/x") == "systemd"
+    assert isinstance(services_for(LAYOUT, "systemd"), Systemd)
+    assert isinstance(services_for(LAYOUT, "supervised"), Supervised)
+
+
+def test_units_know_the_boards_paths_python_and_gpu():
+    plain = units_for(load_target("rpi5"), RIGHTS, "narrowcast")
+    assert (
+        "ExecStart=/usr/bin/python3 -IS /opt/narrowcast/flash/agent.pyz boot" in plain["narrowcast-flash-boot.service"]
+    )
+    assert "\nDeviceAllow=/dev/nvmap" not in plain["narrowcast-edge.service"]
+    jetson = units_for(load_target("jetson-orin-nano"), RIGHTS, "camera")
+    assert "\nDeviceAllow=/dev/nvmap" in jetson["narrowcast-edge.service"]
+    assert "User=camera\nGroup=camera" in jetson["narrowcast-edge.service"]
+
+
+def test_a_plan_says_what_needs_root():
+    steps = [
+        PlannedStep(name="switch", what="renames", commands=[Command(text="mv a b", root=True), Command(text="id")])
+    ]
+    plan = Plan(
+        destination="pi@x", board="Pi", target="rpi5", release="m-2-a", model="m", number=2, steps=steps, signed_by="me",
+        enrols=True, upload_bytes=10, upload_files=[("x", 10)], root=True, warnings=["odd"],
+    )  # fmt: skip
+    text = "\n".join(plan.lines())
+    for words in ("sudo$  mv a b", "board$ id", "will trust this key", "note: odd", "by `sudo -n`", "10 B in 1 files"):
+        assert words in text
+    assert plan.as_dict()["steps"][0]["commands"][0]["root"] is True
+    assert next(iter(STEPS)) == "connect"
+    assert Observer().confirm(plan)
+    assert not Observer().accept_host("x", "ED25519", "SHA256:x")
+
+
+def test_a_file_of_trusted_keys_may_hold_several(tmp_path):
+    first, path = bundles.trusted_key(), tmp_path / "trusted.pub"
+    path.write_text(f"{first.line}\n\n{first.line} too\n")
+    assert [key.name for key in read_keys(path)] == ["test", "test too"]
+    path.write_text(f"{first.line}\nhello\n")
+    with pytest.raises(KeyFileError, match=r"trusted\.pub is no key file"):
+        read_keys(path)
+
+
+# ---------------------------------------------------------------- what the board checks with the release's own environment
+
+
+def checked(capsys, *words):
+    """Exit code, answer and complaint of a check."""
+    code = checks.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+def test_a_board_verifies_what_it_got(tmp_path, capsys):
+    keys, model = tmp_path / "trusted.pub", tmp_path / "m.ncb"
+    bundles.trusted_key().write(keys)
+    bundles.make(release=7).write(model)
+    code, found, _ = checked(capsys, "verify", model, keys)
+    assert (code, found["name"], found["release"], found["signed_by"]) == (
+        0,
+        "tiny",
+        7,
+        f"{bundles.trusted_key().id} test",
+    )
+    SecretKey.new("other").public.write(keys)
+    code, _, complaint = checked(capsys, "verify", model, keys)
+    assert code == 1
+    assert complaint.startswith("BoardVerifyError: m.ncb is signed with the key")
+    bundles.make().write(model, None)
+    assert checked(capsys, "verify", model, keys)[2].startswith("BoardVerifyError: m.ncb is not signed")
+    assert checked(capsys, "verify", model, "unsigned")[1]["signed_by"] == ""
+
+
+@pytest.mark.parametrize(
+    ("made", "passed", "words"),
+    [
+        (bundles.with_self_check(bundles.make()), True, "golden bytes equal at 2 levels"),
+        (bundles.make(), True, "brings no reference"),
+        (bundles.with_self_check(bundles.make(), moved=2), False, "symbols are not the bundle's"),
+        (bundles.with_self_check(bundles.make(), payload=b"no payload"), False, "golden bytes of level 0"),
+    ],
+    ids=["right", "without", "other symbols", "other bytes"],
+)
+def test_a_board_tests_the_head_and_the_coder(tmp_path, capsys, made, passed, words):
+    keys = tmp_path / "trusted.pub"
+    bundles.trusted_key().write(keys)
+    code, found, _ = checked(capsys, "choose", made.write(tmp_path / "m.ncb"), keys, '["onnxruntime"]', "auto")
+    assert code == 0
+    assert (found["head"]["precision"], found["selftest"]["passed"]) == ("fp32", passed)
+    assert words in found["selftest"]["words"]
+
+
+# ---------------------------------------------------------------- systemd
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >>{folder}/calls
+case "$1" in
+  show) cat {folder}/state ;;
+  daemon-reload) [ ! -e {folder}/broken ] || {{ echo "no way" >&2; exit 1; }} ;;
+esac
+"""
+
+
+def test_systemd_is_told_in_the_right_order(tmp_path, monkeypatch):
+    """By a stand-in for ``systemctl``; the real one runs in tests/hardware, on an emulated board."""
+    program = tmp_path / "systemctl"
+    program.write_text(SYSTEMCTL.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "units").mkdir()
+    systemd = Systemd(tmp_path / "units")
+    units = units_for(load_target("rpi5"), RIGHTS, "narrowcast")
+    systemd.install(units)
+    systemd.install(units)
+    systemd.restart()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls.count("daemon-reload") == 1, "only where a unit changed"
+    assert calls[-2:] == ["stop narrowcast-edge.service", "start --no-block narrowcast-edge.service"]
+    for state, active, failed in (
+        ("ActiveState=active\nMainPID=7\nNRestarts=2", True, False),
+        ("ActiveState=activating\nSubState=auto-restart\nMainPID=0\nNRestarts=1", False, False),
+        ("ActiveState=inactive\nMainPID=0\nJob=12", False, False),
+        ("ActiveState=inactive\nMainPID=0", False, True),
+        ("ActiveState=failed\nResult=exit-code\nMainPID=0", False, True),
+    ):
+        (tmp_path / "state").write_text(state + "\n")
+        seen = systemd.state()
+        assert (seen.active, seen.failed) == (active, failed), state
+    assert seen.why == "failed (None, result exit-code)"
+    (tmp_path / "broken").touch()
+    with pytest.raises(AgentError, match="systemctl daemon-reload: no way"):
+        systemd.install({"x.service": "[Unit]"})

@@ -1,0 +1,323 @@
+"""The board's side of a flash, part by part: journal, state, locks, uploads, trust, environments, the check at boot."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from support import bundles
+from support.local_board import LocalBoard
+from support.waiting import until
+
+from narrowcast.devices.flash.agent import boot, environment, jobs, locks, report, store, trust
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.files import point, write_json
+from narrowcast.devices.flash.agent.journal import Journal
+from narrowcast.devices.flash.agent.services import services_for
+from narrowcast.devices.flash.agent.state import State
+from narrowcast.devices.flash.agent.work import Work
+from narrowcast.devices.flash.board import layout_of
+from narrowcast.devices.flash.packing import agent_zip
+from narrowcast.devices.targets import DeployPaths
+from narrowcast.transport.bundle import SecretKey
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return layout_of(str(tmp_path / "board"), DeployPaths())
+
+
+def release(layout, name, **record):
+    """A release's folder."""
+    folder = layout.release(name)
+    folder.mkdir(parents=True)
+    write_json(folder / "release.json", {"id": name, "model": "m", "number": 1, "confirmed": True, **record})
+    return name
+
+
+def kind_of(caught):
+    return caught.value.kind
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_the_agent_needs_python_alone(tmp_path):
+    """Nothing of the project but the agent, no site-packages: every module of it is imported."""
+    agent = tmp_path / "agent.pyz"
+    agent.write_bytes(agent_zip())
+    assert agent_zip() == agent_zip.__wrapped__(), "the same sources give the same bytes"
+    names = [name.removesuffix(".py").replace("/", ".") for name in zipfile.ZipFile(agent).namelist()]
+    modules = [name for name in names if "." in name and "__" not in name]
+    assert len(modules) > 15
+    code = f"import sys; sys.path.insert(0, {str(agent)!r})\n" + "\n".join(f"import {name}" for name in modules)
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-IS", agent, "what"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "session | guard" in done.stderr
+
+
+# ---------------------------------------------------------------- journal
+
+
+def test_a_journal_forgets_the_half_line_that_a_power_cut_left(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write("verify", "begin")
+    with journal.path.open("ab") as file:
+        file.write(b'{"step": "verify", "state": "do')
+    assert [entry["state"] for entry in journal.entries()] == ["begin"]
+    journal.write("verify", "failed", "again")
+    assert [entry["state"] for entry in journal.entries()] == ["begin", "failed"]
+    assert journal.ended() is None
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0\0\0\n", b"[1]\n", b'{"step": 1, "state": "x"}\n', b"\xff\n"])
+def test_what_is_no_line_of_a_journal_is_left_out(tmp_path, junk):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.path.write_bytes(junk)
+    assert journal.entries() == []
+    journal.write("end", "committed")
+    assert journal.ended()["state"] == "committed"
+
+
+# ---------------------------------------------------------------- state
+
+
+def test_state_goes_forward_and_back(layout):
+    old, new = release(layout, "m-1-a"), release(layout, "m-2-b")
+    state = State(layout)
+    state.begin(old, "job-1")
+    state.confirm("m", 1)
+    assert (layout.running(), State(layout).previous, State(layout).highest) == (old, None, {"m": 1})
+    State(layout).begin(new, "job-2")
+    again = State(layout)
+    again.begin(new, "job-2")  # after a kill: what was before is not forgotten
+    assert State(layout).pending["previous"] == old
+    assert State(layout).go_back("no answers") == old
+    assert (layout.running(), State(layout).pending) == (old, None)
+    assert State(layout).history[0] == {**State(layout).history[0], "outcome": "rolled-back", "reason": "no answers"}
+
+
+def test_a_damaged_state_file_is_as_none(layout):
+    layout.flash.mkdir(parents=True)
+    (layout.flash / "state.json").write_text("{")
+    assert State(layout).pending is None
+
+
+def test_at_boot_what_nobody_confirmed_gives_way(layout):
+    old, new = release(layout, "m-1-a"), release(layout, "m-2-b")
+    agent = layout.flash / "agent.pyz"
+    write_json(layout.flash / "layout.json", layout.as_dict())
+    state = State(layout)
+    state.begin(old, "job-1")
+    state.pending["boot"] = "another"
+    state.save()
+    boot.boot(agent)  # nothing ran before: it stays
+    assert (layout.running(), State(layout).pending, State(layout).history[0]["outcome"]) == (old, None, "kept")
+    State(layout).begin(new, "job-2")
+    boot.boot(agent)  # the same start of the machine: the flash is still at it
+    assert layout.running() == new
+    state = State(layout)
+    state.pending["boot"] = "another"
+    state.save()
+    boot.boot(agent)
+    assert (layout.running(), State(layout).pending) == (old, None)
+
+
+# ---------------------------------------------------------------- locks
+
+
+def test_a_lock_names_who_has_it_and_ends_with_its_process(layout):
+    path = layout.flash / "x.lock"
+    lock = locks.Lock(path, "anna@desk")
+    lock.take()
+    with pytest.raises(AgentError, match=r"flashed by anna@desk \(since") as caught:
+        locks.Lock(path, "ben@desk").take()
+    assert kind_of(caught) == "BusyError"
+    lock.release()
+    assert locks.holder(path) == ""
+    assert locks.holder(path.with_name("none")) == ""
+
+
+# ---------------------------------------------------------------- uploads
+
+
+def test_uploads_go_on_and_count_only_when_they_are_whole(layout):
+    data = os.urandom(1000)
+    name = hashlib.sha256(data).hexdigest()
+    file = {"sha256": name, "bytes": len(data)}
+    assert store.want(layout, [file]) == [0]
+    assert store.append(layout, name, 0, data[:400], 1000) == 400
+    assert store.want(layout, [file]) == [400]
+    with pytest.raises(AgentError, match="only 400 are here") as caught:
+        store.append(layout, name, 500, data[500:], 1000)
+    assert kind_of(caught) == "UploadError"
+    assert store.append(layout, name, 300, data[300:], 1000) == 1000  # some of it once more does no harm
+    assert store.want(layout, [file]) == [1000]
+    assert store.file_of(layout, name).read_bytes() == data
+    assert store.file_of(layout, name).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_upload_with_other_bytes_is_thrown_away(layout):
+    name = hashlib.sha256(b"good").hexdigest()
+    with pytest.raises(AgentError, match="SHA-256 differs") as caught:
+        store.append(layout, name, 0, b"evil", 4)
+    assert kind_of(caught) == "UploadError"
+    assert store.want(layout, [{"sha256": name, "bytes": 4}]) == [0]
+    with pytest.raises(AgentError, match="is no SHA-256"):
+        store.append(layout, "../../etc/passwd", 0, b"", 0)
+
+
+def test_what_does_not_fit_on_the_disk_is_told_before_it_is_sent(layout):
+    with pytest.raises(AgentError, match="free some space") as caught:
+        store.want(layout, [{"sha256": "0" * 64, "bytes": 1 << 60}])
+    assert kind_of(caught) == "DiskSpaceError"
+    assert store.explain(OSError(28, "No space left on device", "/x"))[0] == "DiskSpaceError"
+    assert "read-only" in store.explain(OSError(30, "Read-only file system"))[1]
+
+
+# ---------------------------------------------------------------- trust
+
+
+def test_trust_grows_and_never_ends_empty_or_without_what_runs(layout):
+    first, second = bundles.trusted_key(), SecretKey.new("second").public
+    assert trust.change_trust(layout, first.line, "") == [{"id": first.id, "name": "test"}]
+    trust.enrol(layout, first.line)
+    assert len(layout.trusted.read_text().splitlines()) == 1
+    with pytest.raises(AgentError, match="only key"):
+        trust.change_trust(layout, "", first.id)
+    trust.change_trust(layout, second.line, "")
+    name = release(layout, "m-1-a", signed_by=f"{first.id} test")
+    point(layout.current, layout.point_to(name))
+    with pytest.raises(AgentError, match="which runs, is signed with"):
+        trust.change_trust(layout, "", first.id)
+    with pytest.raises(AgentError, match="trusts no key 'beef'"):
+        trust.change_trust(layout, "", "beef")
+    assert [key["name"] for key in trust.change_trust(layout, "", second.id)] == ["test"]
+    for line in ("", "hello", "narrowcast-ed25519-secret AAAA x", "narrowcast-ed25519-public AAAA x"):
+        with pytest.raises(AgentError, match="is no public key") as caught:
+            trust.change_trust(layout, line or "x", "")
+    assert kind_of(caught) == "BoardVerifyError"
+
+
+# ---------------------------------------------------------------- environments
+
+
+def wheel(name, body):
+    """A wheel of one module, as bytes."""
+    info = f"{name}-1.dist-info"
+    files = {
+        f"{name}.py": body,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return buffer.getvalue()
+
+
+def environment_work(layout, tmp_path, name, data):
+    """A job whose environment is made of pip and one more wheel, which are there; and that wheel's hash."""
+    pip = next(Path(str(resources.files("ensurepip") / "_bundled")).glob("pip-*.whl"))
+    wheels = []
+    for file, content in ((pip.name, pip.read_bytes()), (name, data)):
+        sha256 = hashlib.sha256(content).hexdigest()
+        store.append(layout, sha256, 0, content, len(content))
+        wheels.append({"name": file, "sha256": sha256})
+    job = {"id": "x", "release": {"id": "m-1-a"}, "env": "env-1", "wheels": wheels, "python": sys.executable}
+    job["system_site"] = False
+    return Work(layout, job, Journal(tmp_path / "journal"), services_for(layout, "supervised")), wheels[1]["sha256"]
+
+
+def test_an_environment_is_made_of_wheels_without_a_network_and_shared(layout, tmp_path):
+    name = "brought-1-py3-none-any.whl"
+    work, sha256 = environment_work(layout, tmp_path, name, wheel("brought", "ANSWER = 42\n"))
+    assert environment.build_environment(work) == "env-1, 2 wheels"
+    python = work.folder / "venv" / "bin" / "python"
+    shown = subprocess.run(
+        [python, "-I", "-c", "import brought; print(brought.ANSWER)"], capture_output=True, check=True
+    )
+    assert shown.stdout == b"42\n"
+    assert environment.build_environment(work) == "env-1, which was there"
+    # Half of one, as a kill leaves it, is made anew; wheels that are gone are told of.
+    (layout.envs / "env-1" / ".complete").unlink()
+    store.file_of(layout, sha256).unlink()
+    with pytest.raises(AgentError, match=f"{name} is not on the board") as caught:
+        environment.build_environment(work)
+    assert kind_of(caught) == "UploadError"
+    work.job["environment"] = str(tmp_path / "none")
+    with pytest.raises(AgentError, match="no environment") as caught:
+        environment.build_environment(work)
+    assert kind_of(caught) == "RuntimeSetupError"
+
+
+def test_a_wheel_that_is_none_fails_the_environment_and_leaves_nothing_that_counts(layout, tmp_path):
+    work, _ = environment_work(layout, tmp_path, "broken-1-py3-none-any.whl", b"no zip")
+    with pytest.raises(AgentError, match="the environment cannot be built") as caught:
+        environment.build_environment(work)
+    assert kind_of(caught) == "RuntimeSetupError"
+    assert not (layout.envs / "env-1" / ".complete").exists()
+
+
+# ---------------------------------------------------------------- jobs on a board
+
+
+@pytest.fixture
+def board(tmp_path):
+    made = LocalBoard(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_what_a_board_refuses_before_the_switch_leaves_what_runs_alone(board):
+    assert board.carry_out(board.job(number=5))["state"] == "committed"
+    pid = board.services.state().pid
+    announced = {"id": "tiny-9-x", "model": "tiny", "number": 10}
+    refused = {
+        "EdgeConfigError": board.job(number=6, extra='wrong = "key"\n'),
+        "DowngradeError": board.job(number=1),
+        "BoardVerifyError": board.job(number=9, release=announced),
+        "RuntimeSetupError": board.job(number=11, environment="/no/such/environment"),
+    }
+    for kind, job in refused.items():
+        ended = board.carry_out(job)
+        assert (ended["state"], ended["kind"]) == ("failed", kind), ended
+    assert board.services.state().pid == pid
+    status = report.status(board.layout, board.services)
+    assert status["pending"] is None
+    assert status["current"]["number"] == 5
+
+
+def test_old_releases_go_and_a_daemon_that_is_killed_comes_back(board):
+    for _ in range(3):
+        assert board.carry_out({**board.job(), "keep": 2})["state"] == "committed"
+    assert len(report.releases(board.layout)) == 2
+    assert State(board.layout).previous in report.releases(board.layout)
+    seen = board.services.state()
+    os.kill(seen.pid, 9)
+    until(lambda: board.services.state().restarts == 1 and board.answering() == 3, "the daemon runs again")
+    assert not jobs.alive(board.layout, "none-of-them")
+    board.services.stop()
+    assert not board.services.state().active
+    assert json.loads((board.layout.flash / "layout.json").read_text()) == board.layout.as_dict()
+
+
+def test_the_agent_keeps_keys_as_narrowcast_writes_them():
+    key = bundles.trusted_key()
+    assert trust.identity(key.line) == key.id
+    assert base64.b64decode(key.line.split()[1]) == key.raw

@@ -1,0 +1,193 @@
+"""A daemon in the test's own process: refusals, lost sources, models that are not what they say, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+from support import bundles
+from support.scripted import EndedError, echo, scripted
+from support.waiting import eventually
+
+from narrowcast.head.daemon import lane as lanes
+from narrowcast.head.daemon.config import DaemonConfig, load_config
+from narrowcast.head.daemon.daemon import Daemon
+from narrowcast.head.daemon.model import load_model
+from narrowcast.head.daemon.notify import Notifier
+from narrowcast.head.errors import ModelRefusedError, SourceError, StuckSourceError
+from narrowcast.head.sources import feed
+from narrowcast.transport.bundle import describe_part
+from narrowcast.transport.codec import open_codec
+from narrowcast.transport.errors import MissingPartError
+from narrowcast.transport.selfcheck import SelfCheck, SymbolBound, reference_frames
+from narrowcast.transport.structs import to_json
+
+FRAMES = bundles.random_frames(4)
+
+
+def settings(folder, to: str, more: str, bundle: bundles.Made | None = None) -> DaemonConfig:
+    (bundle or bundles.make()).write(folder / "tiny.ncb")
+    bundles.trusted_key().write(folder / "test.pub")
+    file = folder / "edge.toml"
+    file.write_text(
+        f'bundle = "tiny.ncb"\nto = "{to}"\ntrust = ["test.pub"]\nstate = "state"\ndrain_seconds = 1\n{more}\n'
+        '[[outputs]]\nkind = "lines"\npath = "out"\n'
+    )
+    return load_config(file)
+
+
+def photos(folder, count: int) -> str:
+    (folder / "in").mkdir(exist_ok=True)
+    for number in range(count):
+        Image.fromarray(FRAMES[number % 4]).save(folder / "in" / f"{number:03d}.png")
+    return f'[[sources]]\nname = "in"\nuri = "in"\nwatch = {"true" if count < 10 else "false"}\n'
+
+
+def told(folder) -> list[dict]:
+    out = folder / "out"
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+class Run:
+    """A daemon for the length of the block."""
+
+    def __init__(self, config: DaemonConfig, folder) -> None:
+        self.stop = asyncio.Event()
+        self.daemon = Daemon(config, lambda: load_config(folder / "edge.toml"), lambda: ["onnxruntime"], Notifier({}))
+
+    async def __aenter__(self) -> Run:
+        self.task = asyncio.create_task(self.daemon.run(self.stop))
+        await eventually(lambda: self.task.done() or self.daemon.lanes, "it runs")
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        self.stop.set()
+        await asyncio.wait([self.task])
+
+
+async def test_servers_that_refuse_are_an_outage_and_are_tried_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "FIRST_RENEWAL_SECONDS", 0.0)
+    refusing = [True]
+
+    async def script(talk):
+        if refusing:
+            raise EndedError(grpc.StatusCode.PERMISSION_DENIED, "not you")
+        async for frame_id in talk.frames():
+            talk.answer(frame_id, code=3, message="a word of its own")
+
+    async with scripted(script) as server:
+        made = bundles.with_exit(bundles.make())
+        config = settings(tmp_path, server.address, photos(tmp_path, 2) + "exit_after_seconds = 0.5", made)
+        async with Run(config, tmp_path) as run:
+            await eventually(lambda: len(told(tmp_path)) == 2, "the local exit answers")
+            assert {line["from"] for line in told(tmp_path)} == {"exit"}
+            refusing.clear()
+            Image.fromarray(FRAMES[2]).save(tmp_path / "in" / "later.png")
+            await eventually(lambda: len(told(tmp_path)) == 3, "a third frame")
+            streams = len(server.streams)
+            for number in range(10):
+                Image.fromarray(FRAMES[3]).save(tmp_path / "in" / f"more{number}.png")
+                await eventually(lambda number=number: len(told(tmp_path)) == 4 + number, "one more")
+                if told(tmp_path)[-1].get("message") == "a word of its own":
+                    break
+            assert told(tmp_path)[-1]["code"] == 3, "the server was tried anew"
+            assert len(server.streams) >= streams
+            ledger = run.daemon.status().ledger
+            assert ledger.local >= 2
+            assert ledger.dropped == {"INVALID_ARGUMENT": 1}
+
+
+async def test_who_blocks_waits_for_servers_that_refuse(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "FIRST_RENEWAL_SECONDS", 0.0)
+    refusals = 2
+
+    async def script(talk):
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise EndedError(grpc.StatusCode.PERMISSION_DENIED, "not you")
+        await echo(talk)
+
+    async with scripted(script) as server:
+        tables = '[[sources]]\nname = "in"\nuri = "pipe"\nraw = "8x8"\non_outage = "block"\nwindow = 2'
+        config = settings(tmp_path, server.address, tables)
+        (tmp_path / "pipe").write_bytes(bytes(8 * 8 * 3 * 40))
+        async with Run(config, tmp_path) as run:
+            assert await asyncio.wait_for(run.task, 60) == 0
+            ledger = run.daemon.status().ledger
+    assert list(ledger.dropped) == ["refused"]
+    assert ledger.dropped["refused"] <= 4, "what was under way when it was refused, twice"
+    assert len(told(tmp_path)) == 40 == ledger.answered + ledger.dropped["refused"]
+
+
+async def test_a_source_that_is_lost_in_the_system_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "MAX_STUCK", 0)
+    config = settings(
+        tmp_path, "127.0.0.1:9", f'[[sources]]\nname = "cam"\nuri = "unix:{tmp_path}/in.sock"\nraw = "4x4"'
+    )
+    async with Run(config, tmp_path) as run:
+        with pytest.raises(StuckSourceError, match="source 'cam' is lost"):
+            await run.task
+
+
+async def test_a_file_that_is_no_video_is_an_error(tmp_path):
+    (tmp_path / "raw").write_bytes(b"123")
+    config = settings(tmp_path, "127.0.0.1:9", '[[sources]]\nname = "file"\nuri = "raw"\nraw = "4x4"')
+    async with Run(config, tmp_path) as run:
+        with pytest.raises(SourceError, match="it ends after 3"):
+            await run.task
+
+
+def checked(symbols_of: int) -> bundles.Made:
+    """A bundle with a self-check: symbols of the head, moved by so much."""
+    made = bundles.make()
+    codec = open_codec(made.manifest.codec, bundles.tables())
+    frames = reference_frames((bundles.SIDE, bundles.SIDE), 1)
+    payloads = [
+        [codec.encode(np.minimum((frame // divisor).transpose(2, 0, 1) + symbols_of, 15).astype(np.uint8), level)]
+        for level, divisor in enumerate((32, 16))
+        for frame in frames
+    ]
+    data = to_json(SelfCheck(payloads=payloads, bounds={"fp32": [SymbolBound(moved=0.01, step=1)] * 2}))
+    return made.with_part(describe_part("selfcheck.json", data, "selfcheck", ["device"]), data)
+
+
+def test_a_model_that_does_not_give_its_own_symbols_is_refused(tmp_path):
+    config = settings(tmp_path, "127.0.0.1:9", photos(tmp_path, 1), checked(0))
+    model = load_model(config, lambda: ["onnxruntime"])
+    assert model.manifest.release == 1
+    checked(2).write(tmp_path / "tiny.ncb")
+    with pytest.raises(ModelRefusedError, match="does not run as it should here"):
+        load_model(config, lambda: ["onnxruntime"], model)
+
+
+async def test_a_local_exit_that_is_not_there_is_said_at_the_start(tmp_path):
+    config = settings(tmp_path, "127.0.0.1:9", photos(tmp_path, 1) + 'on_outage = "local"')
+    async with Run(config, tmp_path) as run:
+        with pytest.raises(MissingPartError, match="has no local exit"):
+            await run.task
+
+
+async def test_many_frames_leave_nothing_behind(tmp_path):
+    """Counted in objects, which is exact; in bytes, bench/ does it for half an hour."""
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, '[[sources]]\nname = "in"\nuri = "pipe"\nraw = "8x8"')
+        frame = np.zeros((8, 8, 3), np.uint8).tobytes()
+        counts = []
+        with (tmp_path / "pipe").open("wb") as pipe:
+            pipe.write(frame * 900)
+        async with Run(config, tmp_path) as run:
+            while not run.task.done():
+                ledger = run.daemon.status().ledger
+                if ledger.captured - ledger.under_way >= 300 * (len(counts) + 1):
+                    gc.collect()
+                    counts.append(len(gc.get_objects()))
+                await asyncio.sleep(0.005)
+            assert await run.task == 0
+        assert len(told(tmp_path)) == 900
+        assert counts[-1] < counts[0] + 600, counts

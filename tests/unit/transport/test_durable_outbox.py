@@ -1,0 +1,114 @@
+"""An outbox on disk: what it promises over restarts, full bounds and damage."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from support.waiting import until
+
+from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.sinks import Record, SinkUnavailableError
+from narrowcast.transport.sinks.durable import DurableOutbox
+
+
+def record(number: int, size: int = 10) -> Record:
+    return Record(1, "result", f"00-{number}", "tiny", {"frame_id": number, "pad": "x" * size})
+
+
+class Collector:
+    """A sink that takes records only while it is open."""
+
+    name = "collector"
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.taken: list[Record] = []
+
+    def deliver(self, records):
+        if not self.open.is_set():
+            raise SinkUnavailableError("not now", retry_after_s=0.0)
+        self.taken += records
+
+    def close(self) -> None:
+        pass
+
+
+def ids(records) -> list[str]:
+    return [one.id for one in records]
+
+
+def test_what_one_process_does_not_deliver_the_next_one_does_in_order(tmp_path):
+    first = DurableOutbox(Collector(), tmp_path / "box.db", linger_s=0)
+    assert all(first.keep(record(number)) for number in range(250))
+    counts = first.close(0.1)
+    assert (counts.waiting, counts.dropped, counts.delivered) == (250, 0, 0)
+    assert not first.keep(record(250)), "after its end it takes nothing"
+    sink = Collector()
+    sink.open.set()
+    second = DurableOutbox(sink, tmp_path / "box.db", linger_s=0)
+    second.keep(record(250))
+    until(lambda: second.counts.waiting == 0, "all delivered")
+    assert sink.taken == [record(number) for number in range(251)]
+    assert second.waiting_bytes == 0
+    second.close()
+    third = DurableOutbox(Collector(), tmp_path / "box.db")
+    assert third.counts.waiting == 0
+    third.close()
+
+
+def test_a_killed_process_leaves_its_records(tmp_path):
+    """No close: the file is copied while it is in use, as a kill would leave it."""
+    box = DurableOutbox(Collector(), tmp_path / "box.db")
+    for number in range(5):
+        box.keep(record(number))
+    for path in list(tmp_path.glob("box.db*")):
+        (tmp_path / path.name.replace("box", "copy")).write_bytes(path.read_bytes())
+    box.close(0)
+    sink = Collector()
+    sink.open.set()
+    copy = DurableOutbox(sink, tmp_path / "copy.db", linger_s=0)
+    until(lambda: len(sink.taken) == 5, "the killed one's records")
+    copy.close()
+
+
+def test_it_is_bounded_and_drops_the_oldest(tmp_path, caplog):
+    box = DurableOutbox(Collector(), tmp_path / "box.db", max_bytes=20_000, batch=1)
+    until(lambda: box.keep(record(0, 1000)), "it takes one")
+    for number in range(1, 50):
+        assert box.keep(record(number, 1000))
+        assert box.waiting_bytes <= 20_000
+    counts = box.close(0)
+    assert counts.waiting + counts.dropped == 50
+    assert "too slow" in caplog.text
+    sink = Collector()
+    sink.open.set()
+    again = DurableOutbox(sink, tmp_path / "box.db", linger_s=0)
+    until(lambda: again.counts.waiting == 0, "the rest")
+    again.close()
+    assert ids(sink.taken)[-counts.waiting + 1 :] == ids(record(n) for n in range(51 - counts.waiting, 50))
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 100, None])
+def test_a_damaged_file_is_put_aside_and_begun_anew(tmp_path, caplog, damage):
+    file = tmp_path / "box.db"
+    box = DurableOutbox(Collector(), file)
+    for number in range(200):
+        box.keep(record(number, 500))
+    box.close(0)
+    whole = file.read_bytes()
+    file.write_bytes(damage or whole[:100] + b"\xff" * 8000 + whole[8100:])
+    sink = Collector()
+    sink.open.set()
+    again = DurableOutbox(sink, file, linger_s=0)
+    assert "put aside" in caplog.text
+    assert (tmp_path / "box.damaged").exists()
+    again.keep(record(1))
+    until(lambda: sink.taken == [record(1)], "the new one works")
+    again.close()
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be kept in"):
+        DurableOutbox(Collector(), tmp_path / "file" / "box.db")
