@@ -10,9 +10,9 @@ truth     A process of its own does frames by the profiler's ways (whole network
           Where Linux' perf is there, `perf stat` times runs of the whole network as well (duration_time of a long run less
           that of a short one), beside the mean that the profiler's way says of the same run.
 overhead  A frame by a plain call (`client.infer(frame)` and nothing else) and one as the profiler's turns do it (tally,
-          observer, clock), one each in turn, the order drawn anew for each pair: the median of the pairs' ratios. Where other
-          programs run, that is more noise than figure; so the same turns are also run around a client that answers at
-          once, which shows what they add ("hooks"), in microseconds. A power sampler runs at 10 Hz beside all of it, on a
+          observer, clock), one each in turn, the order drawn anew for each pair: the median of the pairs' ratios. Where
+          other programs run, that is more noise than figure; so the same turns are also run around a client that answers
+          at once, which shows what they add ("hooks"), in microseconds. A power sampler runs at 10 Hz beside all of it, on a
           recorded board; what it takes of the machine's cores is told. Goal: hooks, of the plain frame, and sampler
           together at most 2 %.
 
