@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from narrowcast.devices.flash.answers import There, checked, printable
 from narrowcast.devices.flash.board import connected, hello, layout_of, services_of
 from narrowcast.devices.flash.errors import NoReleaseError
 from narrowcast.devices.flash.flashing import Flashing
@@ -77,7 +76,9 @@ def status(
     layout = layout_of(prefix, _paths(target))
     with connected(destination, connection or Connection(), layout, observer or Observer()) as (_, _, session):
         manager = services_of(services, hello(session, layout), prefix)
-        return msgspec.convert({"destination": destination, **session.call("status", services=manager)}, BoardStatus)
+        return checked(
+            {**session.call("status", services=manager), "destination": destination}, BoardStatus, destination
+        )
 
 
 def rollback(
@@ -104,7 +105,7 @@ def rollback(
     layout = layout_of(options.prefix, _paths(target))
     with connected(destination, options.connection, layout, observer) as (_, _, session):
         manager = services_of(options.services, hello(session, layout), options.prefix)
-        found = session.call("status", services=manager)
+        found = checked(session.call("status", services=manager), There, destination)
         record = found["previous_release"]
         if record is None:
             raise NoReleaseError(
@@ -139,7 +140,7 @@ def logs(
     with connected(destination, connection or Connection(), layout, observer or Observer()) as (_, _, session):
         manager = services_of(services, hello(session, layout), prefix)
         for event in session.events("logs", services=manager, lines=lines, follow=following):
-            yield str(event.get("line", ""))
+            yield printable(str(event.get("line", "")))
 
 
 def trust(
@@ -166,8 +167,8 @@ def trust(
         hello(session, layout)
         if add is not None or remove:
             session.call("lock", by=flashed_by())
-        found: list[dict[str, str]] = session.call("trust", add=add.line if add else "", remove=remove)
-        return found
+        found = session.call("trust", add=add.line if add else "", remove=remove)
+        return checked(found, list[dict[str, str]], destination)
 
 
 def gate_of(options: FlashOptions) -> dict[str, Any]:

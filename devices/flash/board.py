@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.answers import Facts, checked
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import PreflightError, SudoError
 from narrowcast.devices.flash.observer import Observer
@@ -17,6 +17,7 @@ from narrowcast.devices.flash.packing import OLDEST
 from narrowcast.devices.flash.session import Session
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.targets import DeployPaths, Target, recognise
+from narrowcast.transport.errors import ConfigError
 
 # In the order of preference: what people put there, then the system's newest.
 _CANDIDATES = (
@@ -52,7 +53,13 @@ class Rights:
 
 
 def layout_of(prefix: str, paths: DeployPaths) -> Layout:
-    """Where things lie: a target's paths, or everything below one folder."""
+    """Where things lie: a target's paths, or everything below one folder.
+
+    Raises:
+        ConfigError: the folder is not one from the board's root.
+    """
+    if prefix and (not prefix.startswith("/") or not prefix.strip("/")):
+        raise ConfigError(f"--prefix {prefix}: name the board's folder from its root, such as /home/me/narrowcast")
     if not prefix:
         return Layout(program=paths.program, config=paths.config, state=paths.state, cache=paths.cache, run=paths.run)
     prefix = prefix.rstrip("/")
@@ -106,19 +113,18 @@ def connected(
             yield ssh, rights, session
 
 
-def hello(session: Session, layout: Layout) -> dict[str, Any]:
+def hello(session: Session, layout: Layout) -> Facts:
     """What the board says of itself."""
-    found: dict[str, Any] = session.call("hello", layout=layout.as_dict())
-    return found
+    return checked(session.call("hello", layout=layout.as_dict()), Facts, session.board)
 
 
-def services_of(wanted: str, facts: dict[str, Any], prefix: str) -> str:
+def services_of(wanted: str, facts: Facts, prefix: str) -> str:
     """Who keeps the daemon running there: systemd where it is PID 1 and we are root, unless told otherwise."""
     if wanted != "auto":
         return wanted
-    return "systemd" if facts.get("systemd") and facts.get("root") and not prefix else "supervised"
+    return "systemd" if facts["systemd"] and facts["root"] and not prefix else "supervised"
 
 
-def kind_of(facts: dict[str, Any]) -> Target | None:
+def kind_of(facts: Facts) -> Target | None:
     """The target that the board is recognised as."""
-    return recognise(str(facts.get("model") or ""), str(facts.get("architecture") or ""), facts.get("compatible") or [])
+    return recognise(facts["model"], facts["architecture"], facts["compatible"])

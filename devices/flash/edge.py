@@ -31,7 +31,8 @@ def edge_config(options: FlashOptions, layout: Layout, there: str | None, *, tls
     if options.to:
         settings["to"] = options.to
     if options.source:
-        settings["sources"] = [{**_first_source(settings), "uri": options.source}]
+        watched = {"watch": True} if options.source.endswith("/") else {}
+        settings["sources"] = [{**_first_source(settings), **watched, "uri": options.source}]
     settings |= options.settings
     missing = [
         option for key, option in (("to", "--to HOST:PORT"), ("sources", "--source SOURCE")) if not settings.get(key)

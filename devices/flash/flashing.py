@@ -11,6 +11,7 @@ import msgspec
 
 from narrowcast.devices.flash import edge
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT
+from narrowcast.devices.flash.answers import Entry, Facts, There, checked
 from narrowcast.devices.flash.board import Rights, connected, hello, layout_of, services_of
 from narrowcast.devices.flash.errors import DeclinedError
 from narrowcast.devices.flash.following import follow, outcome
@@ -55,7 +56,7 @@ class Flashing:
         self.steps: list[StepRecord] = []
         self.notes: list[str] = []
         self.uploaded_bytes = 0
-        self._heard: list[dict[str, Any]] = []
+        self._heard: list[Entry] = []
         self._job: dict[str, Any] = {}
         self._agreed: Plan | None = None
         self._started = False
@@ -92,14 +93,14 @@ class Flashing:
         ended, steps = follow(session, str(self._job["id"]), self.observer, self._heard)
         return outcome(ended, self._report("committed", ended, steps))
 
-    def _prepare(self, ssh: Ssh, rights: Rights, session: Session, facts: dict[str, Any]) -> FlashReport | None:
+    def _prepare(self, ssh: Ssh, rights: Rights, session: Session, facts: Facts) -> FlashReport | None:
         """Up to the moment from which the board needs us no more; a report where there is nothing to do."""
         options, manifest = self.options, self.bundle.manifest
         target = self.target = choose_target(self.target, facts, options)
         manager = services_of(options.services, facts, options.prefix)
-        self._step("preflight", "begin", f"{facts.get('model') or facts['hostname']}, {facts['os']}")
+        self._step("preflight", "begin", f"{facts['model'] or facts['hostname']}, {facts['os']}")
         self.notes += check_board(facts, target, rights, options)
-        there = session.call("status", services=manager)
+        there = checked(session.call("status", services=manager), There, self.destination)
         files, edge_text = self._files(there, target)
         self.notes += check_release(manifest, there, target, options)
         servers = edge.servers_of(edge_text)
@@ -107,7 +108,7 @@ class Flashing:
         wheels = self._wheels(facts, rights, target, edge_text)
         system_site = "tensorrt" in target.backends and bool(facts["modules"].get("tensorrt"))
         env = options.environment or environment_id(wheels, rights.version, system_site=system_site)
-        name = release_id(self.bundle, files, env)
+        name = release_id(self.bundle, files, env, {} if options.tls is not None else there["tls"])
         self._step("preflight", "done", f"{len(self.notes)} notes" if self.notes else "nothing to note")
         current = there["current"] or {}
         if current.get("id") == name and there["pending"] is None and there["service"]["active"]:
@@ -154,33 +155,33 @@ class Flashing:
 
         session.put(file.data, file.sha256, there, tell)
 
-    def _files(self, there: dict[str, Any], target: Target) -> tuple[list[Sent], str]:
+    def _files(self, there: There, target: Target) -> tuple[list[Sent], str]:
         """What the release's folder gets, and the daemon's configuration."""
         options = self.options
         tls = tls_files(options.tls) if options.tls is not None else []
-        with_tls, signed = bool(tls) or bool(there["has_tls"]), self.bundle.signed_by is not None
+        with_tls, signed = bool(tls) or bool(there["tls"]), self.bundle.signed_by is not None
         text = edge.edge_config(options, self.layout, there["edge"], tls=with_tls, signed=signed)
         model = Sent("model.ncb", head_part(self.bundle), "model.ncb")
         return [model, Sent("edge.toml", text.encode(), "edge.toml", True), *tls], text
 
-    def _wheels(self, facts: dict[str, Any], rights: Rights, target: Target, edge_text: str) -> list[Wheel]:
+    def _wheels(self, facts: Facts, rights: Rights, target: Target, edge_text: str) -> list[Wheel]:
         options = self.options
         extras = list(options.extras) if options.extras is not None else extras_for(edge.sources_of(edge_text))
         if options.environment:
             return []
         if options.wheels is not None:
             return from_folder(options.wheels)
-        board = BoardPython(rights.version, str(facts["architecture"]), str(facts["glibc"]))
+        board = BoardPython(rights.version, facts["architecture"], facts["glibc"])
         return bring_together(board, extras, self.observer)
 
-    def _enrolment(self, there: dict[str, Any]) -> str:
+    def _enrolment(self, there: There) -> str:
         """The line of the key that the board is to trust; empty where it trusts somebody already."""
         key = self.bundle.signed_by
         return key.line if key is not None and self.options.enrol and not there["trusted"] else ""
 
     def _make_job(
         self, name: str, env: str, target: Target, manager: str, files: Sequence[Sent], wheels: Sequence[Wheel],
-        rights: Rights, there: dict[str, Any], enrol: str, system_site: bool,
+        rights: Rights, there: There, enrol: str, system_site: bool,
     ) -> dict[str, Any]:  # fmt: skip
         options = self.options
         user = options.user if options.user is not None else "narrowcast" if manager == "systemd" else ""
@@ -207,7 +208,7 @@ class Flashing:
         self.observer.note(line)
 
     def _report(
-        self, word: Any, ended: dict[str, Any], steps: list[StepRecord], name: str = "", plan: Plan | None = None
+        self, word: Any, ended: Entry, steps: list[StepRecord], name: str = "", plan: Plan | None = None
     ) -> FlashReport:
         head: dict[str, Any] = ended.get("head") or {}
         manifest = self.bundle.manifest

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from narrowcast.devices.flash.agent.journal import END
+from narrowcast.devices.flash.answers import Entry, checked, printable
 from narrowcast.devices.flash.errors import RolledBackError, from_board
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.report import FlashReport, StepRecord
@@ -14,8 +15,8 @@ from narrowcast.devices.flash.session import Session
 
 
 def follow(
-    session: Session, job: str, observer: Observer, heard: list[dict[str, Any]] | None = None
-) -> tuple[dict[str, Any], list[StepRecord]]:
+    session: Session, job: str, observer: Observer, heard: list[Entry] | None = None
+) -> tuple[Entry, list[StepRecord]]:
     """Until the job has ended.
 
     Args:
@@ -31,7 +32,8 @@ def follow(
         FlashError: the board's worker died, or the link broke.
     """
     heard = [] if heard is None else heard
-    for entry in session.events("follow", job=job, after=len(heard)):
+    for event in session.events("follow", job=job, after=len(heard)):
+        entry = _entry(event, session.board)
         if entry["step"] == "beat":
             continue
         heard.append(entry)
@@ -42,7 +44,14 @@ def follow(
     return heard[-1], records(heard)
 
 
-def records(heard: list[dict[str, Any]]) -> list[StepRecord]:
+def _entry(event: dict[str, Any], board: str) -> Entry:
+    """A line of the journal, whatever the board says."""
+    found = checked(event, Entry, board)
+    step, state, detail = (printable(found.get(name, "")) for name in ("step", "state", "detail"))  # type: ignore[arg-type]
+    return {**found, "step": step, "state": state, "detail": detail}
+
+
+def records(heard: list[Entry]) -> list[StepRecord]:
     """Every step once, as it ended."""
     found: dict[str, StepRecord] = {}
     for entry in heard:
@@ -54,7 +63,7 @@ def records(heard: list[dict[str, Any]]) -> list[StepRecord]:
     return list(found.values())
 
 
-def outcome(ended: dict[str, Any], report: FlashReport) -> FlashReport:
+def outcome(ended: Entry, report: FlashReport) -> FlashReport:
     """The report of a job that has ended.
 
     Raises:

@@ -45,7 +45,8 @@ class FlashOptions:
     Attributes:
         connection: to the board.
         to: the tail server or servers that its daemon sends to, ``HOST:PORT[,...]``; empty keeps what the board has.
-        source: of its frames, as ``narrowcast stream`` takes it; empty keeps what the board has.
+        source: of its frames, as ``narrowcast stream`` takes it; a folder with ``/`` at its end is watched; empty keeps what
+            the board has.
         config: a daemon's configuration (TOML) in place of ``to`` and ``source``; its bundle is set by flash.
         settings: further keys of the configuration, as ``narrowcast stream --config`` takes them.
         tls: the board's folder of ``narrowcast keys issue``; None keeps what the board has.

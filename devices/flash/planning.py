@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT
+from narrowcast.devices.flash.answers import Facts
 from narrowcast.devices.flash.board import Rights
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
 from narrowcast.devices.flash.release import Sent
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_plan(
-    flashing: Flashing, ssh: Ssh, rights: Rights, facts: dict[str, Any], *, name: str, target: Target, manager: str,
+    flashing: Flashing, ssh: Ssh, rights: Rights, facts: Facts, *, name: str, target: Target, manager: str,
     sent: Sequence[Sent], have: Sequence[int], enrols: bool, replaces: str | None, system_site: bool,
 ) -> Plan:  # fmt: skip
     """What is about to be done."""
@@ -29,7 +30,7 @@ def make_plan(
     commands = _commands(flashing, ssh, rights, name, manager, system_site)
     steps = [PlannedStep(name=step, what=what, commands=commands.get(step, [])) for step, what in STEPS.items()]
     return Plan(
-        destination=flashing.destination, board=str(facts.get("model") or facts.get("hostname")), target=target.name,
+        destination=flashing.destination, board=facts["model"] or facts["hostname"], target=target.name,
         release=name, model=manifest.name, number=manifest.release, steps=steps, replaces=replaces,
         signed_by=f"{signer.name} ({signer.id})".strip() if signer else "nobody", enrols=enrols,
         upload_bytes=sum(size for _, size in missing), upload_files=missing,

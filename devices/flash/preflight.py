@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
+from narrowcast.devices.flash.answers import Facts, There
 from narrowcast.devices.flash.board import Rights, kind_of
 from narrowcast.devices.flash.errors import DowngradeError, PreflightError, ServerUnreachableError, WrongTargetError
 from narrowcast.devices.flash.options import FlashOptions
@@ -17,19 +17,19 @@ SKEW_SECONDS = 120.0
 SPARE_BYTES = 64 * 1024 * 1024
 
 
-def choose_target(wanted: Target | None, facts: dict[str, Any], options: FlashOptions) -> Target:
+def choose_target(wanted: Target | None, facts: Facts, options: FlashOptions) -> Target:
     """The kind of board: what was asked for, if it can be that.
 
     Raises:
         WrongTargetError: the board is of another architecture, or is recognised as another kind.
     """
     seen = kind_of(facts)
-    shown = f"{facts.get('model') or facts.get('hostname')} ({facts.get('architecture')})"
+    shown = f"{facts['model'] or facts['hostname']} ({facts['architecture']})"
     if wanted is None:
         if seen is None:
             raise WrongTargetError(f"no target describes {shown}; name a file of your own: --target my-board.toml")
         return seen
-    if wanted.architecture != facts.get("architecture"):
+    if wanted.architecture != facts["architecture"]:
         raise WrongTargetError(f"{wanted.name} is {wanted.architecture}; the board is {shown}")
     # A generic target fits every board of its architecture; a particular one only what calls itself so.
     if (
@@ -43,18 +43,18 @@ def choose_target(wanted: Target | None, facts: dict[str, Any], options: FlashOp
     return wanted
 
 
-def check_board(facts: dict[str, Any], target: Target, rights: Rights, options: FlashOptions) -> list[str]:
+def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOptions) -> list[str]:
     """Python, clock, what the kernel shows of power; returns notes.
 
     Raises:
         PreflightError: it cannot be.
     """
     notes = []
-    if not facts.get("venv") and not options.environment:
+    if not facts["venv"] and not options.environment:
         raise PreflightError("the board's Python has no module venv: apt install python3-venv")
     if rights.version not in target.python:
         notes.append(f"Python {rights.version} runs there; {target.title} is tested with {', '.join(target.python)}")
-    skew = float(facts["clock"]) - time.time()
+    skew = facts["clock"] - time.time()
     if abs(skew) > SKEW_SECONDS:
         notes.append(
             f"the board's clock is {abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}: set it (timedatectl set-ntp "
@@ -67,7 +67,7 @@ def check_board(facts: dict[str, Any], target: Target, rights: Rights, options: 
     return notes
 
 
-def check_release(manifest: Manifest, there: dict[str, Any], target: Target, options: FlashOptions) -> list[str]:
+def check_release(manifest: Manifest, there: There, target: Target, options: FlashOptions) -> list[str]:
     """Whether the bundle is meant for such a board, and newer than what it runs; returns notes.
 
     Raises:
@@ -80,7 +80,7 @@ def check_release(manifest: Manifest, there: dict[str, Any], target: Target, opt
             "too, or --allow-target"
         )
     current = there["current"] or {}
-    highest = max(int((there.get("highest") or {}).get(manifest.name, 0)), 0)
+    highest = there["highest"].get(manifest.name, 0)
     if manifest.release < highest and not options.allow_downgrade:
         raise DowngradeError(
             f"{manifest.name} release {manifest.release} is older than {highest}, which the board ran: --allow-downgrade if "

@@ -6,8 +6,9 @@ import getpass
 import hashlib
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Sent:
     path: str = ""
     secret: bool = False
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of its bytes."""
         return hashlib.sha256(self.data).hexdigest()
@@ -76,9 +77,17 @@ def environment_id(wheels: Sequence[Wheel], python: str, *, system_site: bool) -
     return f"py{python}-{_digest(words)[:12]}"
 
 
-def release_id(bundle: Bundle, files: Sequence[Sent], environment: str) -> str:
-    """Model, number and what else is in the release: the same content has the same id."""
-    words = [environment, *sorted(f"{file.path} {file.sha256}" for file in files)]
+def release_id(bundle: Bundle, files: Sequence[Sent], environment: str, kept: Mapping[str, str] | None = None) -> str:
+    """Model, number and what else is in the release: the same content has the same id.
+
+    Args:
+        bundle: that goes out.
+        files: of the release's folder.
+        environment: its id.
+        kept: SHA-256 by path of what is taken over from the release that runs.
+    """
+    found = dict(kept or {}) | {file.path: file.sha256 for file in files}
+    words = [environment, *sorted(f"{path} {sha256}" for path, sha256 in found.items())]
     return f"{bundle.manifest.name}-{bundle.manifest.release}-{_digest(words)[:8]}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any
 
+from narrowcast.devices.flash.answers import printable
 from narrowcast.devices.flash.errors import BoardError, BoardUnreachableError, FlashError, SudoError, from_board
 from narrowcast.devices.flash.packing import agent_zip, session_command
 from narrowcast.devices.flash.ssh import FAILED, Ssh
@@ -42,6 +43,11 @@ class Session:
         )
         agent = agent_zip()
         self._send(f"{len(agent)}\n".encode() + agent)
+
+    @property
+    def board(self) -> str:
+        """The board, as the user named it."""
+        return self._ssh.destination.text
 
     def __enter__(self) -> Session:
         return self
@@ -78,9 +84,9 @@ class Session:
         while True:
             message = self._receive()
             if "event" in message:
-                yield message["event"]
+                yield message["event"] if isinstance(message["event"], dict) else {}
             elif "error" in message:
-                raise from_board(str(message["error"].get("kind")), str(message["error"].get("message")))
+                raise _named(message["error"])
             else:
                 return message.get("ok")
 
@@ -102,7 +108,7 @@ class Session:
             self._send(json.dumps(request).encode() + b"\n" + piece)
             message = self._receive()
             if "error" in message:
-                raise from_board(str(message["error"].get("kind")), str(message["error"].get("message")))
+                raise _named(message["error"])
             have += len(piece)
             tell(have)
 
@@ -141,3 +147,9 @@ class Session:
         if code not in (None, 0, FAILED) and said:
             return BoardError(f"{name}: the board's end failed: {said.splitlines()[-1][:300]}")
         return LinkLostError(f"the connection to {name} broke{': ' + said.splitlines()[-1][:200] if said else ''}")
+
+
+def _named(error: Any) -> FlashError:
+    """What a board says is wrong."""
+    found = error if isinstance(error, dict) else {}
+    return from_board(str(found.get("kind")), printable(str(found.get("message"))))

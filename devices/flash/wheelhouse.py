@@ -20,6 +20,7 @@ from narrowcast.devices.flash.observer import Observer
 from narrowcast.head.cache import cache_folder
 
 PIP_SECONDS = 1800.0
+KEPT = 8  # sets of wheels in the cache
 _OLDEST_GLIBC = 17
 _GLIBC = re.compile(r"2\.(\d+)")
 _MARKED = re.compile(r"(?P<what>[^;]+);\s*python_version\s*(?P<op><|>=)\s*[\"']3\.(?P<minor>\d+)[\"']\s*")
@@ -118,8 +119,19 @@ def bring_together(board: BoardPython, extras: Sequence[str], observer: Observer
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             _download(board, [f"{own.path}[{','.join(extras)}]", "pip", *_missing(board)], pins, folder)
-            (folder / ".complete").touch()
+        (folder / ".complete").touch()
+        _prune(root)
         return from_folder(folder)
+
+
+def _prune(root: Path) -> None:
+    """Every change of a checkout makes another set of wheels: the oldest go."""
+    marks = sorted(root.glob("*/.complete"), key=lambda mark: mark.stat().st_mtime_ns, reverse=True)
+    for mark in marks[KEPT:]:
+        shutil.rmtree(mark.parent, ignore_errors=True)
+    own = sorted(root.glob("own-*"), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+    for folder in own[KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def download_words(board: BoardPython) -> list[str]:

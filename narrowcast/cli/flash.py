@@ -18,7 +18,7 @@ examples:
   narrowcast flash model.ncb pi@camera-7                     another release; configuration and certificate stay
   narrowcast flash model.ncb pi@camera-7 --dry-run           the plan: steps, commands, bytes, what needs root
   narrowcast flash model.ncb pi@camera-7 --yes --json        for CI; --accept-host-key SHA256:... for a new board
-  narrowcast flash model.ncb me@box --prefix /home/me/narrowcast --to 127.0.0.1:7433 --source photos/ --gate ready
+  narrowcast flash model.ncb me@box --prefix /home/me/narrowcast --to tail:7433 --source /home/me/inbox/ --gate ready
   narrowcast flash model.ncb --fleet fleet.toml --canary 1 --wave 10 --stop-after 10%   all boards of an inventory
   narrowcast flash status --fleet fleet.toml --group dock
   narrowcast flash status pi@camera-7

@@ -58,7 +58,7 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     """What is put on a board."""
     group = parser.add_argument_group("what the board gets; what is left out stays as it is there")
     group.add_argument("--to", default="", metavar="HOST:PORT[,...]", help="the tail server of its frames, or several")
-    group.add_argument("--source", default="", metavar="SOURCE", help="of its frames, as narrowcast stream takes it")
+    group.add_argument("--source", default="", metavar="SOURCE", help="of its frames; DIR/ is watched")
     group.add_argument("--config", type=Path, metavar="EDGE.toml", help="the daemon's settings (docs/daemon.md)")
     group.add_argument("--tls", type=Path, metavar="DIR", help="its certificate: of narrowcast keys issue BOARD")
     group.add_argument(

@@ -242,6 +242,8 @@ def test_certificates_and_keys_are_enrolled_and_kept(board, tmp_path):
     assert {path.name: path.stat().st_mode & 0o777 for path in there.iterdir()} == dict.fromkeys(
         ("tls.crt", "tls.key", "ca.crt"), 0o600
     )
+    assert board.flash(1).outcome == "unchanged", "what was not said again is as it was"
+    assert board.flash(1, to="", source="").outcome == "unchanged"
     assert 'dir = "' + board.layout.config + '/tls"' in (board.layout.current / "edge.toml").read_text()
     assert [key["name"] for key in trust("board", add=OTHER.public, **board.place)] == ["test", "other"]
     with pytest.raises(BoardVerifyError, match="flash one of the new key first"):

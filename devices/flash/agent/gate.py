@@ -35,8 +35,8 @@ class _Look:
         if not self.fresh:
             return "the daemon has written no status yet"
         number = (self.status.get("model") or {}).get("release")
-        wanted = work.job["release"]["number"]
-        if number != wanted:
+        wanted = work.job["release"].get("number")  # None of what was set up by hand
+        if wanted is not None and number != wanted:
             return f"the daemon runs release {number} of its model, not {wanted}"
         if not self.status.get("ready"):
             return f"the daemon is not ready{_about(self.status)}"

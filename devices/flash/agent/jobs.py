@@ -64,6 +64,20 @@ def check_free(layout: Layout, job: str) -> None:
             )
 
 
+def check_current(layout: Layout) -> None:
+    """Returns if ``current`` can be switched.
+
+    Raises:
+        AgentError: ``PreflightError``: it is a folder, which no rename can exchange for a link.
+    """
+    if layout.current.is_dir() and not layout.current.is_symlink():
+        raise AgentError(
+            "PreflightError",
+            f"{layout.current} is a folder that was made by hand: mkdir -p {layout.releases} && mv {layout.current} "
+            f"{layout.releases}/by-hand && ln -s releases/by-hand {layout.current}, then flash again",
+        )
+
+
 def start(layout: Layout, job: dict[str, Any]) -> str:
     """Begins a job, or goes on with it where it stopped; one that is under way is left alone.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import give, point, read_json, write_atomic, write_json
+from narrowcast.devices.flash.agent.files import give, point, read_json, remove, write_atomic, write_json
 from narrowcast.devices.flash.agent.state import State
 from narrowcast.devices.flash.agent.store import file_of
 from narrowcast.devices.flash.agent.trust import enrol, identity
@@ -96,14 +97,7 @@ def self_test(work: Work) -> str:
 
 
 def install(work: Work) -> str:
-    """Unit, configuration and certificate; the daemon itself says whether its configuration holds."""
-    for link, inside in ((work.layout.edge, "edge.toml"), (Path(work.layout.config) / "tls", "tls")):
-        target = f"{work.layout.current}/{inside}"
-        if link.exists() and not link.is_symlink():
-            link.rename(link.with_name(f"{link.name}.before-flash"))
-        if not link.is_symlink() or str(link.readlink()) != target:
-            point(link, target)
-    work.services.install({str(name): str(text) for name, text in work.job["units"].items()})
+    """Unit, configuration and certificate; the daemon itself says whether its configuration holds, before a link changes."""
     with tempfile.TemporaryDirectory(prefix="narrowcast-") as folder:
         trial = Path(folder) / "edge.toml"
         text = (work.folder / "edge.toml").read_text(encoding="utf-8")
@@ -112,7 +106,22 @@ def install(work: Work) -> str:
         trial.write_text(text.replace(f"{work.layout.config}/tls", f"{work.folder}/tls"), encoding="utf-8")
         Path(folder).chmod(0o755)
         work.run_in_release("-m", "narrowcast", "stream", "--config", str(trial), "--check", kind="EdgeConfigError")
+    work.services.install({str(name): str(text) for name, text in work.job["units"].items()})
+    for link, inside in ((work.layout.edge, "edge.toml"), (Path(work.layout.config) / "tls", "tls")):
+        target = f"{work.layout.current}/{inside}"
+        if link.exists() and not link.is_symlink():
+            _put_away(work, link, inside)
+        if not link.is_symlink() or str(link.readlink()) != target:
+            point(link, target)
     return "the daemon's configuration holds"
+
+
+def _put_away(work: Work, path: Path, inside: str) -> None:
+    """What somebody made by hand goes into the release that runs with it, if there is one: a rollback finds it there."""
+    running = work.layout.running()
+    home = work.layout.release(running) / inside if running else path.with_name(f"{path.name}.before-flash")
+    remove(path.with_name(f"{path.name}.before-flash"))
+    shutil.move(path, home if not home.exists() else path.with_name(f"{path.name}.before-flash"))
 
 
 def _lay(work: Work) -> None:
@@ -126,9 +135,11 @@ def _lay(work: Work) -> None:
         secret = bool(entry.get("secret"))
         path.parent.mkdir(exist_ok=True)
         _copy(source, path, 0o600 if secret else 0o644, work.user if secret else "")
-    keep = work.job.get("keep_from")
-    if keep and not any(str(entry["path"]).startswith("tls/") for entry in work.job["files"]):
-        _keep(work, work.layout.release(str(keep)) / "tls", work.folder / "tls")
+    if not any(str(entry["path"]).startswith("tls/") for entry in work.job["files"]):
+        keep, by_hand = work.job.get("keep_from"), Path(work.layout.config) / "tls"
+        _keep(
+            work, by_hand if not by_hand.is_symlink() else work.layout.release(str(keep)) / "tls", work.folder / "tls"
+        )
     for folder in (work.layout.state, work.layout.cache):
         path = Path(folder)
         if not path.exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.devices.flash.agent.facts import facts
-from narrowcast.devices.flash.agent.files import read_json
+from narrowcast.devices.flash.agent.files import read_json, sha256_of
 from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.locks import holder
 from narrowcast.devices.flash.agent.services import Services
@@ -30,7 +30,7 @@ def status(layout: Layout, services: Services) -> dict[str, Any]:
         "previous_release": _record(layout, state.previous),
         "highest": state.highest,
         "edge": _edge(layout, running),
-        "has_tls": running is not None and (layout.release(running) / "tls").is_dir(),
+        "tls": _tls(layout),
         "pending": state.pending,
         "releases": releases(layout),
         "service": {
@@ -56,6 +56,12 @@ def _record(layout: Layout, name: str | None) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {"id": name, **(read_json(layout.release(name) / "release.json") or {})}
     return found
+
+
+def _tls(layout: Layout) -> dict[str, str]:
+    """SHA-256 by path of the board's certificate; empty where it has none."""
+    folder = Path(layout.config) / "tls"  # by way of `current`, or made by hand before the first flash
+    return {f"tls/{path.name}": sha256_of(path) for path in folder.iterdir()} if folder.is_dir() else {}
 
 
 def _edge(layout: Layout, running: str | None) -> str | None:

@@ -83,6 +83,7 @@ class Session:
         lock = Lock(self._layout.flash / "session.lock", str(request["by"]))
         lock.take()
         self._lock = lock
+        jobs.check_current(self._layout)
         jobs.check_free(self._layout, str(request.get("job") or ""))
         store.install_agent(self._layout, self._agent)
 

@@ -11,6 +11,8 @@ from support import bundles
 from narrowcast.devices.flash import Connection, FlashOptions, Observer, checks, edge
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.services import Supervised, Systemd, services_for
+from narrowcast.devices.flash.answers import Facts, printable
+from narrowcast.devices.flash.answers import checked as checked_answer
 from narrowcast.devices.flash.board import Rights, layout_of, look, services_of
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import (
@@ -39,7 +41,7 @@ from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras
 from narrowcast.devices.targets import DeployPaths, load_target
 from narrowcast.transport.bundle import SecretKey
 from narrowcast.transport.bundle.signing import read_keys
-from narrowcast.transport.errors import KeyFileError
+from narrowcast.transport.errors import ConfigError, KeyFileError
 from narrowcast.transport.structs import parse_toml
 
 LAYOUT = layout_of("", DeployPaths())
@@ -102,6 +104,16 @@ def test_a_configuration_is_made_of_options_and_of_what_is_there():
     assert kept["metrics"] == {"listen": "unix:/x"}
     unsigned = parse_toml(edge.edge_config(options, LAYOUT, None, tls=False, signed=False), "x")
     assert (unsigned["trust"], unsigned["allow_unsigned"]) == ([], True)
+
+
+def test_a_folder_is_watched_and_a_prefix_is_a_folder_of_the_board():
+    text = edge.edge_config(FlashOptions(to="a:1", source="/srv/inbox/"), LAYOUT, None, tls=False, signed=True)
+    assert parse_toml(text, "x")["sources"] == [{"name": "camera", "watch": True, "uri": "/srv/inbox/"}]
+    assert edge.edge_config(FlashOptions(), LAYOUT, text, tls=False, signed=True) == text
+    assert layout_of("/home/me/x/", DeployPaths()).config == "/home/me/x/etc"
+    for prefix in ("~/x", "x", "/"):
+        with pytest.raises(ConfigError, match="from its root"):
+            layout_of(prefix, DeployPaths())
 
 
 def test_a_configuration_that_says_too_little_is_refused(tmp_path):
@@ -261,6 +273,20 @@ def said_by(folder, text):
 def test_a_program_that_is_no_ssh(tmp_path):
     with pytest.raises(FlashError, match="install OpenSSH"):
         Ssh(Destination.parse("pi@x"), Connection(ssh=str(tmp_path / "none"))).call("true")
+
+
+# ---------------------------------------------------------------- what a board may answer
+
+
+@pytest.mark.parametrize("answer", [None, 3, [], {}, {"hostname": 3}, {**dict.fromkeys(Facts.__annotations__)}])
+def test_a_board_that_answers_something_else_is_an_error(answer):
+    with pytest.raises(BoardError, match="pi@x answered what is no answer"):
+        checked_answer(answer, Facts, "pi@x")
+
+
+def test_lines_of_a_board_cannot_move_the_cursor():
+    assert printable("fine \ta\u20ac") == "fine \ta\u20ac"
+    assert printable("\x1b[2Jgone\r\n") == "\ufffd[2Jgone\ufffd\ufffd"
 
 
 # ---------------------------------------------------------------- the rest

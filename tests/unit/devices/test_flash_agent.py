@@ -317,6 +317,36 @@ def test_old_releases_go_and_a_daemon_that_is_killed_comes_back(board):
     assert json.loads((board.layout.flash / "layout.json").read_text()) == board.layout.as_dict()
 
 
+def test_what_was_set_up_by_hand_is_taken_over_and_found_again(board):
+    layout = board.layout
+    layout.current.mkdir(parents=True)
+    with pytest.raises(AgentError, match="was made by hand: mkdir -p") as caught:
+        jobs.check_current(layout)
+    assert kind_of(caught) == "PreflightError"
+    layout.releases.mkdir()
+    layout.current.rename(layout.releases / "by-hand")
+    layout.current.symlink_to("releases/by-hand")
+    jobs.check_current(layout)
+    (layout.release("by-hand") / "venv").symlink_to(board.environment)
+    bundles.make(release=1).write(layout.release("by-hand") / "model.ncb")
+    tls = layout.edge.with_name("tls")
+    tls.mkdir(parents=True)
+    (tls / "tls.key").write_text("secret")
+    layout.edge.write_text(f'to = "127.0.0.1:1"\nbundle = "{layout.current}/model.ncb"\n')
+    # A configuration that does not hold leaves all of it where it was.
+    assert board.carry_out(board.job(number=2, extra='wrong = "key"\n'))["kind"] == "EdgeConfigError"
+    assert not layout.edge.is_symlink()
+    assert not tls.is_symlink()
+    job = board.job(number=2)
+    assert board.carry_out(job)["state"] == "committed"
+    assert (layout.release(job["id"]) / "tls" / "tls.key").read_text() == "secret"
+    assert layout.edge.is_symlink()
+    back = {**job, "id": "rollback-by-hand", "kind": "rollback", "release": {"id": "by-hand"}}
+    assert board.carry_out(back)["state"] == "committed"
+    assert (layout.edge.read_text().splitlines()[0], (tls / "tls.key").read_text()) == ('to = "127.0.0.1:1"', "secret")
+    until(lambda: board.answering() == 1, "what was set up by hand runs again")
+
+
 def test_the_agent_keeps_keys_as_narrowcast_writes_them():
     key = bundles.trusted_key()
     assert trust.identity(key.line) == key.id
