@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from narrowcast.transport.units import human_rate, parse_rate, parse_time_ms
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import Settings
+from narrowcast.transport.units import human_rate, parse_rate, parse_time_ms
 
 # Around a packet: protobuf's fields, gRPC's prefix (5), HTTP/2's frame header (9), a TLS 1.3 record (22).
 MESSAGE_BYTES = 8 + 5 + 9 + 22

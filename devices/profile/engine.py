@@ -248,17 +248,11 @@ class Engine:
         frames = failed = 0
         try:
             while not frames or now - start < seconds * 1e9:
-                frame, (image, capture_ms) = self._image(runner)
-                sample = runner.run(image)
-                now = clock.now_ns()
+                now, failure = self.count_one(runner, tally, number)
                 frames += 1
-                failed += sample.failed is not None
-                tally.add(sample, capture_ms, number, frame)
-                self._observer.frame_done(runner.info.id, sample.latency_ms, sample.failed)
-                self._note_failure(runner.info.id, sample.failed)
-                if now - self._looked > _LOOK_NS:
-                    self._looked = now
-                    self._look()
+                failed += failure is not None
+                if failure is not None or self._failed[runner.info.id]:
+                    self._note_failure(runner.info.id, failure)
         finally:
             self._end(runner, "single", lead_ns, start, now, frames, failed)
         after = runner.socket_bytes()
@@ -266,6 +260,18 @@ class Engine:
             tally.socket_up += after.sent - before.sent
             tally.socket_down += after.received - before.received
             tally.socket_frames += frames
+
+    def count_one(self, runner: Runner, tally: Tally, block: int) -> tuple[int, str | None]:
+        """A counted frame; gives when it was done, and its failure. All that profiling adds to a frame is in here."""
+        frame, (image, capture_ms) = self._image(runner)
+        sample = runner.run(image)
+        now = self._clock.now_ns()
+        tally.add(sample, capture_ms, block, frame)
+        self._observer.frame_done(runner.info.id, sample.latency_ms, sample.failed)
+        if now - self._looked > _LOOK_NS:
+            self._looked = now
+            self._look()
+        return now, sample.failed
 
     def _note_failure(self, way: str, failed: str | None) -> None:
         if failed is None:

@@ -219,6 +219,12 @@ def _warnings(
         found += [f"the emulated link {connection.name}: {what}" for what in connection.warnings]
     if any(connection.settings is not None for connection in connections):
         found.append("links were emulated on the board itself: what that took of its time and energy is in the figures")
+    ran_on = {tally.info.kind: tally.info.backend for tally in measured.tallies.values() if tally.info.backend}
+    if len(set(ran_on.values())) > 1:
+        on = ", ".join(f"{kind} on {backend}" for kind, backend in ran_on.items())
+        found.append(
+            f"the board's networks did not all run on the same backend ({on}): that is a part of their difference"
+        )
     if subject.probed.recorded:
         found.append("power and conditions are a recorded board's; times are this machine's")
     if context.idle.warning:

@@ -173,7 +173,9 @@ def _must_have_sizes(network: trt.INetworkDefinition) -> None:
     for index in range(network.num_inputs):
         tensor: trt.ITensor = network.get_input(index)
         shape = list(tensor.shape)
-        if any(side < 0 for side in shape):
+        if shape[:1] == [-1] and all(side > 0 for side in shape[1:]):
+            tensor.shape = [1, *shape[1:]]  # the uncut network takes batches; a board has one frame at a time
+        elif any(side < 0 for side in shape):
             raise BackendError(
                 f"its input {tensor.name!r} has no fixed shape: {shape}; heads for images of any size run on onnxruntime"
             )

@@ -126,8 +126,8 @@ def test_a_cut_is_silent_and_a_broken_connection_is_not(echo, how):
 
 @each
 def test_no_server_is_a_broken_connection(how):
-    with emulated("20mbit,1ms", "127.0.0.1:9", how=how) as link, connect(link) as connection:
-        with contextlib.suppress(ConnectionResetError):
+    with emulated("20mbit,1ms", "127.0.0.1:9", how=how) as link:
+        with contextlib.suppress(ConnectionResetError), connect(link) as connection:
             assert connection.recv(16) == b""
 
 

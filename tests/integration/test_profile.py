@@ -244,8 +244,8 @@ def test_a_recorded_boards_power_goes_with_the_work(server, folder, tmp_path):
 def test_a_recording_replays_in_its_own_time(folder, tmp_path):
     """The recording of ten seconds has 2 s idle, 6 s loaded, 2 s idle; waiting costs none of ours, work what it takes."""
     file, recording = tmp_path / "RUN.json", RECORDED / "jetson-orin-nano.jsonl"
-    words = ["--ways", "local", "--root", str(recording), "--idle-s", "1.9", "--warm-up-s", "0.2", "--loaded-s", "4"]
-    words += ["--rounds", "1", "--settle-s", "1.95", "--lead-s", "0.1", "-o", str(file), "--quiet"]
+    words = ["--ways", "local", "--root", str(recording), "--idle-s", "1.8", "--warm-up-s", "0.25", "--loaded-s", "4"]
+    words += ["--rounds", "1", "--settle-s", "1.9", "--lead-s", "0.1", "-o", str(file), "--quiet"]
     started = time.monotonic()
     assert main(command(folder, *words)) == 0
     assert time.monotonic() - started < 60

@@ -129,6 +129,10 @@ class ITensor:
     def shape(self) -> Dims:
         return self._shape
 
+    @shape.setter
+    def shape(self, value: Any) -> None:
+        self._shape = Dims(value)
+
 
 class INetworkDefinition:
     def __init__(self, flags: int) -> None:
@@ -136,6 +140,21 @@ class INetworkDefinition:
         self.model = b""
         self.layers: list[ILayer] = []
         self.inputs: list[ITensor] = []
+
+    def built(self) -> bytes:
+        """The model with the shapes that its inputs were given, and outputs of as many frames."""
+        proto = onnx.load_from_string(self.model)
+        free = {
+            dim.dim_param: side
+            for value, tensor in zip(proto.graph.input, self.inputs, strict=True)
+            for dim, side in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True)
+            if dim.dim_param
+        }
+        for value in (*proto.graph.input, *proto.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in free:
+                    dim.dim_value = free[dim.dim_param]
+        return bytes(proto.SerializeToString())
 
     @property
     def num_inputs(self) -> int:
@@ -288,7 +307,7 @@ def module(version: str) -> ModuleType:
             if made.refuse_to_build:
                 self._logger.log(ILogger.Severity.ERROR, "fake builder:\n no tactic")
                 return None  # type: ignore[return-value]  # as TensorRT does
-            return IHostMemory(json.dumps({"version": version}).encode() + b"\n" + network.model)
+            return IHostMemory(json.dumps({"version": version}).encode() + b"\n" + network.built())
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:

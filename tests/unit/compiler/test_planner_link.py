@@ -15,9 +15,9 @@ from narrowcast.compiler.planner.link import (
     over_link,
     wire_bytes,
 )
-from narrowcast.transport.units import human_rate, parse_rate, parse_time_ms
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import from_mapping
+from narrowcast.transport.units import human_rate, parse_rate, parse_time_ms
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,12 @@ class TestErrors:
         with pytest.raises(BackendError, match=r"'image' has no fixed shape: \[1, 8, -1, 3\]"):
             load(model)
 
+    def test_the_uncut_network_takes_batches_and_is_built_for_one_frame(self, each):
+        network = each[0].load(bundles.whole_model(), threads=0, what="whole network")
+        outputs = network.run({"image": FRAME[None]})["output"]
+        assert outputs.shape == (1, 3)
+        assert np.allclose(outputs[0], (FRAME // 16).reshape(-1, 3).mean(0) + 100, atol=1e-3)
+
     def test_inputs_that_are_not_the_networks(self, each):
         backend = each[0]
         network = backend.load(bundles.head_model(), threads=0, what="head")
