@@ -32,7 +32,7 @@ from timm_import import import_timm
 TABLE = Path(__file__).with_name("families.toml")
 WANTED = 0.95
 BATCHES = (1, 4)  # tracing itself uses 2 and 3
-CUTS = 4
+CUTS, CUTS_OF_QUICK = 4, 3
 CLOSE = 1e-4  # of an output's largest value
 
 
@@ -52,7 +52,7 @@ class Row:
     seconds: float = 0.0
 
 
-def examine(family: str, entry: dict[str, Any]) -> Row:
+def examine(family: str, entry: dict[str, Any], most_cuts: int) -> Row:
     """Cuts one network and puts it together again, on one thread."""
     import torch
 
@@ -72,9 +72,10 @@ def examine(family: str, entry: dict[str, Any]) -> Row:
         macs = sum(value.macs for value in traced.values.values())
         useful = CutTable(row.model, traced.input_size, traced.method, macs, 0, found).useful
         row.cuts, row.shown = len(found), len(useful)
-        for cut in spread(useful or found):
+        runs = [run(network, torch.randn(batch, 3, *traced.input_size)) for batch in BATCHES]
+        for cut in spread(useful or found, most_cuts):
             row.tried.append(cut.name)
-            if wrong := compare(network, traced, cut):
+            if wrong := compare(runs, traced, cut):
                 row.verdict, row.reason = "failed", f"{cut.name}: {wrong}"
                 break
     except TraceError as error:
@@ -104,13 +105,22 @@ def build(entry: dict[str, Any]) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def spread(cuts: Sequence[Any]) -> list[Any]:
-    """``CUTS`` of them, the first and the last among them."""
+def spread(cuts: Sequence[Any], count: int) -> list[Any]:
+    """``count`` of them, the first and the last among them."""
     last = len(cuts) - 1
-    return [cuts[k] for k in sorted({round(last * step / (CUTS - 1)) for step in range(CUTS)})]
+    return [cuts[k] for k in sorted({round(last * step / (count - 1)) for step in range(count)})]
 
 
-def compare(network: Any, traced: Any, cut: Any) -> str:
+def run(network: Any, images: Any) -> tuple[Any, list[Any]]:
+    """The images, and what the whole network makes of them."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    with torch.no_grad():
+        return images, pytree.tree_leaves(network(images.clone()))
+
+
+def compare(runs: Sequence[tuple[Any, list[Any]]], traced: Any, cut: Any) -> str:
     """What is wrong with head and tail at ``cut``; nothing where they are right."""
     import torch
     from torch.utils import _pytree as pytree
@@ -118,10 +128,9 @@ def compare(network: Any, traced: Any, cut: Any) -> str:
     from narrowcast.compiler.cuts.split import prefix, suffix
 
     head, tail = prefix(traced, cut.node), suffix(traced, cut.node)
-    for batch in BATCHES:
-        images = torch.randn(batch, 3, *traced.input_size)
+    for images, wanted in runs:
+        batch = len(images)
         with torch.no_grad():
-            wanted = pytree.tree_leaves(network(images.clone()))
             features = head(images)
             if features.shape != (batch, *cut.shape):
                 return f"features {list(features.shape)}, not {[batch, *cut.shape]}"
@@ -139,16 +148,18 @@ def compare(network: Any, traced: Any, cut: Any) -> str:
     return ""
 
 
-def walk(table: dict[str, dict[str, Any]], jobs: int) -> Iterator[Row]:
+def walk(table: dict[str, dict[str, Any]], jobs: int, most_cuts: int) -> Iterator[Row]:
     """A row for each family, in order, by ``jobs`` processes."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(examine, table, table.values())
+        yield from pool.map(examine, table, table.values(), [most_cuts] * len(table))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--quick", action="store_true", help="without those that families.toml calls slow")
+    parser.add_argument(
+        "--quick", action="store_true", help="without those that families.toml calls slow, at fewer cuts"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows as JSON")
     args = parser.parse_args()
@@ -166,7 +177,7 @@ def main() -> int:
     print(
         f"{'family':<26}{'model':<38}{'px':>4}  {'traced':<8}{'cuts':>4}{'shown':>6}{'tried':>6}{'s':>7}  head + tail"
     )
-    for row in walk(chosen, args.jobs):
+    for row in walk(chosen, args.jobs, CUTS_OF_QUICK if args.quick else CUTS):
         rows.append(row)
         print(
             f"{row.family:<26}{row.model:<38}{row.size:>4}  {row.traced_by:<8}{row.cuts:>4}{row.shown:>6}"

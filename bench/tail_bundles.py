@@ -49,7 +49,7 @@ def blank(folder: Path, shape: tuple[int, int, int], alphabet: int) -> Bundle:
     folder.mkdir(parents=True, exist_ok=True)
     spec = CodecSpec(name="rans", shape=shape, alphabet=alphabet, levels=1, quantizer="0" * 64)
     tables = fit_tables(np.full((1, shape[0], alphabet), 1 / alphabet), None).to_bytes()
-    model = _matrix(shape)
+    model = matrix(shape)
     parts = [
         describe_part("tail.onnx", model, "tail", ["server"], precision="fp32"),
         describe_part("tables", tables, "tables", ["device", "server"]),
@@ -64,7 +64,8 @@ def blank(folder: Path, shape: tuple[int, int, int], alphabet: int) -> Bundle:
     return Bundle.open(path, "server", allow_unsigned=True)
 
 
-def _matrix(shape: tuple[int, int, int]) -> bytes:
+def matrix(shape: tuple[int, int, int]) -> bytes:
+    """A tail: symbols and levels to the sums of the channels' means, as class scores."""
     value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("Cast", ["symbols"], ["floats"], to=TensorProto.FLOAT),

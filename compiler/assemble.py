@@ -17,6 +17,7 @@ import torch
 import narrowcast
 from narrowcast.compiler.clipping import check_alphabet
 from narrowcast.compiler.codec import collect_symbols, fit_codec, symbols_of
+from narrowcast.compiler.codecs import SENT_IMAGES
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.evaluate import Evaluation, evaluate_frames
 from narrowcast.compiler.exit import exit_figures, train_exit, verify_exit
@@ -29,10 +30,13 @@ from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.compiler.operators import check_operators
 from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
+from narrowcast.compiler.video.clips import recorded
+from narrowcast.compiler.video.fit import Networks, fit_video, material, tail_of
 from narrowcast.compiler.wholes import try_wholes, whole_figures, whole_times, wholes_too_lossy
 from narrowcast.transport.bundle import Bundle, Manifest, Part, SecretKey, TailSpec, describe_part, write_bundle
 from narrowcast.transport.bundle.manifest import PartKind, Precision, Role
 from narrowcast.transport.codec import Codec, CodecSpec, open_codec
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.structs import to_json
 
 VERIFY_FRAMES = 8
@@ -105,7 +109,7 @@ class Assembly:
         unsupported = check_operators(heads, tail_onnx, job.targets, self.progress)
         spec, codec = self._codec(heads)
         parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
-        alone = {**self._wholes(), **self._exit(head_onnx)}
+        alone = {**self._wholes(), **self._exit(head_onnx), **self._video(heads, tail_onnx, spec, codec)}
         manifest = self._manifest(spec, codec.fingerprint.hex())
         draft = job.folder / f"draft-{os.getpid()}.ncb"  # another process may be making the same
         write_bundle(draft, manifest, parts.contents, None)
@@ -248,6 +252,28 @@ class Assembly:
             self.parts.add(kind, data, kind, ["device", "server"])
         return spec, open_codec(spec, data)
 
+    def _video(self, heads: dict[Precision, bytes], tail: bytes, spec: CodecSpec, codec: Codec) -> dict[str, Any]:
+        """Adds the video tables, and gives their figures; nothing where the recipe wants none."""
+        job, recipe = self.job, self.recipe
+        if not recipe.coding.video:
+            return {}
+
+        def teacher(frames: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+            return job.teacher_outputs(frames, self.names)
+
+        def videos(count: int) -> npt.NDArray[np.uint8]:
+            return recorded(Path(recipe.folder) / str(recipe.data.video), recipe.input, count, recipe.train.seed)
+
+        rows = np.random.default_rng(recipe.train.seed).permutation(job.data.indices)[: recipe.coding.images]
+        photos, held = job.frames(np.sort(rows)), self._figure_frames()
+        clips = material(
+            photos, held, recipe.coding.images, recipe.train.seed, None if recipe.data.video is None else videos
+        )
+        networks = Networks(heads, tail_of(OnnxNetwork(tail)), teacher)
+        data, figures = fit_video(spec, codec, networks, clips, self.progress)
+        self.parts.add("video", data, "video", ["device", "server"])
+        return {"video": figures}
+
     def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
         """The ``selfcheck`` part."""
         ordered = self.job.bottleneck.ordered
@@ -276,7 +302,8 @@ class Assembly:
     def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
         """What is measured on held-out images: no labels needed, only the teacher."""
         frames = self._figure_frames()
-        result: Evaluation = evaluate_frames(draft, frames, None, codecs=(), progress=self.progress)
+        sent = SENT_IMAGES if draft.has("whole") else ()
+        result: Evaluation = evaluate_frames(draft, frames, None, codecs=sent, progress=self.progress)
         levels = [
             {
                 "level": score.setting,
@@ -286,10 +313,22 @@ class Assembly:
             }
             for score in result.of("split")
         ]
+        images = [
+            {
+                "codec": codec.name,
+                "quality": score.setting,
+                "mean_packet_bytes": round((score.mean_bytes or 0) + STREAM_HEADER_BYTES, 1),
+                "agreement": score.agreement,
+                "output_error": score.output_error,
+            }
+            for codec in sent
+            for score in result.of(codec.name)
+        ]
         return {
             "images": len(frames),
             "metric": result.metric,
             "levels": levels,
+            **({"sent_images": images} if images else {}),
             **tail_figures(draft, self.further, frames, self.progress),
             "moved_symbols": verified.moved_symbols,
             "output_difference": verified.output_difference,

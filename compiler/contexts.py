@@ -7,24 +7,28 @@ bank of tables, so that even a few hundred frames fill it well.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from narrowcast.compiler.tables import fit_tables
 from narrowcast.transport.coder.contexts import (
-    Ints,
     add_recent,
+    beside,
     choose,
     error_of,
     mean_of,
     neighbours,
+    recalled,
     scale_inputs,
     scale_of,
 )
-from narrowcast.transport.contexts import FRACTIONS, MAX_BIAS, SCALES, ContextTables
+from narrowcast.transport.contexts import FRACTIONS, MAX_BIAS, MEAN_INPUTS, MEMORY_INPUTS, SCALES, ContextTables
 from narrowcast.transport.tables import Tables
+from narrowcast.transport.video.memory import UNIT
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.int64]
@@ -49,9 +53,30 @@ def fit_contexts(symbols: npt.NDArray[np.uint8], alphabet: int, *, lanes: int = 
         alphabet: symbols are ``0 .. alphabet - 1``.
         lanes: of the coder.
     """
+    return _fit(symbols, alphabet, commonest(symbols, alphabet), None, lanes)[0]
+
+
+def fit_predicted(
+    symbols: npt.NDArray[np.uint8], alphabet: int, zero: int, memory: npt.NDArray[np.int16], *, lanes: int = 4
+) -> tuple[ContextTables, npt.NDArray[np.int16]]:
+    """Context tables for frames that are predicted, and the weights int16 ``[levels, C, 5]`` of their references' memories.
+
+    Args:
+        symbols: see :func:`fit_contexts`.
+        alphabet: see there.
+        zero: that the memories are relative to.
+        memory: of each frame's reference, of the symbols' shape.
+        lanes: of the coder.
+    """
+    return _fit(symbols, alphabet, zero, memory, lanes)
+
+
+def _fit(
+    symbols: npt.NDArray[np.uint8], alphabet: int, zero: int, memory: npt.NDArray[np.int16] | None, lanes: int
+) -> tuple[ContextTables, npt.NDArray[np.int16]]:
     levels, _, channels = symbols.shape[:3]
-    zero = _commonest(symbols, alphabet)
     shape = (levels, channels)
+    memory_weights = np.zeros((*shape, MEMORY_INPUTS), np.int16)
     mean_weights, mean_bias = np.zeros((*shape, 4), np.int16), np.zeros(shape, np.int32)
     scale_weights, scale_bias = np.zeros((*shape, 7), np.int16), np.zeros(shape, np.int32)
     scales = np.zeros(SCALES, np.int64)
@@ -60,9 +85,17 @@ def fit_contexts(symbols: npt.NDArray[np.uint8], alphabet: int, *, lanes: int = 
         previous = np.zeros_like(recent)
         for channel in range(channels):
             plane = symbols[level, :, channel].astype(np.int64) - zero
-            weights, bias = _regress(neighbours(plane), plane.astype(np.float64))
-            mean_weights[level, channel], mean_bias[level, channel] = weights, bias
-            error = error_of(plane, mean_of(plane, weights.tolist(), bias, -zero, alphabet - 1 - zero))
+            before = None if memory is None else memory[level, :, channel].astype(np.int64)
+            near: list[npt.NDArray[Any]] = [*neighbours(plane)]
+            near += [] if before is None else [one / UNIT for one in beside(before)]
+            weights, bias = _regress(near, plane.astype(np.float64))
+            mean_weights[level, channel], mean_bias[level, channel] = weights[:MEAN_INPUTS], bias
+            recall = None
+            if before is not None:
+                memory_weights[level, channel] = weights[MEAN_INPUTS:]
+                recall = recalled(before, weights[MEAN_INPUTS:].tolist())
+            of_plane = weights[:MEAN_INPUTS].tolist()
+            error = error_of(plane, mean_of(plane, of_plane, bias, -zero, alphabet - 1 - zero, recall))
             inputs = scale_inputs(error, previous, recent)
             weights, bias = _regress(inputs, error.astype(np.float64))
             scale_weights[level, channel], scale_bias[level, channel] = weights, bias
@@ -71,20 +104,28 @@ def fit_contexts(symbols: npt.NDArray[np.uint8], alphabet: int, *, lanes: int = 
     thresholds = _thresholds(scales)
     none = fit_tables(np.full((1, (len(thresholds) + 1) * FRACTIONS, alphabet), 1 / alphabet), None, lanes=lanes)
     tables = ContextTables(zero, mean_weights, mean_bias, scale_weights, scale_bias, thresholds, none)
-    return replace(tables, bank=_bank(symbols, tables, lanes))
+    return replace(tables, bank=_bank(symbols, tables, lanes, memory, memory_weights)), memory_weights
 
 
-def context_bits(symbols: npt.NDArray[np.uint8], tables: ContextTables, level: int) -> float:
+def context_bits(
+    symbols: npt.NDArray[np.uint8],
+    tables: ContextTables,
+    level: int,
+    memory: npt.NDArray[np.int16] | None = None,
+    memory_weights: npt.NDArray[np.int16] | None = None,
+) -> float:
     """What the coder will spend on uint8 ``[frames, C, H, W]`` of one level, in bits, without its constant per frame."""
     bits = tables.bank.bits()[0]
-    return float(sum(bits[choice.table, choice.coded].sum() for choice in choose(symbols, level, tables)))
+    choices = choose(symbols, level, tables, memory, memory_weights)
+    return float(sum(bits[choice.table, choice.coded].sum() for choice in choices))
 
 
-def _commonest(symbols: npt.NDArray[np.uint8], alphabet: int) -> int:
+def commonest(symbols: npt.NDArray[np.uint8], alphabet: int) -> int:
+    """The symbol that there is most of: the tables' zero."""
     return int(np.bincount(symbols.ravel(), minlength=alphabet).argmax())
 
 
-def _regress(inputs: list[Ints], wanted: Floats) -> tuple[Weights, int]:
+def _regress(inputs: Sequence[npt.NDArray[Any]], wanted: Floats) -> tuple[Weights, int]:
     """Weights and bias, in 1 / ``ONE``, that predict ``wanted`` from ``inputs``; as the format can hold them."""
     columns = np.stack([plane.ravel() for plane in inputs] + [np.ones(wanted.size, np.int64)], 1).astype(np.float64)
     gram = columns.T @ columns
@@ -107,13 +148,20 @@ def _thresholds(scales: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
     return np.array(kept, np.uint16)
 
 
-def _bank(symbols: npt.NDArray[np.uint8], tables: ContextTables, lanes: int) -> Tables:
+def _bank(
+    symbols: npt.NDArray[np.uint8],
+    tables: ContextTables,
+    lanes: int,
+    memory: npt.NDArray[np.int16] | None,
+    memory_weights: npt.NDArray[np.int16],
+) -> Tables:
     """The bank fitted to what each of its tables really has to code."""
     alphabet, classes = tables.alphabet, tables.classes
     counts = np.zeros((classes * FRACTIONS, alphabet), np.int64)
     errors = np.zeros((classes, 2))
     for level in range(tables.levels):
-        for choice in choose(symbols[level], level, tables):
+        before = None if memory is None else memory[level]
+        for choice in choose(symbols[level], level, tables, before, memory_weights):
             index = choice.table * alphabet + choice.coded
             counts += np.bincount(index.ravel(), minlength=counts.size).reshape(counts.shape)
             kinds = (choice.table // FRACTIONS).ravel()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from narrowcast.compiler.errors import ExportError
 from narrowcast.compiler.exit import ExitNetwork
+from narrowcast.compiler.exporter_library import parse_once
 from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contract import InputContract
@@ -131,6 +132,7 @@ def _export(
     what: str,
 ) -> bytes:
     module = module.cpu().eval()
+    parse_once()
     try:
         with _quiet():
             program = torch.onnx.export(

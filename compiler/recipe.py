@@ -47,11 +47,14 @@ class DataSettings(Settings, frozen=True):
             ``photos-{000..012}.tar``, ``photos-*.tar``, or a folder of them.
         holdout: the part of the images that is kept from training; the bundle's figures are measured on it.
         limit: use at most so many images (chosen by the seed).
+        video: a folder of video files, or of folders of images that are a video's frames: what video tables are fitted to
+            (``[coding] video``). Where it is missing, images are seen by a synthetic camera.
     """
 
     train: str
     holdout: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05
     limit: Annotated[int, msgspec.Meta(ge=2)] | None = None
+    video: str | None = None
 
 
 class CutSettings(Settings, frozen=True):
@@ -97,10 +100,13 @@ class CodingSettings(Settings, frozen=True):
             ``channel`` has one table per channel and level; ``none`` gives every symbol the same number of bits: all packets
             of a level have one size. ``codebook`` takes ``none`` where a recipe says nothing, and has no contexts.
         images: how many training images the tables are fitted to.
+        video: also fit tables for frames that resemble the one before (``docs/video.md``): a camera's frames then take fewer
+            bytes, and those that show nothing new hardly any. Takes a minute or two. Not for ``codebook``.
     """
 
     tables: TablesKind = "context"
     images: Annotated[int, msgspec.Meta(ge=1)] = 256
+    video: bool = False
 
 
 class ExportSettings(Settings, frozen=True):
@@ -284,6 +290,12 @@ def recipe_from(mapping: dict[str, Any], source: str, name: str, folder: Path) -
         raise ConfigError(
             f"{source}: [coding] tables is {recipe.coding.tables!r}; {preset} takes {' or '.join(PRESETS[preset].tables)}"
         )
+    if recipe.coding.video and "context" not in PRESETS[preset].tables:
+        raise ConfigError(
+            f"{source}: [coding] video: {preset}'s symbols have no order by which they could be predicted"
+        )
+    if recipe.data.video is not None and not recipe.coding.video:
+        raise ConfigError(f"{source}: [data] video is for video tables: set video = true under [coding], too")
     for target in recipe.export.targets:
         try:
             backends = load_target(target).backends

@@ -205,5 +205,13 @@ class _OnTop(Assembly):
         self.parts.add("exit.fp32.onnx", self.old.read("exit"), "exit", ["device"], precision="fp32")
         return {"exit": self.old.manifest.figures["exit"]}
 
+    def _video(self, heads: dict[Precision, bytes], tail: bytes, spec: CodecSpec, codec: Codec) -> dict[str, Any]:
+        if not self.old.has("video"):
+            if self.recipe.coding.video:
+                self.progress.note(f"no video tables: {self.old.manifest.name} has none, and boards keep their parts")
+            return {}
+        self.parts.add("video", self.old.read("video"), "video", ["device", "server"])
+        return {"video": self.old.manifest.figures["video"]}
+
     def _self_check(self, heads: dict[Precision, bytes], codec: Codec) -> bytes:
         return self.old.read("selfcheck")

@@ -7,10 +7,10 @@
         ├── TargetError      no such target, or a target file that is none
         ├── CalibrationError a board cannot be calibrated, or a file is no calibration
         ├── RecordingError   a recorded board's file that is none, or cannot be written
-        ├── RunError         a file that is no run record of the profiler
-        ├── ProfileError     nothing that can be profiled: no ways, no frames
         ├── LinkSettingsError     no such link to emulate, or one whose figures are wrong
         ├── LinkUnavailableError  a link cannot be emulated here, or no longer
+        ├── RunError         a file that is no run record of the profiler
+        ├── ProfileError     nothing that can be profiled: no ways, no frames
         ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -63,14 +63,20 @@ class AnswerReader:
         """
         size = placement.input
         outputs = from_tensors(tensors, self._expected if size == self._reference else self._expected_at(size))
-        answers: dict[str, Answer] = {}
+        return outputs, self.answers(outputs, placement)
+
+    def answers(self, outputs: Mapping[str, npt.NDArray[Any]], placement: Placement) -> dict[str, Answer]:
+        """A frame's answers by tail, of its outputs; tails that have none among them are passed over."""
+        size, answers = placement.input, dict[str, Answer]()
         for tail in self.tails:
             prefix = _prefix(tail.name)
             names = [output.name for output in sent_outputs(tail.task, tail.outputs)]
+            if not all(prefix + name in outputs for name in names):
+                continue
             found = answer_of(tail.task, {name: outputs[prefix + name] for name in names}, placement, size)
             if found is not None:
                 answers[tail.name] = found
-        return outputs, answers
+        return answers
 
 
 def _prefix(tail: str) -> str:

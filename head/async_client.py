@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,14 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head.accounting import Ledger
+from narrowcast.head.ahead import Ready, made_ready
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.audit import AuditConsent
 from narrowcast.head.endpoints import To
 from narrowcast.head.errors import LinkClosedError, LinkError, RefusedError
 from narrowcast.head.link import Link, Priority
+from narrowcast.head.offload import Offload, OffloadControl, Way, check_offload, whole_result
 from narrowcast.head.outage import OnOutage, SpoolWriter, Turns, check_policy
 from narrowcast.head.rate.budget import DailyCap
 from narrowcast.head.rate.control import RateControl
+from narrowcast.head.rate.offload import WayName
 from narrowcast.head.replay import ReplayCounters, Replayed, Replayer
 from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
 from narrowcast.head.session import Encoded, HeadSession
@@ -43,7 +46,6 @@ from narrowcast.transport.tasks import MAIN
 
 Array = npt.NDArray[np.generic]
 
-Way = Literal["symbols", "image"]
 WAYS = get_args(Way)
 IMAGE_CODECS = {"jpeg": CodecId.JPEG, "webp": CodecId.WEBP}
 
@@ -98,19 +100,27 @@ class AsyncClient:
             ``block``, which waits for ever; ``local``, the exit's answer; ``spool``, on disk, and sent when there is one.
             None: the exit's answer where there is one, else what ``give_up_seconds`` says.
         spool: where to, with ``on_outage="spool"``. The client does not close it.
+        video: send frames by reference to earlier ones that the server has answered, or not at all where nothing has changed
+            (``docs/video.md``); servers that cannot do that get key frames. Pays where frames are a camera's, one after the
+            other.
         on_replayed: told, on the client's event loop, what a server says of a spooled frame, of this run or an earlier one.
             Must not block.
         ledger: goes on with the account of a client before; a new one if None.
         refusal_is_outage: treat servers that refuse this client as if there were none, where somebody else answers or keeps
             its frames: for what runs unattended. ``failure`` says so then.
+        offload: where frames are answered (``docs/rate-control.md``): ``split`` and ``image`` are ``way``; ``local``: by the
+            bundle's uncut network here, and nothing is sent; ``auto``: frame by frame where most is answered rightly in
+            time, of what is as good the cheapest.
+        way_joules: what the board spends on a frame, by way; with it ``auto`` goes by energy where it may choose.
 
     Attributes:
         ledger: what became of every frame.
+        offload: what the offload decision has done; None where there is none.
 
     Raises:
         AddressError: ``address`` is none.
         ConfigError: no such tail, way, image codec or quality; or the local exit is asked for and the first tail is not.
-        MissingPartError: there is no local exit, and one is asked for.
+        MissingPartError: there is no local exit, or there are no video tables, and they are asked for.
         CertificateError, KeyFileError, TokenError: TLS files that cannot be used.
     """
 
@@ -141,11 +151,15 @@ class AsyncClient:
         on_replayed: Callable[[Replayed], None] | None = None,
         ledger: Ledger | None = None,
         refusal_is_outage: bool = False,
+        offload: Offload | None = None,
+        way_joules: Mapping[WayName, float] | None = None,
+        video: bool = False,
     ) -> None:
         self.session = model if isinstance(model, HeadSession) else HeadSession(model)
         self.level = self.session.levels - 1 if level is None or level == "auto" else level
         self.deadline_ms = deadline_ms
         self._expires_at(0.0, None)  # what is wrong with it is said here
+        way = check_offload(offload, way, way_joules)
         if way not in WAYS or image_codec not in IMAGE_CODECS or not 1 <= image_quality <= 100:
             raise ConfigError(
                 f"way {way!r}, image codec {image_codec!r}, quality {image_quality}: one of {', '.join(WAYS)}; one of "
@@ -174,20 +188,29 @@ class AsyncClient:
         if level == "auto" and way == "image":
             raise ConfigError("images have no levels to choose from: level='auto' is for way='symbols'")
         self.rate: RateControl | None = None
-        if level == "auto" or budget_kbit is not None or data_cap is not None or max_packet_bytes is not None:
+        automatic = level == "auto" or offload == "auto"
+        self._named_level = level if isinstance(level, int) else None
+        if automatic or budget_kbit is not None or data_cap is not None or max_packet_bytes is not None:
             self.rate = RateControl(
-                manifest, automatic=level == "auto", with_exit=self.local_exit, data_cap=data_cap,
+                manifest, automatic=automatic, with_exit=self.local_exit, data_cap=data_cap,
                 budget=None if budget_kbit is None else budget_kbit * 1000 / 8, max_packet_bytes=max_packet_bytes,
                 on_socket=self.socket_bytes,
             )  # fmt: skip
+        self._video = self.session.video_codec(way) if video else None
         self._offline = False  # a frame has waited in vain for a link that is still down
         tls = client_tls(tls)
         link = partial(Link, address, manifest.name, tails=[tail.name for tail in self._answers.tails], tls=tls)
         self._link = link(
             fingerprint, window=window, give_up_seconds=give_up_seconds, keep_trying=self._gives_up,
             on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
-            listener=self.rate,
+            listener=self.rate, video=self._video,
         )  # fmt: skip
+        self.offload: OffloadControl | None = None
+        if offload in ("auto", "local"):
+            self.offload = OffloadControl(
+                self.session, offload, self.rate if offload == "auto" else None, image_codec=(image_codec, image_quality),
+                joules=way_joules, link_is_down=self._link_is_down,
+            )  # fmt: skip
         self._spool = self._replayer = None
         if spool is not None:
             self._spool = SpoolWriter(spool)
@@ -265,7 +288,7 @@ class AsyncClient:
         encoded = await asyncio.to_thread(self.prepare, frame, level, started, deadline_ms)
         return await self.submit_encoded(encoded, started, deadline_ms=deadline_ms, captured_at=captured_at)
 
-    def encode(self, frame: Image, level: int | None = None) -> Encoded:
+    def encode(self, frame: Image | Ready, level: int | None = None) -> Encoded:
         """What is to be sent of a frame; safe to call on any thread."""
         try:
             if self._way == "image":
@@ -276,27 +299,49 @@ class AsyncClient:
             self.ledger.drop("not encoded")
             raise
 
-    def prepare(self, frame: Image, level: int | None, started: float, deadline_ms: float | None = None) -> Encoded:
+    def prepare(
+        self, frame: Image | Ready, level: int | None, started: float, deadline_ms: float | None = None
+    ) -> Encoded:
         """As :meth:`encode`, by rate control where there is any: at the level that it chooses, or as a dropped frame.
 
         A call that names a level has it, within the limits.
         """
-        if self.rate is None:
-            return self.encode(frame, level)
+        limit_ms = self._limit_ms(deadline_ms)
+        if self.offload is None:
+            return self._split(frame, level, started, limit_ms)
+        wanted = self._named_level if level is None else level
+        return self.offload.prepare(
+            frame, started, limit_ms, split=lambda one: self._split(one, wanted, started, limit_ms), image=self._as_image
+        )  # fmt: skip
+
+    def _limit_ms(self, deadline_ms: float | None) -> float | None:
+        """By when a frame's answer is wanted, or is given here."""
         limits = [self.deadline_ms if deadline_ms is None else deadline_ms]
         if self.local_exit:
             limits.append(self._exit_after_seconds * 1000)
-        limit_ms = min((one for one in limits if one is not None), default=None)
+        return min((one for one in limits if one is not None), default=None)
+
+    def _split(self, frame: Image | Ready, level: int | None, started: float, limit_ms: float | None) -> Encoded:
+        if self.rate is None:
+            return self.encode(frame, level)
         return self.rate.encode(
             frame, level, self.level, started, limit_ms, encode=self.encode, drop=self._dropped
         )  # fmt: skip
 
-    def _dropped(self, frame: Image, reason: str) -> Encoded:
+    def _as_image(self, frame: Image | Ready) -> Encoded:
+        assert self.rate is not None
+        return self.rate.encode_image(
+            frame, encode=lambda one: self.session.encode_image(one, *self._image), drop=self._dropped
+        )
+
+    def _link_is_down(self) -> bool:
+        """Whether there was a stream, and is none."""
+        return not self._link.connected and (self._offline or self._link.counters.streams_opened > 0)
+
+    def _dropped(self, frame: Image | Ready, reason: str) -> Encoded:
         """What stands for a frame that is not sent: for the local exit, its symbols."""
-        before = time.perf_counter()
-        prepared = self.session.contract.prepare(frame)
-        resized = time.perf_counter()
-        times = FrameTimes(resize_ms=(resized - before) * 1000)
+        ready = made_ready(frame, self.session.contract)
+        prepared, resized, times = ready.prepared, time.perf_counter(), FrameTimes(resize_ms=ready.resize_ms)
         symbols = None
         if self.local_exit:
             symbols = self.session.symbols(prepared.image, self.level)
@@ -315,6 +360,8 @@ class AsyncClient:
         except BaseException as error:
             self.ledger.end(number, "dropped", _reason(error))
             raise
+        if self.offload is not None:
+            self.offload.follow(encoded, task)
         self._tasks.add(task)
         task.add_done_callback(partial(self._end, number))
         return task
@@ -334,6 +381,8 @@ class AsyncClient:
     ) -> asyncio.Task[Result]:
         expires_at = self._expires_at(started, deadline_ms)
         frame_id, self._next_id = self._next_id, self._next_id + 1
+        if encoded.outputs is not None:
+            return asyncio.create_task(self._from_whole(encoded, frame_id, started))
         if encoded.dropped is not None:
             return asyncio.create_task(self._not_sent(encoded, frame_id, started))
         context = self._link.context
@@ -349,7 +398,7 @@ class AsyncClient:
             task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
-        answer = await self._link.send(packet, expires_at)
+        answer = await self._link.send(packet, expires_at, encoded.symbols)
         return asyncio.create_task(finish(encoded, frame_id, answer, started, self._answers))
 
     def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
@@ -427,6 +476,13 @@ class AsyncClient:
             dropped=encoded.dropped,
         )  # fmt: skip
 
+    async def _from_whole(self, encoded: Encoded, frame_id: int, started: float) -> Result:
+        """The result of a frame that was answered here by the uncut network; a lost link is taken up for later ones."""
+        if self.rate is not None and self._link_is_down():
+            self._link.want()
+        assert encoded.outputs is not None
+        return whole_result(encoded, frame_id, started, self._answers.answers(encoded.outputs, encoded.placement))
+
     def _answer_here(self, encoded: Encoded) -> tuple[dict[str, npt.NDArray[Any]], int]:
         """The local exit's outputs, and the level of the symbols that it saw."""
         if encoded.symbols is not None:
@@ -435,7 +491,7 @@ class AsyncClient:
         return self.session.answer(self.session.symbols(encoded.image, self.level), self.level), self.level
 
     async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
-        answer = await self._link.send(packet, expires_at)
+        answer = await self._link.send(packet, expires_at, encoded.symbols)
         result = (await answer).result
         if STATUS.get(result.code) in PUT_OFF:
             raise _PutOffError

@@ -14,8 +14,10 @@ from typing import Any
 
 from narrowcast.head import background
 from narrowcast.head.accounting import Ledger
+from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
 from narrowcast.head.async_client import AsyncClient
 from narrowcast.head.endpoints import To
+from narrowcast.head.offload import OffloadControl
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.replay import ReplayCounters
 from narrowcast.head.results import Result
@@ -57,6 +59,11 @@ class Client:
         return self._client.rate
 
     @property
+    def offload(self) -> OffloadControl | None:
+        """What the offload decision has done so far; None where there is none."""
+        return self._client.offload
+
+    @property
     def ledger(self) -> Ledger:
         """What became of every frame."""
         return self._client.ledger
@@ -72,15 +79,17 @@ class Client:
 
     def infer(self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None) -> Result:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
-        return self._submit(frame, level, deadline_ms).result()
+        handed_over = HandedOver(frame, time.monotonic(), time.perf_counter())
+        return self._submit(handed_over, level, deadline_ms).result()
 
     def stream(self, frames: Iterable[Image | Captured], level: int | None = None) -> Iterator[Result]:
         """Results in the order of the frames, with up to ``window`` frames under way at once.
 
         Frames of a :class:`narrowcast.head.sources.Feed` keep the time of their capture.
 
-        ``frames`` is read on a thread of its own, so that a result comes when it is there and not when the next frame is:
-        a camera may block. At most ``window`` frames are read ahead of the results that were taken.
+        ``frames`` is read on a thread of its own, which resizes the next frame while the head works on this one; so a result
+        comes when it is there and not when the next frame is: a camera may block. At most ``window`` frames are read ahead
+        of the results that were taken.
 
         Raises:
             whatever ``frames`` raises, after the results of the frames before; and see :meth:`infer`.
@@ -88,20 +97,27 @@ class Client:
         under_way: queue.SimpleQueue[Future[Result] | BaseException | None] = queue.SimpleQueue()
         room, stopped = threading.Semaphore(self.window), threading.Event()
 
+        def handed_over() -> Iterator[HandedOver]:
+            source = iter(frames)
+            while not stopped.is_set():
+                room.acquire()
+                if not stopped.is_set():
+                    try:
+                        frame = next(source)
+                    except StopIteration:
+                        return
+                    yield hand_over(frame, self.session.contract)
+
         def read() -> None:
             last: BaseException | None = None
             try:
-                source = iter(frames)
-                while not stopped.is_set():
-                    room.acquire()
-                    if not stopped.is_set():
-                        under_way.put(self._submit(next(source), level))
-            except StopIteration:
-                pass
+                for one in ahead:
+                    under_way.put(self._submit(one, level))
             except BaseException as error:  # noqa: BLE001  (raised again where the results are taken)
                 last = error
             under_way.put(last)
 
+        ahead = OneAhead(handed_over())
         threading.Thread(target=read, name="narrowcast-frames", daemon=True).start()
         try:
             while isinstance(item := under_way.get(), Future):
@@ -112,18 +128,17 @@ class Client:
                 raise item
         finally:
             stopped.set()
+            ahead.close()
             room.release()  # a reader that waits for room ends
 
-    def _submit(self, frame: Image | Captured, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
-        """Encodes on the caller's thread, while earlier frames are on the wire."""
-        started = time.perf_counter()
-        image, captured_at = (
-            (frame.image, frame.captured_at) if isinstance(frame, Captured) else (frame, time.monotonic())
-        )
-        encoded = self._client.prepare(image, level, started, deadline_ms)
+    def _submit(self, one: HandedOver, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
+        """Encodes on the caller's thread, while earlier frames are on the wire and the next one is resized."""
+        encoded = self._client.prepare(one.frame, level, one.started, deadline_ms)
 
         async def send() -> Result:
-            task = await self._client.submit_encoded(encoded, started, deadline_ms=deadline_ms, captured_at=captured_at)
+            task = await self._client.submit_encoded(
+                encoded, one.started, deadline_ms=deadline_ms, captured_at=one.captured_at
+            )
             return await task
 
         return background.start(send())

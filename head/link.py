@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from narrowcast.head.audit import AuditConsent, AuditFrames
 from narrowcast.head.endpoints import Endpoint, Endpoints, To, parse_endpoints
@@ -21,10 +23,12 @@ from narrowcast.head.errors import LinkClosedError, LinkError, PeerUnreachableEr
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.head.stream import HungError, NotServingError, Stream, StreamError
 from narrowcast.head.unanswered import Answered, LinkCounters, Listener, Unanswered
+from narrowcast.head.video.chain import Source
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.credentials import ClientTls, explain
+from narrowcast.transport.video import VideoCodec
 
 # Statuses that another try cannot change. All others (UNAVAILABLE, DATA_LOSS, ...) are worth a new stream.
 _FINAL = {
@@ -69,6 +73,7 @@ class Link:
         audit: whether and how sources of frames are sent where the server asks for them; None: never.
         listener: is told of each packet.
         context: of a stream of an earlier run that is gone on with; one of its own if None.
+        video: makes packets that refer to answered frames, of those that are sent with their symbols; None: there are none.
 
     Attributes:
         audit: is to be told of each frame's source; None where none is sent.
@@ -93,6 +98,7 @@ class Link:
         audit: AuditConsent | None = None,
         listener: Listener | None = None,
         context: StreamContext | None = None,
+        video: VideoCodec | None = None,
     ) -> None:
         self.counters = LinkCounters()
         self.endpoints = Endpoints(parse_endpoints(to))
@@ -106,6 +112,7 @@ class Link:
         self._on_trouble = on_trouble or (lambda line: None)
         self._tls = tls
         self._priority = PRIORITIES[priority]
+        self._video = video
         self._frames = Unanswered(self.counters, self._window, listener)
         self.audit = (
             None if audit is None else AuditFrames(audit, self._context, self.counters, self._frames.changed.set)
@@ -148,16 +155,19 @@ class Link:
         """Bytes on this link's sockets so far; None where the system does not tell."""
         return self._meter.read()
 
-    async def send(self, packet: Packet, expires_at: float | None = None) -> asyncio.Future[Answered]:
+    async def send(
+        self, packet: Packet, expires_at: float | None = None, symbols: npt.NDArray[np.uint8] | None = None
+    ) -> asyncio.Future[Answered]:
         """Queues a packet; waits while ``window`` packets are unanswered.
 
         Frame ids must increase. A frame whose future is cancelled is not sent any more; one that is on its way keeps its
         place among what the server allows until it is answered or the stream ends.
 
         Args:
-            packet: of this link's :attr:`context`.
+            packet: of this link's :attr:`context`; a key frame or an image.
             expires_at: its deadline, in seconds of ``time.monotonic()``; what is left of it goes with the packet. At that
                 time an unanswered frame is answered here, with DEADLINE_EXCEEDED. None for no deadline.
+            symbols: of a key frame, uint8 ``[C, H, W]``: it may then be sent by reference to another frame.
 
         Returns:
             a future with the result and the milliseconds from sending to it.
@@ -171,7 +181,8 @@ class Link:
         if self._failure is not None:
             self._frames.no_frame()
             raise self._failure
-        answer = self._frames.add(packet.frame_id, data, expires_at)
+        source = None if symbols is None or self._video is None else Source(packet, symbols)
+        answer = self._frames.add(packet.frame_id, data, expires_at, source)
         self.want()
         return answer
 
@@ -260,7 +271,7 @@ class Link:
         seconds = min(OPEN_SECONDS, HURRIED_OPEN_SECONDS * endpoint.patience) if hurried else OPEN_SECONDS
         stream = await Stream.open(
             endpoint, opening, self._frames, tls=self._tls, seconds=seconds, ask_health=ask_health,
-            at_end=self._meter.read, audit=self.audit,
+            at_end=self._meter.read, audit=self.audit, video=self._video,
         )  # fmt: skip
         self.endpoints.use(endpoint)
         return stream

@@ -115,12 +115,13 @@ class Replayer:
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """Stops; what is unanswered stays in the spool."""
+        """Stops; what is unanswered stays in the spool, for whoever works on it next."""
         tasks = [self._task, *self._running]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._end_link()
+        await asyncio.to_thread(self._spool.rewind)
 
     async def _work(self) -> None:
         while True:

@@ -19,12 +19,14 @@ from narrowcast.head.timing import Exchange, FrameTimes
 from narrowcast.head.unanswered import Answered
 from narrowcast.transport.contract import Placement
 from narrowcast.transport.errors import TransportError
-from narrowcast.transport.packet import STREAM_HEADER_BYTES
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, Kind
 from narrowcast.transport.tasks import Answer, Detections, Segmentation
 
 Array = npt.NDArray[np.generic]
 
 STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
+SentKind = Literal["key", "predicted", "skipped"]
+KINDS: dict[Kind, SentKind] = {Kind.PREDICTED: "predicted", Kind.SKIP: "skipped"}
 # What a server says of a frame that it has no room or time for; nothing is wrong with the frame.
 PUT_OFF = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
@@ -44,13 +46,17 @@ class Result:
         times: where its time went.
         latency_ms: from handing the frame over to its result.
         placement: leads boxes and masks back to the frame.
-        source: who answered: the server, or the bundle's local exit (its answers cost no bytes: ``packet_bytes`` is 0).
+        source: who answered: the server; or the bundle's local exit, or its uncut network here, whose answers cost no bytes
+            (``packet_bytes`` is 0).
         dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
         spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.
         exchange: when it went, came there, left there and was answered; None where no server answered, or it does not tell.
         answer_bytes: what the answer took as a message, without the stream's framing.
+        kind: how it was sent: by itself, predicted from an earlier frame, or ``skipped``: nothing has changed since an
+            earlier frame, whose answer this is (``docs/video.md``).
+        reference: that frame's id; None for a frame by itself.
     """
 
     frame_id: int
@@ -61,13 +67,15 @@ class Result:
     times: FrameTimes
     latency_ms: float
     placement: Placement
-    source: Literal["server", "exit"] = "server"
+    source: Literal["server", "exit", "whole"] = "server"
     spooled: bool = False
     answers: Mapping[str, Answer] = field(default_factory=dict)
     status: str = "OK"
     dropped: str | None = None
     exchange: Exchange | None = None
     answer_bytes: int = 0
+    kind: SentKind = "key"
+    reference: int | None = None
 
     @property
     def fate(self) -> Fate:
@@ -76,7 +84,7 @@ class Result:
             return "spooled"
         if self.error is not None:
             return "dropped"
-        return "local" if self.source == "exit" else "answered"
+        return "answered" if self.source == "server" else "local"
 
     @property
     def detections(self) -> Detections | None:
@@ -128,7 +136,7 @@ async def finish(
     Raises:
         LinkError: the link failed.
     """
-    result, waited_ms, answered_at = await answer
+    result, waited_ms, answered_at, sent = await answer
     outputs: dict[str, npt.NDArray[Any]] = {}
     answers: dict[str, Answer] = {}
     status = STATUS.get(result.code, "UNKNOWN")
@@ -152,7 +160,7 @@ async def finish(
         outputs=outputs,
         error=error,
         level=encoded.level,
-        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload),
+        packet_bytes=STREAM_HEADER_BYTES + len(encoded.payload) if sent is None else sent.size,
         times=times,
         latency_ms=(time.perf_counter() - started) * 1000,
         placement=encoded.placement,
@@ -160,4 +168,6 @@ async def finish(
         status=status,
         exchange=exchange,
         answer_bytes=result.ByteSize(),
+        kind="key" if sent is None else KINDS.get(sent.kind, "key"),
+        reference=None if sent is None or sent.reference is None else sent.reference.source.packet.frame_id,
     )

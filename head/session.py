@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.head.ahead import Ready, made_ready
 from narrowcast.head.backends import Array, Exit, HeadBackend, load_exit
 from narrowcast.head.choice import Wanted, load_head
 from narrowcast.head.errors import BackendError
@@ -20,9 +21,10 @@ from narrowcast.head.timing import FrameTimes
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.contract import Image, Placement
-from narrowcast.transport.errors import MissingPartError, SymbolsError
+from narrowcast.transport.errors import ConfigError, MissingPartError, SymbolsError
 from narrowcast.transport.images import encode_image
 from narrowcast.transport.packet import CodecId, Kind
+from narrowcast.transport.video import VideoCodec
 
 
 class Encoded(NamedTuple):
@@ -38,6 +40,7 @@ class Encoded(NamedTuple):
         image: with an image, the network's input; None with symbols.
         source: what would have been sent as an image, for audit; None where it was not asked for, or an image is sent.
         dropped: why it is not to be sent; None where it is.
+        outputs: the answer itself, where the board has given it; nothing is sent then.
     """
 
     payload: bytes
@@ -49,6 +52,7 @@ class Encoded(NamedTuple):
     image: Image | None = None
     source: Image | None = None
     dropped: str | None = None
+    outputs: dict[str, Array] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -134,6 +138,22 @@ class HeadSession:
             )
         return symbols
 
+    def video_codec(self, way: str = "symbols") -> VideoCodec:
+        """What codes frames by earlier ones.
+
+        Raises:
+            ConfigError: images are sent, which refer to nothing.
+            MissingPartError: the bundle has no video tables.
+        """
+        if way == "image":
+            raise ConfigError("images have no symbols to predict: video is for way='symbols'")
+        video = self.bundle.video()
+        if video is None:
+            raise MissingPartError(
+                f"{self.bundle.path.name} has no video tables: compile with video = true under [coding] in the recipe"
+            )
+        return video
+
     @property
     def has_exit(self) -> bool:
         """Whether the bundle has a local exit."""
@@ -176,11 +196,11 @@ class HeadSession:
         """
         return self.exit.run(symbols, level)
 
-    def encode(self, frame: Image, level: int, *, keep_source: bool = False) -> Encoded:
+    def encode(self, frame: Image | Ready, level: int, *, keep_source: bool = False) -> Encoded:
         """A frame uint8 ``[H, W, 3]`` RGB, any size, as a payload.
 
         Args:
-            frame: as above.
+            frame: as above, or resized already.
             level: its rate point.
             keep_source: also give the scaled frame, which then is not the caller's memory.
 
@@ -188,27 +208,27 @@ class HeadSession:
             FrameError: not such a frame.
             SymbolsError, BackendError: see :meth:`symbols`.
         """
-        start = perf_counter_ns()
-        prepared = self.contract.prepare(frame)
+        ready = made_ready(frame, self.contract)
+        prepared = ready.prepared
         resized = perf_counter_ns()
         symbols = self.symbols(prepared.image, level)
         inferred = perf_counter_ns()
         payload = self.codec.encode(symbols, level)
         done = perf_counter_ns()
-        times = FrameTimes((resized - start) / 1e6, (inferred - resized) / 1e6, (done - inferred) / 1e6)
-        source = self._scaled(frame, prepared.image) if keep_source else None
-        if source is not None and np.may_share_memory(source, frame):
+        times = FrameTimes(ready.resize_ms, (inferred - resized) / 1e6, (done - inferred) / 1e6)
+        source = self._scaled(ready.frame, prepared.image) if keep_source else None
+        if source is not None and np.may_share_memory(source, ready.frame):
             source = source.copy()
         return Encoded(payload, level, prepared.placement, times, symbols, self.codec.codec_id, source=source)
 
-    def encode_image(self, frame: Image, codec: CodecId = CodecId.JPEG, quality: int = 75) -> Encoded:
+    def encode_image(self, frame: Image | Ready, codec: CodecId = CodecId.JPEG, quality: int = 75) -> Encoded:
         """A frame uint8 ``[H, W, 3]`` RGB, any size, as an image file for the uncut network on the server.
 
         It is scaled to the network's input first; where the input contract cuts the border off, the border goes along, since
         the server goes by the same contract.
 
         Args:
-            frame: as above.
+            frame: as above, or resized already.
             codec: JPEG or WEBP.
             quality: 1..100, as Pillow understands it.
 
@@ -216,13 +236,13 @@ class HeadSession:
             FrameError: not such a frame, or no such codec or quality.
             MissingDependencyError: Pillow is not installed.
         """
-        start = perf_counter_ns()
-        prepared = self.contract.prepare(frame)
-        sent = self._scaled(frame, prepared.image)
+        ready = made_ready(frame, self.contract)
+        prepared, start = ready.prepared, perf_counter_ns()
+        sent = self._scaled(ready.frame, prepared.image)
         resized = perf_counter_ns()
         payload = encode_image(sent, codec, quality)
         done = perf_counter_ns()
-        times = FrameTimes(resize_ms=(resized - start) / 1e6, encode_ms=(done - resized) / 1e6)
+        times = FrameTimes(resize_ms=ready.resize_ms + (resized - start) / 1e6, encode_ms=(done - resized) / 1e6)
         return Encoded(payload, 0, prepared.placement, times, None, codec, prepared.image)
 
     def _scaled(self, frame: Image, prepared: Image) -> Image:

@@ -16,10 +16,14 @@ from narrowcast.head.errors import RefusedError
 from narrowcast.head.health import Health, check
 from narrowcast.head.socket_bytes import SocketWatch
 from narrowcast.head.unanswered import Unanswered, Waiting
+from narrowcast.head.video.chain import SentAs
+from narrowcast.head.video.outgoing import Outgoing
+from narrowcast.transport.packet import Kind
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import CLIENT_OPTIONS
 from narrowcast.transport.rpc.credentials import ClientTls, open_channel
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
+from narrowcast.transport.video import VideoCodec
 
 # After the time that a server gives for answering what it has, so much more for its last answers' way.
 LAST_ANSWERS_SECONDS = 1.0
@@ -45,11 +49,15 @@ class NotServingError(StreamError):
 
 
 class _Sent(NamedTuple):
-    """A packet on its way: when it left (``time.perf_counter()``), its bytes, and those of all images for audit so far."""
+    """A packet on its way: when it left (``time.perf_counter()``), as what, and the bytes of all images for audit so far."""
 
     at: float
-    size: int
+    packet: SentAs
     images: int
+
+    @property
+    def size(self) -> int:
+        return self.packet.size
 
 
 def _channel(endpoint: Endpoint, tls: ClientTls | None) -> grpc.aio.Channel:
@@ -86,6 +94,7 @@ class Stream:
         frames: Unanswered,
         at_end: Callable[[], object],
         audit: AuditFrames | None = None,
+        video: VideoCodec | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.drained = asyncio.Event()
@@ -99,6 +108,7 @@ class Stream:
         self._frames = frames
         self._at_end = at_end
         self._audit = audit
+        self._outgoing = Outgoing(video)
         self._window = self._most = 1
         self._max_packet_bytes = 0
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
@@ -125,6 +135,7 @@ class Stream:
         ask_health: bool = False,
         at_end: Callable[[], object] = lambda: None,
         audit: AuditFrames | None = None,
+        video: VideoCodec | None = None,
     ) -> Stream:
         """Connects and opens a stream.
 
@@ -137,6 +148,7 @@ class Stream:
             ask_health: pass over a server whose health service does not call the model serving.
             at_end: called before the connection is closed.
             audit: sources of frames that the server may ask for; None: it may not, and is not obeyed if it does.
+            video: makes packets that refer to frames which the server has answered; None: there are none.
 
         Raises:
             RefusedError: this is no tail server.
@@ -147,7 +159,7 @@ class Stream:
         socket = SocketWatch(endpoint.address.host, endpoint.address.port)
         channel = _channel(endpoint, tls)
         call = TailServiceStub(channel).Stream()
-        stream = cls(endpoint, channel, call, socket, frames, at_end, audit)
+        stream = cls(endpoint, channel, call, socket, frames, at_end, audit, video)
         health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None
         begun = asyncio.ensure_future(stream._begin(opening, health))
         try:
@@ -170,6 +182,7 @@ class Stream:
     async def _begin(self, opening: pb.Open, health: asyncio.Future[Health | None] | None) -> None:
         self._promised_seconds = self.endpoint.pace.promise_seconds(0, self.endpoint.patience)
         opening.silence_limit_ms = round(self._promised_seconds * 1000)
+        self._outgoing.ask(opening)
         await self._call.write(pb.StreamRequest(open=opening))
         response = await self._call.read()
         if response is grpc.aio.EOF or not response.HasField("opened"):
@@ -180,6 +193,7 @@ class Stream:
         self._most = opening.window
         self._window = min(max(1, int(response.opened.window)), self._most)
         self._max_packet_bytes = int(response.opened.max_packet_bytes)
+        self._outgoing.agreed(opening, int(response.opened.references), self._window)
         self._frames.counters.streams_opened += 1
         self.endpoint.opened()
 
@@ -235,17 +249,24 @@ class Stream:
             result = pb.Result(frame_id=waiting.frame_id, code=code.value[0], message=message)
             self._frames.answer(waiting, result, 0.0)
             return
-        self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), size, self._images)
+        data, sent = await self._outgoing.made(waiting)
+        if waiting.answer.done():  # while it was made
+            return
+        size = len(data)
+        waiting.sent = sent
+        self._in_flight[waiting.frame_id] = _Sent(time.perf_counter(), sent, self._images)
         self._busy.set()
         counters = self._frames.counters
         counters.packets_sent += 1
         counters.packet_bytes_sent += size
+        counters.packets_predicted += sent.kind is Kind.PREDICTED
+        counters.packets_skipped += sent.kind is Kind.SKIP
         counters.packets_resent += waiting.times_sent > 0
         if self._frames.listener is not None:
             self._frames.listener.sent(waiting.frame_id, size)
         waiting.times_sent += 1
         waiting.carrier = self
-        await self._write(pb.StreamRequest(packet=waiting.data, deadline_ms=waiting.left_ms()))
+        await self._write(pb.StreamRequest(packet=data, deadline_ms=waiting.left_ms()))
 
     async def _send_source(self) -> bool:
         """Sends the source of a frame, where the server wants one and nothing else is to be sent."""
@@ -305,6 +326,7 @@ class Stream:
         if sent is None:
             self._frames.counters.results_unasked += 1
             return
+        self._outgoing.answered(sent.packet, result)
         if self._frames.listener is not None:
             self._frames.listener.answered(result.frame_id, result.times.total_us / 1e6)
         if result.code == UNAVAILABLE and self._frames.give_back(result.frame_id):
@@ -322,6 +344,9 @@ class Stream:
             self.endpoint.pace.answered(min(on_the_way, now - self._answered_at), sent.size)
         self.endpoint.answered()
         self._answered_at = now
+        if result.need_key and sent.packet.reference is not None:
+            self._frames.want_key(result.frame_id)
+            return
         hint = self._frames.settle(result, whole * 1000)
         if hint is not None:
             # Its room is short: the frames behind this one would be put off as well.

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import grpc
 
 from narrowcast.head.errors import LinkError
+from narrowcast.head.video.chain import SentAs, Source
 from narrowcast.transport.rpc import tail_pb2 as pb
 
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
@@ -30,11 +31,13 @@ class Answered(NamedTuple):
         result: the server's.
         waited_ms: from sending to it; 0 where nothing was sent.
         at: when it was there, by ``time.perf_counter()``.
+        sent: how the frame went out; None where it did not.
     """
 
     result: pb.Result
     waited_ms: float
     at: float
+    sent: SentAs | None = None
 
 
 class Listener(Protocol):
@@ -67,6 +70,9 @@ class LinkCounters:
         hangs: streams that were ended because nothing was heard any more.
         audit_sent: sources of frames, as images, that the server asked for and the client's user consented to.
         audit_missed: those that it asked for and that were no longer held.
+        packets_predicted: of those that were sent, predicted from an earlier frame.
+        packets_skipped: that said no more than that nothing has changed.
+        keys_wanted: frames that a server wanted again, as key frames.
     """
 
     streams_opened: int = 0
@@ -81,6 +87,9 @@ class LinkCounters:
     hangs: int = 0
     audit_sent: int = 0
     audit_missed: int = 0
+    packets_predicted: int = 0
+    packets_skipped: int = 0
+    keys_wanted: int = 0
 
 
 @dataclass
@@ -90,6 +99,9 @@ class Waiting:
     Attributes:
         carrier: the stream that it was sent on; None where none has it now.
         expires_at: seconds of ``time.monotonic()``; None for never.
+        source: what a packet that refers to another frame is made from; None where it is to go out as it is.
+        by_itself: it is to refer to no other frame.
+        sent: how it went out last.
     """
 
     frame_id: int
@@ -99,6 +111,9 @@ class Waiting:
     carrier: object | None = None
     times_sent: int = 0
     times_put_off: int = 0
+    source: Source | None = None
+    by_itself: bool = False
+    sent: SentAs | None = None
 
     def left_ms(self) -> int:
         """What is left of its deadline, at least 1; 0 where it has none."""
@@ -145,7 +160,9 @@ class Unanswered:
         """The place is not needed."""
         self._room.release()
 
-    def add(self, frame_id: int, data: bytes, expires_at: float | None) -> asyncio.Future[Answered]:
+    def add(
+        self, frame_id: int, data: bytes, expires_at: float | None, source: Source | None = None
+    ) -> asyncio.Future[Answered]:
         """A packet to be sent; it is answered DEADLINE_EXCEEDED at ``expires_at`` (``time.monotonic()``).
 
         Returns:
@@ -155,7 +172,7 @@ class Unanswered:
         if not self._waiting:
             self.progressed_at = time.monotonic()  # nobody was owed an answer until now
         answer: asyncio.Future[Answered] = loop.create_future()
-        self._waiting[frame_id] = Waiting(frame_id, data, answer, expires_at)
+        self._waiting[frame_id] = Waiting(frame_id, data, answer, expires_at, source=source)
         if self.listener is not None:
             self.listener.queued(frame_id, len(data))
         self._next_id = max(self._next_id, frame_id + 1)
@@ -206,6 +223,13 @@ class Unanswered:
         waiting.carrier = None
         return True
 
+    def want_key(self, frame_id: int) -> None:
+        """A server does not have what a frame refers to: it is sent again, as a key frame."""
+        waiting = self._waiting.get(frame_id)
+        if waiting is not None and not waiting.answer.done():
+            waiting.by_itself, waiting.carrier = True, None
+            self.counters.keys_wanted += 1
+
     def _hint(self, waiting: Waiting, result: pb.Result) -> float | None:
         """When to send a frame again that a server has no room for; None where its word is final."""
         seconds = result.retry_after_ms / 1000
@@ -216,7 +240,7 @@ class Unanswered:
 
     def answer(self, waiting: Waiting, result: pb.Result, waited_ms: float) -> None:
         """A frame's one and only answer."""
-        waiting.answer.set_result(Answered(result, waited_ms, time.perf_counter()))
+        waiting.answer.set_result(Answered(result, waited_ms, time.perf_counter(), waiting.sent))
         self._forget(waiting.frame_id)
 
     def release(self, carrier: object, frame_ids: Iterable[int]) -> None:

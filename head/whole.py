@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from narrowcast.head.ahead import Ready, made_ready
 from narrowcast.head.backends import Array, Whole, load_whole
 from narrowcast.head.choice import PRECISIONS, Choice, Wanted, fastest_first, time_in_turns
 from narrowcast.head.errors import BackendError
@@ -87,21 +88,20 @@ class WholeSession:
         task = bundle.manifest.task
         self._decoded = task if isinstance(task, DetectTask | SegmentTask) and task.decode_on == "server" else None
 
-    def answer(self, frame: Image) -> LocalAnswer:
-        """A frame uint8 ``[H, W, 3]`` RGB of any size to the task's outputs.
+    def answer(self, frame: Image | Ready) -> LocalAnswer:
+        """A frame uint8 ``[H, W, 3]`` RGB of any size, or one that is resized already, to the task's outputs.
 
         Raises:
             FrameError: not such a frame.
             BackendError: the network failed.
         """
-        start = perf_counter_ns()
-        prepared = self.contract.prepare(frame)
-        resized = perf_counter_ns()
+        ready = made_ready(frame, self.contract)
+        prepared, resized = ready.prepared, perf_counter_ns()
         outputs = self.network.run(prepared.image)
         if self._decoded is not None:
             outputs = decode(self._decoded, outputs, prepared.image.shape[:2])
         done = perf_counter_ns()
-        return LocalAnswer(outputs, prepared.placement, (resized - start) / 1e6, (done - resized) / 1e6)
+        return LocalAnswer(outputs, prepared.placement, ready.resize_ms, (done - resized) / 1e6)
 
 
 def _load(bundle: Bundle, backend: str, names: Sequence[Precision], threads: int) -> tuple[Whole, Choice]:

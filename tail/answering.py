@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.tail.backends import Array
+from narrowcast.tail.decoding import decode
 from narrowcast.tail.drift.profile import profiles
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.frame import Frame, refusal
 from narrowcast.tail.store import Model
-from narrowcast.transport.codec import Codec
 from narrowcast.transport.errors import FrameError, PayloadError
 from narrowcast.transport.images import decode_image
 from narrowcast.transport.packet import Kind
@@ -71,12 +71,12 @@ def _answer_symbols(
     model: Model, frames: Sequence[Frame], started: float, size: int, *, profiled: bool
 ) -> list[Response]:
     began = time.perf_counter()
-    decoded, errors = _decode(model.codec, frames)
+    decoded, errors = decode(model, frames)
     done = time.perf_counter()
     outputs: dict[int, dict[str, Array]] = {}
     for rows, symbols in decoded:
         if profiled:
-            _profile([frames[row] for row in rows], symbols)
+            _profile(model, [frames[row] for row in rows], symbols)
         levels = np.array([frames[row].packet.level for row in rows], np.int64)
         answers = model.answer(symbols, levels, [frames[row].tails for row in rows])
         outputs |= dict(zip(rows, answers, strict=True))
@@ -85,33 +85,14 @@ def _answer_symbols(
     return _responses(frames, good, errors, found, _Times(started, done - began, done, size))
 
 
-def _profile(frames: Sequence[Frame], symbols: npt.NDArray[np.uint8]) -> None:
-    for frame, profile in zip(frames, profiles(symbols, [len(f.packet.payload) for f in frames]), strict=True):
+def _profile(model: Model, frames: Sequence[Frame], symbols: npt.NDArray[np.uint8]) -> None:
+    """A predicted frame counts as the key frame that it could have been: its own size says what moved, not what is there."""
+    sizes = [
+        len(f.packet.payload if f.reference is None else model.codec.encode(one, f.packet.level))
+        for f, one in zip(frames, symbols, strict=True)
+    ]
+    for frame, profile in zip(frames, profiles(symbols, sizes), strict=True):
         frame.profile = profile
-
-
-def _decode(
-    codec: Codec, frames: Sequence[Frame]
-) -> tuple[list[tuple[list[int], npt.NDArray[np.uint8]]], list[PayloadError | None]]:
-    """By size: the frames' rows, and their symbols uint8 ``[N, C, h, w]``. And each frame's error or None."""
-    errors: list[PayloadError | None] = [None] * len(frames)
-    by_shape: dict[tuple[int, int, int], list[int]] = {}
-    for row, frame in enumerate(frames):
-        try:
-            by_shape.setdefault(codec.shape_of(frame.packet.payload), []).append(row)
-        except PayloadError as error:
-            errors[row] = error
-    decoded = []
-    for rows in by_shape.values():
-        packets = [frames[row].packet for row in rows]
-        symbols, found = codec.decode_batch([p.payload for p in packets], [p.level for p in packets])
-        sound = [k for k, problem in enumerate(found) if problem is None]
-        for row, problem in zip(rows, found, strict=True):
-            errors[row] = problem
-        if sound:
-            kept = symbols if len(sound) == len(rows) else symbols[sound]
-            decoded.append(([rows[k] for k in sound], kept))
-    return decoded, errors
 
 
 def _answer_images(model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:

@@ -38,6 +38,8 @@ RETRY_MS = (10, 60_000)
 # Waking a thread, and the event loop afterwards, costs 0.05 to 0.1 ms; a frame that takes less is answered on the loop.
 LIGHT_SECONDS = 100e-6
 LIGHT_BYTES = 65_536
+# How many light batches, more or less, make a light model; a slow one counts against several.
+_LEAST_LIGHT, _MOST_LIGHT, _SLOW_COUNTS = 4, 12, 5
 # Of the time per frame, the newest batch counts this much.
 _SMOOTHING = 0.2
 
@@ -91,7 +93,8 @@ class Batcher:
         self._running: Sequence[Frame] = ()
         self._closed = False
         self._frame_seconds: float | None = None
-        self._slow_seconds: float | None = None
+        self._light = _LEAST_LIGHT - 1  # a model is light from its first light frame on
+        self._gathered: list[Frame] = []  # to be answered on the event loop, later in this turn
         self._idle = asyncio.Event()
         self._idle.set()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -105,14 +108,22 @@ class Batcher:
         """How many frames wait."""
         return len(self._queue)
 
-    def put(self, frame: Frame) -> None:
-        """Queues a frame. It is finished on the event loop; at once where there is no place for it."""
+    def put(self, frame: Frame, *, more: bool = False) -> None:
+        """Queues a frame. It is finished on the event loop; at once where there is no place for it.
+
+        Args:
+            frame: the frame.
+            more: other frames of its stream are unanswered: their client does not wait for this one alone.
+        """
         if self._closed:
             frame.release = self.model.manifest.release
             frame.refuse(FrameRefusedError(_UNAVAILABLE, "the model is being unloaded; send this frame again"))
             return
         if self._is_light(frame):
-            self._compute_here(frame)
+            if more:
+                self._compute_soon(frame)
+            else:
+                self._compute_here([frame])
             return
         with self._changed:
             full = self._queue.is_full_for(frame.client, len(frame.packet.payload))
@@ -175,8 +186,8 @@ class Batcher:
         """Stops; frames that still wait, or are computed, are refused with UNAVAILABLE."""
         with self._changed:
             self._closed = True
-            left = [*self._running, *self._queue.remove_if(lambda frame: True)]
-            self._running = ()
+            left = [*self._running, *self._gathered, *self._queue.remove_if(lambda frame: True)]
+            self._running, self._gathered = (), []
             self._changed.notify()
         if self._sweeping is not None:
             self._sweeping.cancel()
@@ -211,14 +222,13 @@ class Batcher:
             self.overloaded = True
         elif count * 8 <= self._queue.limit:
             self.overloaded = False
-            if not count and not self._running:
+            if not count and not self._running and not self._gathered:
                 self._idle.set()
 
     def _is_light(self, frame: Frame) -> bool:
         """Whether handing a frame to the thread would cost more than answering it: nothing waits, and it takes no time."""
         return (
-            self._slow_seconds is not None
-            and self._slow_seconds < LIGHT_SECONDS
+            self._light >= _LEAST_LIGHT
             and self._sleeping
             and not self._max_delay
             and (frame.deadline is None or frame.deadline > time.perf_counter())
@@ -227,11 +237,24 @@ class Batcher:
             and not self._queue
         )
 
-    def _compute_here(self, frame: Frame) -> None:
-        batch = [frame]
+    def _compute_soon(self, frame: Frame) -> None:
+        """With what else the event loop finds in this turn: one batch takes less time than as many frames."""
+        if not self._gathered:
+            self._loop.call_soon(self._compute_gathered)
+            self._idle.clear()
+        self._gathered.append(frame)
+
+    def _compute_gathered(self) -> None:
+        frames, self._gathered = self._gathered, []
+        waiting = [frame for frame in frames if not frame.dropped and frame.response is None]
+        for start in range(0, len(waiting), self._max_batch):
+            self._compute_here(waiting[start : start + self._max_batch])
+        self._weigh()
+
+    def _compute_here(self, batch: Sequence[Frame]) -> None:
         began = time.perf_counter()
         responses = answer_batch(self.model, batch, profiled=self.observer.wants_profiles)
-        self._measure(time.perf_counter() - began, 1)
+        self._measure(time.perf_counter() - began, len(batch))
         self._deliver(batch, responses, (), 0)
 
     def _sweep_at(self, deadline: float) -> None:
@@ -335,6 +358,6 @@ class Batcher:
         each = seconds / frames
         before = self._frame_seconds
         self._frame_seconds = each if before is None else before + _SMOOTHING * (each - before)
-        # Slower at once, faster bit by bit: what is light must be so for a while.
-        slow = self._slow_seconds
-        self._slow_seconds = each if slow is None else max(each, slow + _SMOOTHING * (each - slow))
+        # One slow frame may be the machine's doing, that had other things to do; two are the model's.
+        light = self._light + 1 if each < LIGHT_SECONDS else self._light - _SLOW_COUNTS
+        self._light = min(max(light, 0), _MOST_LIGHT)

@@ -15,6 +15,7 @@
         ├── DriftStateError      a file that is no drift state
         ├── AuditError           samples that cannot be kept or read
         └── FrameRefusedError    one frame cannot be answered; carries the status that its result gets
+            └── NeedKeyError     it refers to a frame that is not there; the client sends it as a key frame
 """
 
 from __future__ import annotations
@@ -78,9 +79,21 @@ class FrameRefusedError(TailError):
     Attributes:
         code: the google.rpc.Code of its result.
         retry_after_ms: when it is worth trying again; 0 where that is not known.
+        need_key: whether the same frame would be answered as a key frame.
     """
+
+    need_key = False
 
     def __init__(self, code: int, message: str, retry_after_ms: int = 0) -> None:
         super().__init__(message)
         self.code = code
         self.retry_after_ms = retry_after_ms
+
+
+class NeedKeyError(FrameRefusedError):
+    """A frame refers to one that is not there, or is another one: its client sends it as a key frame."""
+
+    need_key = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(grpc.StatusCode.FAILED_PRECONDITION.value[0], f"{message}; send this frame as a key frame")

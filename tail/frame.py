@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.tasks import MAIN
+from narrowcast.transport.video import Memory
+
+if TYPE_CHECKING:  # it keeps frames
+    from narrowcast.tail.references import Kept
 
 MAIN_ALONE = frozenset([MAIN])
 
@@ -59,13 +63,16 @@ class Frame:
         release: of the model that answered or refused it; 0 where none did.
         encode_ms: time to put the outputs into the response.
         profile: see :func:`narrowcast.tail.drift.profile.profiles`; None where nobody wants it, or there are no symbols.
+        reference: the frame that it refers to; None for packets that refer to none.
+        keep: whether later frames may refer to it.
+        kept: then, once it is decoded, its symbols uint8 ``[C, H, W]`` and what is remembered of it.
         queue: where it waits; None before and afterwards.
         dropped: nobody waits for it any more.
     """
 
     __slots__ = (
-        "arrived", "client", "deadline", "dropped", "encode_ms", "on_done", "packet", "packet_bytes", "priority", "profile",
-        "queue", "release", "response", "tails",
+        "arrived", "client", "deadline", "dropped", "encode_ms", "keep", "kept", "on_done", "packet", "packet_bytes",
+        "priority", "profile", "queue", "reference", "release", "response", "tails",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +101,9 @@ class Frame:
         self.release = 0
         self.encode_ms = 0.0
         self.profile: npt.NDArray[np.float64] | None = None
+        self.reference: Kept | None = None
+        self.keep = False
+        self.kept: tuple[npt.NDArray[np.uint8], Memory] | None = None
 
     def finish(self, response: pb.StreamResponse) -> None:
         """The response is there."""
@@ -121,6 +131,10 @@ def refusal(packet: Packet, error: FrameRefusedError) -> pb.StreamResponse:
     """What goes back for a frame that is refused."""
     return pb.StreamResponse(
         result=pb.Result(
-            frame_id=packet.frame_id, code=error.code, message=str(error), retry_after_ms=error.retry_after_ms
+            frame_id=packet.frame_id,
+            code=error.code,
+            message=str(error),
+            retry_after_ms=error.retry_after_ms,
+            need_key=error.need_key,
         )
     )

@@ -18,6 +18,7 @@ from narrowcast.transport.bundle import Bundle, Manifest, PublicKey, TailSpec
 from narrowcast.transport.codec import Codec
 from narrowcast.transport.errors import BundleError, NarrowcastError
 from narrowcast.transport.tasks import MAIN, finish
+from narrowcast.transport.video import VideoCodec
 
 log = logging.getLogger(__name__)
 _B = TypeVar("_B")
@@ -34,6 +35,7 @@ class Model:
         further: run the further tails, by name.
         whole: runs the uncut network, on images that were sent as such; None where the bundle has none.
         further_wholes: run the uncut networks of the further tails that have one, by the tail's name.
+        video: decodes frames by earlier ones; None where the bundle has no video tables.
     """
 
     manifest: Manifest
@@ -42,6 +44,7 @@ class Model:
     further: Mapping[str, TailBackend] = field(default_factory=dict)
     whole: ImageBackend | None = None
     further_wholes: Mapping[str, ImageBackend] = field(default_factory=dict)
+    video: VideoCodec | None = None
 
     @property
     def name(self) -> str:
@@ -140,7 +143,7 @@ def load_model(bundle: Bundle, *, settings: BackendSettings | None = None, image
     codec = bundle.codec()
     tails = {spec.name: loader.tail(spec, codec) for spec in bundle.manifest.all_tails()}
     wholes = loader.wholes() if images else {}
-    return Model(bundle.manifest, codec, tails.pop(MAIN), tails, wholes.pop(MAIN, None), wholes)
+    return Model(bundle.manifest, codec, tails.pop(MAIN), tails, wholes.pop(MAIN, None), wholes, bundle.video())
 
 
 class _Loader:

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.transport.packet import Packet
+from narrowcast.transport.codec import Codec
+from narrowcast.transport.packet import Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
 
@@ -32,6 +33,18 @@ class StreamInfo(NamedTuple):
     audit: bool = False
 
 
+class KeyFrame(NamedTuple):
+    """A frame's symbols uint8 ``[C, H, W]``, and what codes them."""
+
+    codec: Codec
+    symbols: npt.NDArray[np.uint8]
+
+    def of(self, packet: Packet) -> Packet:
+        """A key frame in place of a packet that refers to another frame."""
+        payload = self.codec.encode(self.symbols, packet.level)
+        return packet._replace(kind=Kind.SYMBOLS, codec=self.codec.codec_id, payload=payload, reference=None)
+
+
 class FrameRecord(NamedTuple):
     """One frame, answered or refused.
 
@@ -44,6 +57,7 @@ class FrameRecord(NamedTuple):
         result_bytes: size of what goes back.
         encode_ms: time to put the result into bytes.
         profile: numbers about the symbols, for :mod:`narrowcast.tail.drift`; None where nobody wants them.
+        key: of a frame that came by reference, what makes a key frame of it.
     """
 
     stream: StreamInfo
@@ -54,6 +68,11 @@ class FrameRecord(NamedTuple):
     result_bytes: int
     encode_ms: float
     profile: npt.NDArray[np.float64] | None = None
+    key: KeyFrame | None = None
+
+    def alone(self) -> Packet:
+        """The frame as a packet that can be read without its stream."""
+        return self.packet if self.key is None else self.key.of(self.packet)
 
 
 class Observer(Protocol):

@@ -11,6 +11,7 @@ from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import AccessError, FrameRefusedError, ModelUnavailableError
 from narrowcast.tail.frame import MAIN_ALONE
 from narrowcast.tail.models import ModelTable, Slot
+from narrowcast.tail.references import References
 from narrowcast.transport.packet import VERSION, Kind, Packet
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -73,8 +74,17 @@ def choose_tails(batcher: Batcher, wanted: Sequence[str]) -> frozenset[str]:
     return frozenset(wanted) if wanted else MAIN_ALONE
 
 
-def refusal_of(batcher: Batcher, packet: Packet, tails: frozenset[str]) -> FrameRefusedError | None:
-    """Why a model cannot answer a packet; None where it may."""
+def refusal_of(
+    batcher: Batcher, packet: Packet, tails: frozenset[str], references: References | None = None
+) -> FrameRefusedError | None:
+    """Why a model cannot answer a packet; None where it may, as far as a packet's own fields say.
+
+    Args:
+        batcher: the model's.
+        packet: as it came.
+        tails: that are asked for.
+        references: frames of its stream that a packet may refer to; None where it stands alone, or nothing was agreed.
+    """
     model = batcher.model
     if packet.kind is Kind.IMAGE:
         if tails.issubset(model.image_tails):
@@ -83,7 +93,12 @@ def refusal_of(batcher: Batcher, packet: Packet, tails: frozenset[str]) -> Frame
         message = (
             f"{model.name!r} cannot answer an image for {', '.join(sorted(tails))}: it has whole networks for {there}"
         )
-    elif packet.codec is not model.codec.codec_id:
+    elif packet.kind.has_reference and references is None:
+        message = (
+            f"a packet of kind {packet.kind.name}, which refers to frame {packet.reference}: that takes a stream on which "
+            "references were agreed (docs/protocol.md); send a key frame (kind SYMBOLS)"
+        )
+    elif not packet.kind.has_reference and packet.codec is not model.codec.codec_id:
         message = f"a packet with codec {packet.codec.name}; {model.name!r} has {model.codec.codec_id.name}"
     elif packet.level >= model.codec.spec.levels:
         message = f"a packet of level {packet.level}; {model.name!r} has levels 0..{model.codec.spec.levels - 1}"

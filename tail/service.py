@@ -15,6 +15,7 @@ from narrowcast.tail.frame import Frame, priority_of
 from narrowcast.tail.models import ModelTable, Slot
 from narrowcast.tail.observe import Auditor, Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
+from narrowcast.tail.references import Room
 from narrowcast.tail.stream import Ageing, OpenStream, record_of
 from narrowcast.transport.errors import PacketError
 from narrowcast.transport.packet import VERSION, Packet
@@ -50,6 +51,7 @@ class TailService(TailServiceServicer):
         self._observer = observer or Silent()
         self._ageing = ageing or Ageing()
         self._auditor = auditor
+        self._room = Room()
         self._draining = False
         self._opening: set[asyncio.Task[Any]] = set()
         self._streams: dict[Slot, set[OpenStream]] = {}
@@ -67,7 +69,9 @@ class TailService(TailServiceServicer):
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:
         """See the .proto."""
-        stream = OpenStream(self._models, self._gate, self._observer, self._ageing, context, self._auditor)
+        stream = OpenStream(
+            self._models, self._gate, self._observer, self._ageing, context, self._auditor, self._room
+        )  # fmt: skip
         try:
             await self._open(stream)
         except EndedError as ended:

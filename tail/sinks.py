@@ -50,7 +50,7 @@ class SinkObserver(Silent):
 
     def frame_done(self, record: FrameRecord) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
-        slim = record._replace(packet=record.packet._replace(payload=b""))  # which no sink is told
+        slim = record._replace(packet=record.packet._replace(payload=b""), key=None)  # which no sink is told
         manifest = self._manifest(record.stream.model, record.release)
         # The payload alone says a free size, and is not kept.
         size = (0, 0) if manifest is None or record.result.code else _input_size(manifest, record.packet)
@@ -89,7 +89,10 @@ class SinkObserver(Silent):
 
 
 def _held_bytes(item: _Item) -> int:
-    return 0 if isinstance(item, DriftEvent) else item.record.result_bytes
+    if isinstance(item, DriftEvent):
+        return 0
+    record = item.record  # of a skip less is sent than is told
+    return record.result.ByteSize() if record.packet.kind is Kind.SKIP else record.result_bytes
 
 
 def _result(item: _Result, raw: bool) -> Record:

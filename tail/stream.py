@@ -14,11 +14,14 @@ from google.protobuf.message import DecodeError
 from narrowcast.tail.access import Context, Gate
 from narrowcast.tail.clock import stamp
 from narrowcast.tail.credits import MAX_WINDOW, Credits
-from narrowcast.tail.errors import FrameRefusedError
+from narrowcast.tail.errors import FrameRefusedError, NeedKeyError
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority, priority_of
+from narrowcast.tail.loading import Model
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import Auditor, FrameRecord, Observer, Silent, StreamInfo
+from narrowcast.tail.observe import Auditor, FrameRecord, KeyFrame, Observer, Silent, StreamInfo
 from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
+from narrowcast.tail.references import MAX_REFERENCES, References, Room, same_answer, whole_answer
+from narrowcast.transport.codec import Codec
 from narrowcast.transport.errors import PacketError
 from narrowcast.transport.packet import Kind, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -49,7 +52,8 @@ class OpenStream:
     """A reader, which takes packets in, and a writer, which sends answers out in the order of the packets.
 
     The reader is a task of its own; the writer is gRPC's handler. A frame costs neither a task nor a future: when the
-    batcher has finished one, the writer is woken.
+    batcher has finished one, the writer is woken. A frame that is answered at once, while the writer has nothing to do, the
+    reader answers itself.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class OpenStream:
         ageing: Ageing,
         context: Context,
         auditor: Auditor | None = None,
+        room: Room | None = None,
     ) -> None:
         self._models = models
         self._gate = gate
@@ -68,6 +73,8 @@ class OpenStream:
         self._ageing = ageing
         self._context = context
         self._auditor = auditor
+        self._room = room or Room()
+        self._references: References | None = None
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Frame] = deque()
         self._awake: asyncio.Future[None] | None = None
@@ -78,6 +85,9 @@ class OpenStream:
         self._drain: pb.Drain | None = None  # to be sent
         self._draining = False
         self._writer: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._taking = False  # the reader is handing a frame to the batcher
+        self._reader_writes = False
         self._timers: list[asyncio.TimerHandle] = []
         self._heard = time.monotonic()
         self._silence_limit: float | None = None
@@ -113,6 +123,7 @@ class OpenStream:
         self._priority = self._gate.priority(client, priority_of(wanted.priority))
         self._deadline_ms, self._resume_from = wanted.deadline_ms, wanted.resume_from
         self._limit_silence(wanted.silence_limit_ms)
+        self._references = self._kept_for(wanted)
         self._agreed = StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us)
         await self._context.write(
             pb.StreamResponse(
@@ -122,10 +133,19 @@ class OpenStream:
                     window=self._credits.window,
                     max_packet_bytes=MAX_PACKET_BYTES,
                     client=client,
+                    references=0 if self._references is None else self._references.count,
                 )
             )
         )
         self._heard = time.monotonic()
+
+    def _kept_for(self, wanted: pb.Open) -> References | None:
+        """What the client may refer to; None where it asks for nothing, or has other video tables than this server."""
+        assert self.slot is not None
+        codec = self.slot.batcher.model.video
+        if not wanted.references or codec is None or codec.fingerprint != wanted.video_fingerprint:
+            return None
+        return References(codec, min(wanted.references, MAX_REFERENCES), self._room)
 
     async def serve(self) -> None:
         """Until the stream's end. It must be open.
@@ -139,7 +159,7 @@ class OpenStream:
             self._timers.append(self._loop.call_later(age, self.drain, "age", True, self._ageing.grace_seconds))
         self._observer.stream_opened(self.info)
         reason = "OK"
-        reader = self._loop.create_task(self._take_in())
+        self._reader = self._loop.create_task(self._take_in())
         self._writer = asyncio.current_task()
         try:
             await self._send_out()
@@ -156,10 +176,12 @@ class OpenStream:
             reason = "CANCELLED"
             raise EndedError(grpc.StatusCode.CANCELLED, f"writing to the client failed: {error}") from error
         finally:
-            reader.cancel()
+            self._reader.cancel()
             for timer in self._timers:
                 timer.cancel()
             self._drop_pending()
+            if self._references is not None:
+                self._references.close()
             self._observer.stream_closed(self.info, reason)
 
     def drain(self, reason: str, come_back: bool, grace_seconds: float) -> None:
@@ -175,7 +197,9 @@ class OpenStream:
         """Ends the stream at once."""
         self._end_now = ended
         self._drop_pending()
-        if self._awake is None and self._writer is not None:  # it is in the middle of a write, perhaps for ever
+        if self._reader_writes and self._reader is not None:  # perhaps for ever
+            self._reader.cancel()
+        elif self._awake is None and self._writer is not None:  # it is in the middle of a write, too
             self._writer.cancel()
         self._wake()
 
@@ -208,7 +232,7 @@ class OpenStream:
 
     def _wake(self) -> None:
         awake = self._awake
-        if awake is not None and not awake.done():
+        if awake is not None and not self._reader_writes and not awake.done():
             awake.set_result(None)
 
     # The writer
@@ -241,8 +265,11 @@ class OpenStream:
         result = response.result
         if not result.code:
             stamp(result.times, frame.arrived)
+            if self._references is not None and frame.kept is not None:
+                self._references.keep(frame)
         if self._observed:
-            self._observer.frame_done(record_of(self.info, frame))
+            assert self.slot is not None
+            self._observer.frame_done(record_of(self.info, frame, self.slot.batcher.model.codec))
         if self._auditor is not None and self.info.audit:
             result.audit.extend(self._auditor.wanted(self.info))
         await self._context.write(response)
@@ -260,7 +287,13 @@ class OpenStream:
                 self._heard = time.monotonic()
                 message = request.WhichOneof("message")
                 if message == "packet":
-                    self._take(request)
+                    self._taking = True
+                    try:
+                        self._take(request)
+                    finally:
+                        self._taking = False
+                    if self._pending[0].response is not None:
+                        await self._answer_soon()
                 elif message == "ping":
                     self._limit_silence(request.ping.silence_limit_ms)
                     self._pong = request.ping.number
@@ -283,6 +316,27 @@ class OpenStream:
             self._ending = EndedError(grpc.StatusCode.UNAVAILABLE, f"reading from the client failed: {error}")
         self._no_more = True
         self._wake()
+
+    async def _answer_soon(self) -> None:
+        """The first answer is there: the writer's, or the reader's own where the writer is idle and so saves no time."""
+        awake = self._awake
+        if awake is None or awake.done():
+            return  # the writer comes to it by itself
+        self._reader_writes = True
+        try:
+            await self._answer(self._pending.popleft())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever gRPC raises)
+            self.end(EndedError(grpc.StatusCode.CANCELLED, f"writing to the client failed: {error}"))
+        finally:
+            self._reader_writes = False
+            if self._has_something_to_write():
+                self._wake()
+
+    def _has_something_to_write(self) -> bool:
+        first_is_answered = bool(self._pending) and self._pending[0].response is not None
+        return first_is_answered or self._end_now is not None or self._drain is not None or self._pong is not None
 
     def _take(self, request: pb.StreamRequest) -> None:
         """One packet: refused, or to the batcher that is the model's now."""
@@ -319,12 +373,30 @@ class OpenStream:
                 f"frame {packet.frame_id} lies before {self._resume_from}, from where the client resumed: it said "
                 "that this frame is answered",
             )
-        refused = refused or refusal_of(batcher, packet, self._tails)
-        if refused is None:
-            batcher.put(frame)
-        else:
+        refused = refused or refusal_of(batcher, packet, self._tails, self._references)
+        if refused is None and self._references is not None:
+            refused = self._refer(frame, batcher.model)
+        if refused is not None:
             frame.release = batcher.model.manifest.release
             frame.refuse(refused)
+        elif packet.kind is not Kind.SKIP:
+            batcher.put(frame, more=len(self._pending) > 1)
+
+    def _refer(self, frame: Frame, model: Model) -> FrameRefusedError | None:
+        """Finds what a frame refers to, and answers it where it is the same; why that is not possible."""
+        assert self._references is not None
+        packet, release = frame.packet, model.manifest.release
+        frame.keep = packet.kind in (Kind.SYMBOLS, Kind.PREDICTED)
+        if not packet.kind.has_reference:
+            return None
+        try:
+            frame.reference = self._references.find(packet, model.video, release)
+        except NeedKeyError as error:
+            return error
+        if packet.kind is Kind.SKIP:
+            frame.release = release
+            frame.finish(same_answer(packet))
+        return None
 
     def _take_source(self, data: bytes) -> None:
         """The source of a frame: for the audit, and for nobody else."""
@@ -340,14 +412,20 @@ class OpenStream:
         return len(self._pending) > 1 and sum(len(one.packet.payload) for one in self._pending) > MAX_PENDING_BYTES
 
     def _frame_done(self, frame: Frame) -> None:
-        if self._pending and self._pending[0] is frame:
+        if not self._taking and self._pending and self._pending[0] is frame:
             self._wake()
 
 
-def record_of(stream: StreamInfo, frame: Frame) -> FrameRecord:
-    """What observers are told of a frame."""
+def record_of(stream: StreamInfo, frame: Frame, codec: Codec | None = None) -> FrameRecord:
+    """What observers are told of a frame; ``codec`` makes key frames of those that refer to others."""
     assert frame.response is not None
+    result, key = frame.response.result, None
+    if frame.reference is not None and codec is not None and not result.code:
+        symbols = frame.reference.symbols if frame.kept is None else frame.kept[0]
+        key = KeyFrame(codec, symbols)
+        if frame.packet.kind is Kind.SKIP:
+            result = whole_answer(frame.packet, result, frame.reference)
     return FrameRecord(
-        stream, frame.release, frame.packet, frame.packet_bytes, frame.response.result,
-        frame.response.ByteSize(), frame.encode_ms, frame.profile,
+        stream, frame.release, frame.packet, frame.packet_bytes, result,
+        frame.response.ByteSize(), frame.encode_ms, frame.profile, key,
     )  # fmt: skip

@@ -6,9 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-# Before torch is imported: tests run beside one another, with clients and servers in processes of their own; more threads
-# than cores only get in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Before torch is imported: tests run beside one another, with clients and servers in processes of their own. Networks here
+# are so small that a second thread saves no time; on busy cores it waits, spinning, for the first one's ten times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -25,6 +25,8 @@ MAGIC = b"NCCX"
 VERSION = 1
 MEAN_INPUTS = 4
 SCALE_INPUTS = 7
+# Of a reference's memory, where a frame is predicted from one (see transport/video/).
+MEMORY_INPUTS = 5
 FRACTIONS = 4
 MAX_CLASSES = 64
 SCALES = 1024

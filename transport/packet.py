@@ -27,26 +27,37 @@ _STREAM, _ALONE = 0x40 | VERSION, 0x80 | VERSION
 _STREAM_HEADER = struct.Struct("<BBBBI6sHI")
 _ALONE_HEADER = struct.Struct("<BBBB16s16sIQII")
 _CHECKSUM = struct.Struct("<I")
-_NO_REFERENCE = 0  # only predicted packets will have one
+_NO_REFERENCE = 0
+# In a stream a reference is this many frames back, at most.
+MAX_DISTANCE = (1 << 16) - 1
 _CRC_PIECE, _CRC_WHOLE = 5 * 1024, 256 * 1024
 STREAM_HEADER_BYTES = _STREAM_HEADER.size + _CHECKSUM.size
 HEADER_BYTES = _ALONE_HEADER.size + _CHECKSUM.size
 
 
 class Kind(IntEnum):
-    """What a packet is. Numbers 3 (skip) and 4 (predicted symbols) are reserved."""
+    """What a packet is: a frame's symbols by themselves (a key frame), an image, or something that goes by a reference."""
 
     SYMBOLS = 1
     IMAGE = 2
+    SKIP = 3
+    PREDICTED = 4
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it means nothing without an earlier frame of its stream."""
+        return self is Kind.SKIP or self is Kind.PREDICTED
 
 
 class CodecId(IntEnum):
-    """How a payload is coded: 1 to 15 are for symbols, from 16 on for images."""
+    """How a payload is coded: 1 to 15 are for symbols, from 16 on for images; 0 is for a skip."""
 
+    NONE = 0
     RANS = 1
     ZSTD = 2
     RANS_CONTEXT = 3
     PACKED = 4
+    RANS_PREDICTED = 5
     JPEG = 16
     WEBP = 17
 
@@ -55,6 +66,13 @@ IMAGE_CODECS = frozenset({CodecId.JPEG, CodecId.WEBP})
 
 
 _KINDS = {kind.value: kind for kind in Kind}
+# Which of them a kind may have; a key frame all that are left.
+_CODECS_OF = {
+    Kind.IMAGE: IMAGE_CODECS,
+    Kind.SKIP: frozenset({CodecId.NONE}),
+    Kind.PREDICTED: frozenset({CodecId.RANS_PREDICTED}),
+}
+_CODECS_OF[Kind.SYMBOLS] = frozenset(CodecId).difference(*_CODECS_OF.values())
 _CODECS = {codec.value: codec for codec in CodecId}
 
 
@@ -84,6 +102,7 @@ class Packet(NamedTuple):
         stream_id: 16 bytes.
         fingerprint: 16 bytes: the codec that the payload is for.
         kind: what the packet is.
+        reference: the frame id of its reference, which is less than its own; None for kinds without.
     """
 
     codec: CodecId
@@ -94,6 +113,7 @@ class Packet(NamedTuple):
     stream_id: bytes
     fingerprint: bytes
     kind: Kind = Kind.SYMBOLS
+    reference: int | None = None
 
     def to_bytes(self) -> bytes:
         """The packet standing alone.
@@ -102,9 +122,10 @@ class Packet(NamedTuple):
             PacketFieldError: a field outside its limits.
         """
         self._check()
+        reference = _NO_REFERENCE if self.reference is None else self.reference + 1
         header = _ALONE_HEADER.pack(
             _ALONE, self.kind, self.codec, self.level, self.stream_id, self.fingerprint, self.frame_id,
-            self.capture_us, _NO_REFERENCE, len(self.payload),
+            self.capture_us, reference, len(self.payload),
         )  # fmt: skip
         return _sealed(header, self.payload)
 
@@ -120,8 +141,11 @@ class Packet(NamedTuple):
         since = self.capture_us - context.epoch_us
         if not 0 <= since < 1 << 48:
             raise PacketFieldError(f"a capture time {since} us after the stream's epoch; it lies in 0..2^48 - 1")
+        distance = _NO_REFERENCE if self.reference is None else self.frame_id - self.reference
+        if distance > MAX_DISTANCE:
+            raise PacketFieldError(f"a reference {distance} frames back; in a stream it is {MAX_DISTANCE} at most")
         header = _STREAM_HEADER.pack(
-            _STREAM, self.kind, self.codec, self.level, self.frame_id, since.to_bytes(6, "little"), _NO_REFERENCE,
+            _STREAM, self.kind, self.codec, self.level, self.frame_id, since.to_bytes(6, "little"), distance,
             len(self.payload),
         )  # fmt: skip
         return _sealed(header, self.payload)
@@ -139,9 +163,9 @@ class Packet(NamedTuple):
         )
         payload = _opened(data, HEADER_BYTES, size)
         checked_kind, checked_codec = _known(kind, codec, level)
-        if reference != _NO_REFERENCE:
-            raise PacketFieldError(f"a packet of kind {checked_kind.name} with a reference frame")
-        return cls(checked_codec, level, frame_id, capture_us, payload, stream_id, fingerprint, checked_kind)
+        found = None if reference == _NO_REFERENCE else reference - 1
+        _check_reference(checked_kind, frame_id, found)
+        return cls(checked_codec, level, frame_id, capture_us, payload, stream_id, fingerprint, checked_kind, found)
 
     @classmethod
     def from_stream_bytes(cls, data: bytes, context: StreamContext) -> Packet:
@@ -154,12 +178,13 @@ class Packet(NamedTuple):
         _, kind, codec, level, frame_id, since, distance, size = _STREAM_HEADER.unpack_from(data)
         payload = _opened(data, STREAM_HEADER_BYTES, size)
         checked_kind, checked_codec = _known(kind, codec, level)
-        if distance != _NO_REFERENCE:
-            raise PacketFieldError(f"a packet of kind {checked_kind.name} with a reference frame")
+        reference = None if distance == _NO_REFERENCE else frame_id - distance
+        _check_reference(checked_kind, frame_id, reference)
         capture_us = context.epoch_us + int.from_bytes(since, "little")
         return cls(
-            checked_codec, level, frame_id, capture_us, payload, context.stream_id, context.fingerprint, checked_kind
-        )
+            checked_codec, level, frame_id, capture_us, payload, context.stream_id, context.fingerprint, checked_kind,
+            reference,
+        )  # fmt: skip
 
     def _check(self) -> None:
         limits = (
@@ -172,6 +197,7 @@ class Packet(NamedTuple):
             if not 0 <= value < limit:
                 raise PacketFieldError(f"a packet's {name} is {value}; it lies in 0..{limit - 1}")
         _check_kind(self.kind, self.codec, self.level)
+        _check_reference(self.kind, self.frame_id, self.reference)
         if len(self.stream_id) != 16 or len(self.fingerprint) != 16:
             raise PacketFieldError("a packet's stream id and codec fingerprint have 16 bytes each")
 
@@ -232,7 +258,17 @@ def _known(kind: int, codec: int, level: int) -> tuple[Kind, CodecId]:
 
 
 def _check_kind(kind: Kind, codec: CodecId, level: int) -> None:
-    if (kind is Kind.IMAGE) != (codec in IMAGE_CODECS):
+    if codec not in _CODECS_OF[kind]:
         raise PacketCodecError(f"a packet of kind {kind.name} with codec {codec.name}")
     if level and kind is Kind.IMAGE:
         raise PacketFieldError(f"a packet of kind IMAGE with level {level}; images have none: 0")
+
+
+def _check_reference(kind: Kind, frame_id: int, reference: int | None) -> None:
+    if not kind.has_reference:
+        if reference is not None:
+            raise PacketFieldError(f"a packet of kind {kind.name} with a reference frame")
+    elif reference is None:
+        raise PacketFieldError(f"a packet of kind {kind.name} without a reference frame")
+    elif not 0 <= reference < frame_id:
+        raise PacketFieldError(f"frame {frame_id} refers to frame {reference}; a reference lies before its frame")

@@ -18,7 +18,7 @@ from narrowcast.text import human_joules
 
 _GROSS, _NET = BY_KEY["gross_joules_per_frame"], BY_KEY["net_joules_per_frame"]
 _STYLES = {"gross": Style("image", 0), "net of idle": Style("split", 5)}
-_TRACKS = ("split", "image", "local", "other", "s-queue", "s-decode", "s-send", "s-encode")
+_TRACKS = ("split", "image", "local", "other", "s-queue", "s-decode", "s-return", "s-capture")
 MOST_TRACKS = 8
 
 
@@ -84,9 +84,9 @@ def over_the_run(entry: Entry, heading: str | None) -> Markup:
 
 
 def _tracks(series: Series) -> list[str]:
-    """The names of what has values, the total first."""
+    """The names of what has values: the total first, then the largest in the mean."""
     names = [name for name, values in series.values.items() if any(v is not None for v in values)]
-    return sorted(names, key=lambda name: name != "total")
+    return sorted(names, key=lambda name: (name != "total", -_mean(series.values[name])))
 
 
 def _course(

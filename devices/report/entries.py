@@ -65,7 +65,7 @@ class Entry:
     def board(self) -> str:
         """What it ran on, in words."""
         board = self.run.board
-        return board.title or board.model or board.cpu or board.architecture
+        return board.model or board.cpu or board.title or board.architecture
 
 
 def base_id(way: Way) -> str:

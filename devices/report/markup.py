@@ -24,9 +24,14 @@ class Markup(str):
 Child = str | float | Iterable["Child"] | None
 
 
+def clean(text: object) -> str:
+    """Any text without what a page or a terminal would not show but do."""
+    return _UNWANTED.sub("\ufffd", str(text))
+
+
 def escape(text: object) -> Markup:
     """Any text as markup that shows it."""
-    return Markup(html.escape(_UNWANTED.sub("\ufffd", str(text)), quote=True))
+    return Markup(html.escape(clean(text), quote=True))
 
 
 def join(children: Child) -> Markup:

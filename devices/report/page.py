@@ -135,13 +135,10 @@ def _per_link(entries: Sequence[Entry], draw: PerLink, also: Sequence[float], *,
         drawings: list[Markup] = []
         for entry in entries:
             link = next((one for one in entry.links if one.name == name), None)
-            if link is None and name is not None:
-                continue
-            words = " · ".join(
-                word
-                for word in (entry.name if len(entries) > 1 else "", f"over {link_words(name)}" if name else "")
-                if word
-            )
+            if link is None and (entry.links or name != names[0]):
+                continue  # a run without any link stands beside the first one of the others
+            over = f"over {link_words(link.name)}" if link else "without a link" if name else ""
+            words = " · ".join(word for word in (entry.name if len(entries) > 1 else "", over) if word)
             if (drawn := draw(entry, link, also, words)) is not None:
                 drawings.append(drawn)
         block = tag("div", drawings, class_="grid") if len(entries) > 1 else join(drawings)

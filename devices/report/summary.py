@@ -29,8 +29,9 @@ def summary(entry: Entry) -> Markup:
     verdict = entry.run.verdict
     kind = {True: "yes", False: "no", None: None}[verdict.pays]
     words = [text for text in verdict.text if text.strip()]
+    answer = _ANSWERS[verdict.pays]
     return join([
-        tag("div", tag("p", _ANSWERS[verdict.pays], class_="answer"),
+        tag("div", None if words and words[0].startswith(answer) else tag("p", answer, class_="answer"),
             [tag("p", text, class_=None if k else "lead") for k, text in enumerate(words)],
             class_=f"verdict {kind}" if kind else "verdict"),
         _cards(entry),
@@ -45,7 +46,7 @@ def warnings(entries: Sequence[Entry]) -> Markup | None:
         run = entry.run
         lines = [] if run.complete else [f"the run is not complete: {run.why_incomplete or 'it does not say why'}"]
         lines += run.warnings
-        if run.conditions.throttled:
+        if run.conditions.throttled and not any("slowed down" in line for line in lines):
             lines.append(f"the board was slowed down during the run: {', '.join(run.conditions.throttled)}")
         prefix = f"{entry.name}: " if len(entries) > 1 else ""
         found += [tag("li", prefix + line) for line in dict.fromkeys(lines)]

@@ -78,10 +78,10 @@ def _servers(config: DaemonConfig) -> str:
 
 
 def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> str:
-    note = ""
+    note, name = "", source.uri
     if not source.uri.startswith("unix:"):  # opening it would take the socket from a daemon that runs
         raw = None if source.raw is None else RawForm.parse(source.raw)
-        open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size)
+        name = open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size).name  # without a password
     elif source.raw is None:
         raise ConfigError(f'frames from {source.uri} are raw: say what they are like (raw = "640x480:rgb")')
     if source.uri.startswith("/dev/") and not Path(source.uri).exists():
@@ -90,7 +90,7 @@ def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> 
     if models:
         check_source(config, source, models[0])
         policy = policy_of(source, models[0].session)
-    return f"{source.uri}{note}; while no server answers: {policy}"
+    return f"{name}{note}; while no server answers: {policy}"
 
 
 def _durable(output: object) -> str:

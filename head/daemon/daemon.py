@@ -123,7 +123,7 @@ class Daemon:
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
-        await self._listen()
+        await self._listen(self._config.metrics.listen)
         # Calls of grpc.aio are rings of objects that keep their connection until they are collected. What is there by now
         # stays in any case, so that looking for rings among the rest takes a millisecond.
         gc.collect()
@@ -144,30 +144,24 @@ class Daemon:
         figures = self.figures.setdefault(name, Figures())
         self.lanes[name] = Lane(config, source, self._model, figures, self._outputs.tell)
 
-    async def _listen(self) -> None:
-        """Figures over HTTP, where they are wanted."""
-        if self._http is not None:
-            await self._http.stop()
-            self._http = None
-        if self._config.metrics.listen is None:
-            return
-        from narrowcast.head.daemon.metrics import CONTENT_TYPE, Metrics
+    async def _listen(self, where: str | None) -> None:
+        """Figures over HTTP, where they are wanted; what was listened on before is given up once that works."""
+        server = None
+        if where is not None:
+            from narrowcast.head.daemon.metrics import CONTENT_TYPE, Metrics
 
-        metrics = Metrics(self)
-        self._http = HttpServer(
-            self._config.metrics.listen,
-            {
+            metrics = Metrics(self)
+            pages = {
                 "/metrics": lambda: Page("200 OK", CONTENT_TYPE, metrics.text()),
                 "/status": lambda: Page("200 OK", "application/json", self.status().to_json()),
-                "/healthz": lambda: Page(
-                    "200 OK" if self.status().ready else "503 Service Unavailable",
-                    "text/plain",
-                    self._line().encode() + b"\n",
-                ),
-            },
-        )
-        await self._http.start()
-        log.info("figures at %s: /metrics, /status, /healthz", self._http.where)
+                "/healthz": self._health,
+            }
+            server = HttpServer(where, pages)
+            await server.start()
+            log.info("figures at %s: %s", server.where, ", ".join(pages))
+        if self._http is not None:
+            await self._http.stop()
+        self._http = server
 
     def _health(self) -> Page:
         status = "200 OK" if self.status().ready else "503 Service Unavailable"
@@ -260,11 +254,13 @@ class Daemon:
     async def _look_at_bundle(self) -> None:
         """A file that was replaced is loaded beside the running model."""
         stamp = stamp_of(self._config.bundle)
-        if stamp is not None and stamp != self._stamp and await self._load(self._config, stamp):
-            await self._change_lanes(self._config, self._config, other_model=True)
+        if stamp is None or stamp == self._stamp or (model := await self._load(self._config, stamp)) is None:
+            return
+        self._take_over(model)
+        await self._change_lanes(self._config, self._config, other_model=True)
 
-    async def _load(self, config: DaemonConfig, stamp: Stamp | None) -> bool:
-        """Loads the configured model, which is then that of frames to come; whether it is."""
+    async def _load(self, config: DaemonConfig, stamp: Stamp | None) -> Model | None:
+        """The configured model; None where it is refused."""
         self._stamp = stamp
         try:
             model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
@@ -272,13 +268,16 @@ class Daemon:
                 check_source(config, source, model)
         except (NarrowcastError, OSError) as error:
             self._refuse("bundle", f"{error}; release {self._model.manifest.release} goes on")
-            return False
+            return None
         self._refused.pop("bundle", None)
-        old, self._model = self._model.manifest, model
-        new = model.manifest
+        return model
+
+    def _take_over(self, model: Model) -> None:
+        """Frames to come are the new model's."""
+        old, new = self._model.manifest, model.manifest
+        self._model = model
         self.model_changes += 1
         log.info("%s release %d takes over from %s release %d", new.name, new.release, old.name, old.release)
-        return True
 
     async def _reload_all(self) -> None:
         """SIGHUP: settings first, then the bundle; what is no good leaves all as it is."""
@@ -297,20 +296,27 @@ class Daemon:
         self._notifier.ready(self._line())
 
     async def _change_config(self, config: DaemonConfig) -> None:
-        old, stamp = self._config, stamp_of(config.bundle)
-        other_model = False
+        old, stamp, model = self._config, stamp_of(config.bundle), None
         if config.model != old.model or stamp != self._stamp or "bundle" in self._refused:
-            other_model = await self._load(config, stamp)
-            config = config if other_model else msgspec.structs.replace(config, **old.model)
-        for source in config.sources:
-            check_source(config, source, self._model)
-        await self._outputs.change(list(config.outputs) or [LinesOutput()])
+            model = await self._load(config, stamp)
+            config = msgspec.structs.replace(config, **old.model) if model is None else config
+        try:
+            for source in config.sources:
+                check_source(config, source, model or self._model)
+            if config.metrics.listen != old.metrics.listen:
+                await self._listen(config.metrics.listen)
+            await self._outputs.change(list(config.outputs) or [LinesOutput()])
+        except (NarrowcastError, OSError):
+            self._stamp = (
+                None if model is not None else self._stamp
+            )  # it was loaded in vain: it is again, by the next look
+            raise
+        if model is not None:
+            self._take_over(model)
         self._config = config
-        if config.metrics.listen != old.metrics.listen:
-            await self._listen()
         if config.ports != old.ports:
             self._meter = SocketMeter(*config.ports)
-        await self._change_lanes(config, old, other_model=other_model)
+        await self._change_lanes(config, old, other_model=model is not None)
 
     async def _change_lanes(self, config: DaemonConfig, old: DaemonConfig, *, other_model: bool) -> None:
         """Gives each source its settings; one that is captured or spooled in another way is begun anew."""

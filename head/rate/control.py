@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from narrowcast.head.ahead import Ready
 from narrowcast.head.rate.budget import Budget, DailyCap
-from narrowcast.head.rate.controller import Decision, RateController
+from narrowcast.head.rate.controller import Decision, Outlook, RateController
 from narrowcast.head.rate.options import Option
 from narrowcast.head.session import Encoded
 from narrowcast.head.socket_bytes import SocketBytes
@@ -25,6 +26,8 @@ MOST_TIMES_MEAN = 2.0
 COUNT_SECONDS = 0.25
 # What a packet and its result take on the socket besides the packet, until it is measured.
 FIRST_OVERHEAD_BYTES = 150.0
+# How fast the share of a key frame's bytes is learned that frames take which refer to earlier ones.
+SHARE_GAIN = 0.1
 
 
 def options_of(manifest: Manifest) -> list[Option]:
@@ -90,6 +93,7 @@ class RateControl:
         self.dropped: Counter[str] = Counter()
         self.downgraded = 0
         self._lock = threading.Lock()
+        self._most_asked = max_packet_bytes
         self._controller: RateController | None = None
         if automatic:
             options = options_of(manifest)
@@ -115,17 +119,19 @@ class RateControl:
         self._charged = 0.0  # since the kernel was last asked
         self._packets = self._packet_bytes = 0
         self._encode_seconds = 0.0
+        self._key_sizes: dict[int, int] = {}  # of packets that wait
+        self._share = 1.0  # what is sent of a packet, where frames refer to earlier ones
 
     def encode(
         self,
-        frame: Image,
+        frame: Image | Ready,
         wanted: int | None,
         level: int,
         started: float,
         deadline_ms: float | None,
         *,
-        encode: Callable[[Image, int], Encoded],
-        drop: Callable[[Image, str], Encoded],
+        encode: Callable[[Image | Ready, int], Encoded],
+        drop: Callable[[Image | Ready, str], Encoded],
     ) -> Encoded:
         """A frame as it is to be sent, or dropped.
 
@@ -156,16 +162,42 @@ class RateControl:
         with self._lock:
             return drop(frame, str(self._drop("too-large").reason))
 
+    def encode_image(
+        self,
+        frame: Image | Ready,
+        *,
+        encode: Callable[[Image | Ready], Encoded],
+        drop: Callable[[Image | Ready, str], Encoded],
+    ) -> Encoded:
+        """An image, which has no level: within the budgets and the cap on packets that somebody asked for."""
+        with self._lock:
+            decision = self._within(time.monotonic())
+        if decision is not None:
+            return drop(frame, str(decision.reason))
+        encoded = encode(frame)
+        if self._most_asked is not None and STREAM_HEADER_BYTES + len(encoded.payload) > self._most_asked:
+            with self._lock:
+                return drop(frame, str(self._drop("too-large").reason))
+        return encoded
+
+    def outlook(self, size: float, left: float, now: float) -> Outlook:
+        """See :meth:`RateController.outlook`; levels must be chosen here."""
+        with self._lock:
+            assert self._controller is not None
+            return self._controller.outlook(size, left, now)
+
+    def likely(self, left: float, now: float) -> Option:
+        """See :meth:`RateController.likely`; levels must be chosen here."""
+        with self._lock:
+            assert self._controller is not None
+            return self._controller.likely(left, now)
+
     def _decide(self, started: float, deadline_ms: float | None) -> Decision | None:
         """What to do with a frame; None where it is to be sent at its own level."""
         with self._lock:
             now = time.monotonic()
-            self._count(now)
-            if self._data_cap is not None and self._data_cap.left() <= 0:
-                return self._drop("data-cap")
-            left = math.inf if self._budget is None else self._budget.left(now)
-            if left <= 0:
-                return self._drop("budget")
+            if (over := self._within(now)) is not None:
+                return over
             if self._controller is None:
                 return None
             elapsed = time.perf_counter() - started + self._encode_seconds
@@ -173,6 +205,14 @@ class RateControl:
             deadline = None if deadline_ms is None else deadline_ms / 1000
             decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead)
             return self._drop(decision.reason) if decision.reason is not None else decision
+
+    def _within(self, now: float) -> Decision | None:
+        """Why no byte may be spent now; None where it may."""
+        self._count(now)
+        if self._data_cap is not None and self._data_cap.left() <= 0:
+            return self._drop("data-cap")
+        left = math.inf if self._budget is None else self._budget.left(now)
+        return self._drop("budget") if left <= 0 else None
 
     def _may_send(self, level: int, payload_bytes: int, seconds: float) -> bool:
         """Whether an encoded frame's packet is within the limit."""
@@ -182,7 +222,7 @@ class RateControl:
             if self.max_packet_bytes is not None and size > self.max_packet_bytes:
                 return False
             if self._controller is not None:
-                self._controller.encoded(level, size)
+                self._controller.encoded(level, round(size * self._share))
             return True
 
     def _drop(self, reason: Any) -> Decision:
@@ -190,14 +230,17 @@ class RateControl:
         return Decision(None, 0.0, reason)
 
     def queued(self, frame_id: int, size: int) -> None:
-        """A packet waits to be sent."""
+        """A packet waits to be sent; if it is sent by reference to an earlier frame, it will be smaller."""
         with self._lock:
+            self._key_sizes[frame_id] = size
             if self._controller is not None:
-                self._controller.sent(frame_id, size, time.monotonic())
+                self._controller.sent(frame_id, round(size * self._share), time.monotonic())
 
     def sent(self, frame_id: int, size: int) -> None:
         """A packet is being sent."""
         with self._lock:
+            key = self._key_sizes.get(frame_id, size)
+            self._share += SHARE_GAIN * (size / key - self._share)
             if self._controller is not None:
                 self._controller.sent(frame_id, size, time.monotonic())
             self._packets += 1
@@ -209,12 +252,14 @@ class RateControl:
         with self._lock:
             if self._controller is not None:
                 self._controller.answered(frame_id, time.monotonic(), server_seconds)
+            self._key_sizes.pop(frame_id, None)
 
     def lost(self, frame_id: int) -> None:
         """A packet is no longer under way."""
         with self._lock:
             if self._controller is not None:
                 self._controller.lost(frame_id)
+            self._key_sizes.pop(frame_id, None)
 
     def _charge(self, count: float) -> None:
         self._charged += count

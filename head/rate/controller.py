@@ -12,6 +12,8 @@ from narrowcast.head.rate.options import Option, envelope, price_at
 # So much of the link is planned for; and a backlog is to be gone after so many frames.
 UTILIZATION = 0.97
 DRAIN_FRAMES = 1.0
+# Less of it where the link stalls now and then: time for the frames behind a stall to catch up, so many times what it took.
+STALL_COST = 2.0
 # Part of the time to spare that frames may wait behind others on the way, so that the link is never without work.
 QUEUE_SHARE = 0.15
 # Less of it, the less is known of the pace: by the exponential of the pace's relative deviation, times this.
@@ -50,6 +52,18 @@ class Decision(NamedTuple):
     level: int | None
     chance: float
     reason: Reason | None = None
+
+
+class Outlook(NamedTuple):
+    """What becomes of a packet.
+
+    Attributes:
+        chance: that its answer is in time.
+        seconds: to its answer.
+    """
+
+    chance: float
+    seconds: float
 
 
 class _Flight(NamedTuple):
@@ -162,6 +176,22 @@ class RateController:
         self._level = option.level
         return Decision(option.level, chance)
 
+    def outlook(self, size: float, left: float, now: float) -> Outlook:
+        """What becomes of a packet of so many bytes that is sent now, with ``left`` seconds to its answer."""
+        guesses = self._guesses(now)
+        chance = sum(guess.weight * self._chance(size, guess, left) for guess in guesses)
+        seconds = sum(
+            guess.weight
+            * (self.estimate.forecast(size, guess.ahead).seconds + (guess.pace - self.estimate.pace) * size)
+            for guess in guesses
+        )
+        return Outlook(chance, seconds)
+
+    def likely(self, left: float, now: float) -> Option:
+        """The level, with this camera's bytes, that answers most of those frames that are sent now."""
+        options = [one._replace(size=self.size_of(one)) for one in self._options]
+        return max(options, key=lambda one: self.outlook(one.size, left, now).chance * one.accuracy)
+
     def sent(self, frame_id: int, size: int, now: float) -> None:
         """A packet of so many bytes was handed to the link."""
         self._sent_at = now
@@ -240,7 +270,8 @@ class RateController:
             return 0.0
         segments = envelope([one._replace(size=self.size_of(one)) for one in self._options], self._nothing)
         spread = min(self.estimate.pace_deviation, 1.0)
-        seconds = UTILIZATION * self._interval - ahead / DRAIN_FRAMES
+        share = UTILIZATION * (1 - STALL_COST * self.estimate.stalled_part)
+        seconds = share * self._interval - ahead / DRAIN_FRAMES
         prices = [price_at(segments, seconds / (pace * math.exp(spread * z))) for z in _QUANTILES]
         if spend_per_second is not None:
             spendable = spend_per_second * self._interval - besides_bytes

@@ -27,6 +27,11 @@ FASTEST_PACE = 1e-9
 # What a first late answer counts for; the second in a row counts in full.
 LATE_SHARE = 0.25
 STALL_GAIN = 0.2
+# Time lost in stalls is remembered for so long.
+STALLED_SECONDS = 15.0
+MOST_STALLED = 0.3
+# Longer ones are outages: there is no planning for those.
+LONGEST_STALL_SECONDS = 0.5
 
 
 class Forecast(NamedTuple):
@@ -45,6 +50,7 @@ class LinkEstimate:
         server_seconds: what the server lately took (smoothed).
         answers: how many there were.
         stall_share: part of the late answers after which the link was as fast as before.
+        stalled_part: of the time, lately, in which nothing moved although the link was no slower before and after.
         suspected_pace: that the link has if the last answer was late because it is slower now; 0 where it was not late.
     """
 
@@ -59,7 +65,10 @@ class LinkEstimate:
         self._noise = 0.01**2
         self._updated_at: float | None = None
         self.stall_share = 0.5
+        self.stalled_part = 0.0
+        self._lost_seconds = 0.0  # by the last answer being late
         self._steady_pace = 0.0
+        self._before = (0.0,) * 6  # all that was known, before a late answer
         self.suspected_pace = 0.0
         self._last_at = -math.inf  # the last answer, without the server's time
 
@@ -106,23 +115,33 @@ class LinkEstimate:
     def _drift(self, at: float) -> None:
         passed = 0.0 if self._updated_at is None else min(5.0, max(0.0, at - self._updated_at))
         self._updated_at = at
+        self.stalled_part *= math.exp(-passed / STALLED_SECONDS)
         self._bb += BASE_DRIFT_SECONDS**2 * passed
         self._pp += (PACE_DRIFT * self.pace) ** 2 * passed
 
+    def _judge(self, implied: float) -> None:
+        """What the last answer was late by: this one's pace tells. After a stall all is as it was known before."""
+        # It was a stall if this answer was as fast as those before, nearer to that than to the slower link.
+        stalled = implied * implied < self._steady_pace * self.suspected_pace
+        self.stall_share += STALL_GAIN * (stalled - self.stall_share)
+        self.suspected_pace = 0.0
+        if stalled:
+            if self._lost_seconds < LONGEST_STALL_SECONDS:
+                self.stalled_part = min(MOST_STALLED, self.stalled_part + self._lost_seconds / STALLED_SECONDS)
+            self.base_seconds, self.pace, self._bb, self._bp, self._pp, self._noise = self._before
+
     def _update(self, seconds: float, base_weight: float, size: int) -> None:
+        judged = bool(self.suspected_pace)
+        if judged:
+            self._judge(max(0.0, seconds - base_weight * self.base_seconds) / size)
         noise = max(self._noise, LEAST_NOISE_SECONDS**2)
         error = seconds - base_weight * self.base_seconds - self.pace * size
         expected = base_weight * (self._bb + 2 * size * self._bp) + size * size * self._pp + noise
-        surprised = error * error > SURPRISE**2 * expected
-        if self.suspected_pace:
-            # It was a stall if this answer was as fast as those before, nearer to that than to the slower link.
-            implied = max(0.0, seconds - base_weight * self.base_seconds) / size
-            stalled = implied * implied < self._steady_pace * self.suspected_pace
-            self.stall_share += STALL_GAIN * (stalled - self.stall_share)
-            self.suspected_pace = 0.0
-        elif error > 0 and surprised:
+        if error > 0 and error * error > SURPRISE**2 * expected and not judged:
             # One late answer may be a stall (a segment that was lost): it says nothing of the bytes behind it.
             self._steady_pace, self.suspected_pace = self.pace, self.pace + error / size
+            self._lost_seconds = error
+            self._before = (self.base_seconds, self.pace, self._bb, self._bp, self._pp, self._noise)
             error = LATE_SHARE * error
         if error * error > SURPRISE**2 * expected:
             self._pp += max(0.0, error * error / SURPRISE**2 - expected) / (size * size)

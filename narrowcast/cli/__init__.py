@@ -23,11 +23,11 @@ VERBS = {
     "serve": ("serve", "the tail server"),
     "models": ("models", "what a tail server has: releases, codecs, levels, tails"),
     "stream": ("stream", "the edge client: frames in, JSON lines out"),
-    "deploy": ("deploy", "from a recipe to running boards: compile, publish, flash, profile, report"),
     "probe": ("probe", "what this board is, and what it can measure"),
-    "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
     "profile": ("profile", "ms and joules per stage: on the board alone, images sent, split; side by side"),
     "report": ("report", "run records of narrowcast profile as a page that needs no network, or compared"),
+    "flash": ("flash", "put a model on a board, with health check and rollback; also: status, rollback, logs"),
+    "deploy": ("deploy", "from a recipe to running boards: compile, publish, flash, profile, report"),
     "keys": (
         "keys",
         "signing keys: new, show, trust, sign, verify, enrol; a fleet's certificates: ca, issue, rotate, revoke, token",

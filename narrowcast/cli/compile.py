@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from narrowcast.cli import sweeps
-from narrowcast.cli.show import TerminalProgress, print_exit, print_json, print_precisions, print_table
+from narrowcast.cli.show import TerminalProgress, print_exit, print_json, print_precisions, print_table, print_video
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import SecretKey, keys_folder
 
@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print_precisions(figures)
     print_exit(figures)
+    print_video(figures)
     return 0
 
 

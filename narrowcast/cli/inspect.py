@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from narrowcast.cli.options import add_trust, open_bundle
-from narrowcast.cli.show import print_exit, print_json, print_precisions, print_table, stdout
+from narrowcast.cli.show import print_exit, print_json, print_precisions, print_table, print_video, stdout
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import TailSpec
 from narrowcast.transport.contract import InputContract
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         )
     print_precisions(manifest.figures)
     print_exit(manifest.figures)
+    print_video(manifest.figures)
     return 0
 
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         verdict = entry.run.verdict
         prefix = f"{entry.name}: " if len(entries) > 1 else ""
         for line in verdict.text or ["the run says nothing of what it means"]:
-            stdout().print(prefix + line, soft_wrap=True)
+            _say(prefix + line)
     return 0
 
 
@@ -99,23 +99,31 @@ def _print(found: Comparison, *, everything: bool) -> None:
     order = {"worse": 0, "better": 1, "cannot tell": 2, "same": 3}
     shown.sort(key=lambda one: order[one.outcome])
     if shown:
-        columns = ["", "way", "figure", f">{found.old.name}", f">{found.new.name}", ">change", "why"]
-        print_table("", columns, [_row(one) for one in shown])
+        columns = ["", "way", "figure", f">{_clean(found.old.name)}", f">{_clean(found.new.name)}", ">change", "why"]
+        print_table("", columns, [[_clean(cell) for cell in _row(one)] for one in shown])
     same = sum(one.outcome == "same" for one in found.differences)
-    out = stdout()
     for line in found.unlike:
-        out.print(f"not alike: {line}", soft_wrap=True)
+        _say(f"not alike: {line}")
     for name, ways in ((found.old.name, found.gone), (found.new.name, found.added)):
         if ways:
-            out.print(f"only in {name}: {', '.join(ways)}", soft_wrap=True)
+            _say(f"only in {name}: {', '.join(ways)}")
     if not found.differences:
-        out.print("the runs have no way in common: nothing was compared", soft_wrap=True)
+        _say("the runs have no way in common: nothing was compared")
         return
     worse = len(found.regressions)
     verdict = "nothing got worse" if not worse else f"{worse} {'figure' if worse == 1 else 'figures'} got worse"
-    out.print(
-        f"{verdict} beyond noise; {same} of {len(found.differences)} figures are the same within it", soft_wrap=True
-    )
+    _say(f"{verdict} beyond noise; {same} of {len(found.differences)} figures are the same within it")
+
+
+def _clean(text: str) -> str:
+    """A record is somebody else's text: none of it steers this terminal."""
+    from narrowcast.devices.report.markup import clean
+
+    return clean(text)
+
+
+def _say(line: str) -> None:
+    stdout().print(_clean(line), soft_wrap=True)
 
 
 def _row(one: Difference) -> list[str]:

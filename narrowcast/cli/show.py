@@ -94,6 +94,29 @@ def print_exit(figures: dict[str, Any]) -> None:
     )
 
 
+def print_video(figures: dict[str, Any]) -> None:
+    """What a bundle's video tables save on the clips that they were measured on; nothing without any."""
+    video = figures.get("video")
+    if video is None:
+        return
+    rows = [
+        [
+            str(row["level"]),
+            human_bytes(row["key_bytes"]),
+            human_bytes(row["predicted_bytes"]),
+            human_bytes(row["mean_bytes"]),
+            percent(row["skipped"]),
+            f"{row['error']:.4f}",
+            f"{row['error_with_skips']:.4f}",
+        ]
+        for row in video["levels"]
+    ]
+    columns = ["level", ">key frames", ">predicted", ">with skips", ">skipped", ">wrong", ">wrong, with skips"]
+    note = f"Bytes a frame, behind the first ones of {video['clips']} clips of {video['frames']} frames."
+    stdout().print()
+    print_table("frames of a camera (video tables)", columns, rows, note=note)
+
+
 class TerminalProgress:
     """Steps as bars on a terminal, as lines elsewhere."""
 

@@ -42,6 +42,7 @@ examples:
   narrowcast stream model.ncb photos/ --to server:7433 --audit          # its operator may have some of the images
   narrowcast stream model.ncb rtsp://camera/1 --to server:7433 --fps 5 --on-outage spool --spool /var/lib/camera-1
   narrowcast stream model.ncb inbox/ --watch --to server:7433
+  narrowcast stream model.ncb frames/ --to server:7433 --video on       # one after the other, from a camera
   capture | narrowcast stream model.ncb - --raw 640x480:nv12 --to server:7433
   narrowcast stream --config /etc/narrowcast/edge.toml            # as a service: docs/daemon.md
   narrowcast stream --config edge.toml --check
@@ -127,6 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--masks", type=Path, metavar="DIR", help="write maps of classes there as PNG, of the source's size"
     )
     add_audit(parser)
+    parser.add_argument(
+        "--video",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="send frames by reference to earlier ones, and only word of those that show nothing new (default: auto, on "
+        "where the bundle has video tables and SOURCE is a camera, a stream, a video file or raw frames)",
+    )
     parser.add_argument("--full", action="store_true", help="outputs with all their values")
     rating.add_arguments(parser)
     sources.add_arguments(parser)
@@ -175,6 +183,7 @@ def run(args: argparse.Namespace) -> int:
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
         image_quality=args.image_quality, audit=audit_consent(args), on_outage=args.on_outage, spool=spool,
+        video=_by_reference(args, bundle),
         on_replayed=lambda replayed: tell(_replayed_line(replayed, labels, full=args.full)), tls=tls,
         **rating.client_options(args),
     ) as client, sources.feed_of(source, args, client, progress.note) as feed:  # fmt: skip
@@ -194,6 +203,13 @@ def run(args: argparse.Namespace) -> int:
                 f"{spool.waiting} frames wait in {spool.folder}: they are sent when there is a server, also by a later run"
             )
     return 1 if failed or getattr(source, "skipped", 0) else 0
+
+
+def _by_reference(args: argparse.Namespace, bundle: Bundle) -> bool:
+    """Whether frames may refer to earlier ones."""
+    if args.video != "auto":
+        return bool(args.video == "on")
+    return bundle.has("video") and args.way == "symbols" and sources.is_film(args)
 
 
 def _drain(spool: Spool, seconds: float) -> None:
@@ -255,6 +271,8 @@ def _line(result: Result, name: str, labels: dict[str, list[str] | None], *, ful
         "from": result.source,
         "fate": result.fate,
         "level": result.level,
+        "kind": result.kind,
+        "reference": result.reference,
         "packet_bytes": result.packet_bytes,
         "latency_ms": round(result.latency_ms, 3),
         "times_ms": {stage: round(value, 3) for stage, value in result.times.stages().items()},
@@ -297,6 +315,8 @@ def _summary(client: Client, seconds: float, progress: TerminalProgress) -> None
     on_socket = client.socket_bytes()
     if on_socket is not None:
         line += f"; on the socket {human_bytes(on_socket.sent)} up, {human_bytes(on_socket.received)} down"
+    if counters.packets_predicted or counters.packets_skipped:
+        line += f"; {counters.packets_predicted} predicted from an earlier frame, {counters.packets_skipped} skipped"
     if counters.packets_resent:
         line += f"; {counters.packets_resent} packets sent again over {counters.streams_opened} streams"
     if counters.results_put_off:

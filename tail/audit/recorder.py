@@ -75,8 +75,8 @@ class AuditRecorder(Silent):
 
     def _keep(self, chosen: Iterable[Chosen]) -> None:
         for record, reason in chosen:
-            self._store_packet(record.stream, record.packet, record.release, reason)
-            if record.stream.audit and record.packet.kind is Kind.SYMBOLS:
+            self._store_packet(record.stream, record.alone(), record.release, reason)
+            if record.stream.audit and record.packet.kind is not Kind.IMAGE:
                 self._ask(record.stream, record.packet.frame_id, _Asked(record.release, reason))
 
     def _ask(self, stream: StreamInfo, frame_id: int, asked: _Asked) -> None:

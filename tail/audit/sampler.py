@@ -98,7 +98,8 @@ class Sampler:
 
 
 def _held_bytes(record: FrameRecord) -> int:
-    return record.packet_bytes + _RECORD_BYTES
+    symbols = 0 if record.key is None else record.key.symbols.nbytes
+    return record.packet_bytes + symbols + _RECORD_BYTES
 
 
 def _one_in(every: int, record: FrameRecord) -> bool:

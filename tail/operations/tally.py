@@ -212,7 +212,7 @@ class Tally:
             client.received_bytes += packet_bytes
         if code:
             return
-        model.levels[record.packet.level if record.packet.kind is Kind.SYMBOLS else IMAGE] += 1
+        model.levels[record.packet.level if record.packet.kind is not Kind.IMAGE else IMAGE] += 1
         sizes = model.sizes.get(record.release) or self._sizes(stream.model, record.release)
         image_bytes = _image_bytes(sizes, record.packet) if sizes.free else sizes.image_bytes
         if image_bytes:  # else its model is gone, and nothing is compared
@@ -293,7 +293,7 @@ class Tally:
 
 def _image_bytes(sizes: _Sizes, packet: Packet) -> int:
     """Of a frame of free size, whose symbols begin with its sides in units; 0 for a file of an image."""
-    if packet.kind is not Kind.SYMBOLS:
+    if packet.kind is Kind.IMAGE:
         return 0
     rows, columns = packet.payload[:2]  # it was answered, so they are there
     return rows * columns * sizes.image_bytes

@@ -9,6 +9,7 @@ from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.packet import CodecId, Kind, Packet, StreamContext
 from narrowcast.transport.tables import Tables
+from narrowcast.transport.video import Memory, VideoTables, memory_of_key, remembered
 
 SHAPE = (6, 11, 7)
 CONTEXT = StreamContext(bytes(range(100, 116)), bytes(range(200, 216)), 1_750_000_000_000_000)
@@ -66,6 +67,30 @@ def context_tables(lanes: int) -> ContextTables:
     )
 
 
+def video_tables(lanes: int) -> VideoTables:
+    """Context tables with weights for a reference: mostly the same place, at level 2 anything."""
+    contexts = context_tables(lanes)
+    drawn = numbers(3 * SHAPE[0] * 5, seed=11).astype(np.int64).reshape(3, SHAPE[0], 5) >> 16
+    weights = (drawn - (1 << 15)) * np.array([200, 900, 32_767])[:, None, None] >> 15
+    weights[:2, :, 0] += 3500
+    return VideoTables(np.array([0, 40, 70_000], np.uint32), weights.astype(np.int16), contexts)
+
+
+def memory(level: int) -> Memory:
+    """Of a key frame and two that were predicted behind it."""
+    before, zero = memory_of_key(symbols(level), context_tables(1).zero), context_tables(1).zero
+    for seed in (12, 13):
+        moved = symbols(level).astype(np.int64) + ((numbers(int(np.prod(SHAPE)), seed) >> 30).reshape(SHAPE) == 3)
+        before = remembered(before, np.minimum(moved, 39).astype(np.uint8), zero)
+    return before
+
+
+def predicted_symbols(level: int) -> np.ndarray:
+    """The same as :func:`symbols` in most places."""
+    other = (numbers(int(np.prod(SHAPE)), seed=14).reshape(SHAPE) >> 28) == 7
+    return np.where(other, symbols((level + 1) % 3), symbols(level)).astype(np.uint8)
+
+
 def symbols(level: int) -> np.ndarray:
     """uint8 [6, 11, 7]: mostly what the level's tables expect, and every symbol of the alphabet at least once."""
     count = int(np.prod(SHAPE))
@@ -117,6 +142,21 @@ def packets(payload: bytes) -> dict[str, bytes]:
     }
 
 
+def reference_packets(payload: bytes) -> dict[str, bytes]:
+    """Packets that go by a reference, in both forms."""
+    at = CONTEXT.epoch_us + 7_654_321
+    packet = Packet(
+        CodecId.RANS_PREDICTED, 1, 123_458, at + 2, payload, *CONTEXT[:2], Kind.PREDICTED, reference=123_456
+    )
+    skip = Packet(CodecId.NONE, 1, 123_459, at + 3, b"", *CONTEXT[:2], Kind.SKIP, reference=123_456)
+    return {
+        "packet-predicted-stream.bin": packet.to_stream_bytes(CONTEXT),
+        "packet-predicted-alone.bin": packet.to_bytes(),
+        "packet-skip-stream.bin": skip.to_stream_bytes(CONTEXT),
+        "packet-skip-alone.bin": skip.to_bytes(),
+    }
+
+
 def spool(packet: bytes, image: bytes) -> dict[str, bytes]:
     """A segment with two records, of which one is acknowledged."""
     from narrowcast.head.spool.cursor import slot
@@ -143,6 +183,15 @@ def files() -> dict[str, bytes]:
         made[f"contexts-{lanes}.bin"] = context_tables(lanes).to_bytes()
         for level in range(3):
             made[f"context-payload-{lanes}-{level}.bin"] = contexts.encode(symbols(level), level)
+        video = video_tables(lanes)
+        predicted = Coder(video.contexts, "python", memory_weights=video.memory_weights)
+        made[f"video-{lanes}.bin"] = video.to_bytes()
+        for level in range(3):
+            frame, before = predicted_symbols(level)[None], memory(level).values[None]
+            (made[f"predicted-payload-{lanes}-{level}.bin"],) = predicted.encode_batch(frame, [level], before)
+    made["predicted-symbols.bin"] = b"".join(predicted_symbols(level).tobytes() for level in range(3))
+    made["memory.bin"] = b"".join(memory(level).values.astype("<i2").tobytes() for level in range(3))
+    made["video-fingerprint.txt"] = (video_tables(4).fingerprint().hex() + "\n").encode()
     made["packed.bin"] = packed_tables().to_bytes()
     for level in range(3):
         made[f"packed-payload-{level}.bin"] = packed_tables().pack(packed_symbols(level), level)
@@ -151,4 +200,5 @@ def files() -> dict[str, bytes]:
     made["free-fingerprint.txt"] = (free_spec().fingerprint(made["tables-4.bin"]).hex() + "\n").encode()
     made["free-payload.bin"] = bytes((3, 1)) + Coder(tables(4), "python").encode(free_symbols(), 1)
     made |= packets(made["payload-4-1.bin"])
+    made |= reference_packets(made["predicted-payload-4-1.bin"])
     return made | spool(made["packet-alone.bin"], made["packet-image-alone.bin"])

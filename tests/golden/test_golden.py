@@ -16,6 +16,7 @@ from narrowcast.transport.contexts import ContextTables
 from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.tables import Tables
+from narrowcast.transport.video import VideoTables
 
 HERE = Path(__file__).parent
 FILES = {path.name: path.read_bytes() for path in sorted((HERE / "files").iterdir())}
@@ -53,6 +54,36 @@ def test_context_payloads(kernel, lanes, level):
     payload = FILES[f"context-payload-{lanes}-{level}.bin"]
     assert coder.encode(symbols, level) == payload
     assert np.array_equal(coder.decode(payload, level, cases.SHAPE), symbols)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_predicted_payloads(kernel, lanes, level):
+    tables = VideoTables.from_bytes(FILES[f"video-{lanes}.bin"])
+    coder = Coder(tables.contexts, kernel, memory_weights=tables.memory_weights)
+    symbols = np.frombuffer(FILES["predicted-symbols.bin"], np.uint8).reshape(3, 1, *cases.SHAPE)[level]
+    memory = np.frombuffer(FILES["memory.bin"], "<i2").astype(np.int16).reshape(3, 1, *cases.SHAPE)[level]
+    payload = FILES[f"predicted-payload-{lanes}-{level}.bin"]
+    assert coder.encode_batch(symbols, [level], memory) == [payload]
+    decoded, errors = coder.decode_batch([payload], [level], cases.SHAPE, memory)
+    assert errors == [None]
+    assert np.array_equal(decoded, symbols)
+
+
+def test_video_tables_keep_their_name():
+    tables = VideoTables.from_bytes(FILES["video-4.bin"])
+    assert tables.fingerprint().hex() == FILES["video-fingerprint.txt"].decode().strip()
+    assert tables.unchanged.tolist() == [0, 40, 70_000]
+
+
+def test_packets_by_reference():
+    predicted = Packet.from_bytes(FILES["packet-predicted-alone.bin"])
+    assert predicted == Packet.from_stream_bytes(FILES["packet-predicted-stream.bin"], cases.CONTEXT)
+    assert (predicted.kind, predicted.frame_id, predicted.reference) == (Kind.PREDICTED, 123_458, 123_456)
+    skip = Packet.from_bytes(FILES["packet-skip-alone.bin"])
+    assert skip == Packet.from_stream_bytes(FILES["packet-skip-stream.bin"], cases.CONTEXT)
+    assert (skip.kind, skip.reference, skip.payload) == (Kind.SKIP, 123_456, b"")
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

@@ -12,17 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support import bundles
+from support.command import narrowcast, narrowcast_process
 from support.server import serving
 from support.waiting import until
 
 from narrowcast.cli import VERBS
-
-
-def narrowcast(*words, **environment) -> subprocess.CompletedProcess[str]:
-    """Runs a verb to its end."""
-    command = [sys.executable, "-m", "narrowcast", *map(str, words)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
 
 
 @pytest.fixture
@@ -58,7 +52,7 @@ def test_every_verb_has_help_with_examples(verb):
 
 
 def test_the_overview():
-    assert all(verb in narrowcast("--help").stdout for verb in VERBS)
+    assert all(verb in narrowcast_process("--help").stdout for verb in VERBS)
     assert narrowcast().returncode == 2
     assert narrowcast("--version").stdout.startswith("narrowcast 0.")
     done = narrowcast("evalute")
@@ -98,9 +92,13 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, words, code, said):
 
 
 def test_debug_shows_where():
-    done = narrowcast("inspect", "none.ncb", "--debug")
+    done = narrowcast_process("inspect", "none.ncb", "--debug")
     assert done.returncode == 3
     assert "Traceback" in done.stderr
+
+
+def test_an_error_ends_the_process_with_its_line_and_code():
+    assert_one_line(narrowcast_process("inspect", "none.ncb"), 3, "no bundle none.ncb")
 
 
 def test_wrong_options_are_usage_errors():
@@ -205,7 +203,7 @@ def test_a_full_disk_is_one_line(tmp_path, trusted):
 
 def test_a_recipe_that_cannot_be_leaves_no_key_behind(keys_folder, tmp_path):
     done = narrowcast("compile", tmp_path / "none.toml", "-o", tmp_path / "x.ncb")
-    assert done.returncode == 2
+    assert_one_line(done, 2, "no recipe")
     assert not keys_folder.exists()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import msgspec
 import numpy as np
@@ -12,6 +10,7 @@ import onnx
 import pytest
 import torch
 from support import bundles, networks
+from support.command import narrowcast
 
 from narrowcast.compiler.bottlenecks.plain import PlainSettings
 from narrowcast.compiler.compile import compile as compile_recipe
@@ -289,28 +288,13 @@ def test_the_command_line_compiles_inspects_and_evaluates(photo_folder, tmp_path
         '[bottleneck]\npreset="plain"\n'
     )
 
-    def narrowcast(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "narrowcast", *words], capture_output=True, text=True, timeout=120, check=False
-        )
-
-    made = narrowcast("compile", str(recipe), "-o", str(tmp_path / "m.ncb"), "--work", str(tmp_path / "work"))
+    made = narrowcast("compile", recipe, "-o", tmp_path / "m.ncb", "--work", tmp_path / "work")
     assert made.returncode == 0, made.stderr
     assert "made a signing key" in made.stderr
     assert "mine, release 1" in made.stdout
-    shown = narrowcast("inspect", str(tmp_path / "m.ncb"), "--json")
+    shown = narrowcast("inspect", tmp_path / "m.ncb", "--json")
     assert json.loads(shown.stdout)["name"] == "mine"
-    scored = narrowcast(
-        "evaluate",
-        str(tmp_path / "m.ncb"),
-        "--data",
-        str(photo_folder),
-        "--limit",
-        "8",
-        "--json",
-        "--quiet",
-        "--codecs",
-        "none",
-    )
+    words = ["--data", photo_folder, "--limit", 8, "--json", "--quiet", "--codecs", "none"]
+    scored = narrowcast("evaluate", tmp_path / "m.ncb", *words)
     assert scored.stderr == ""
     assert json.loads(scored.stdout)["images"] == 8

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -296,14 +297,17 @@ def check(path, *options) -> subprocess.CompletedProcess:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.skipif(find_spec("av") is None, reason="PyAV is not installed (narrowcast[video])")
 def test_check_says_all_that_is_wrong_and_changes_nothing(settings, tmp_path):
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     table = f'[[sources]]\nname = "cam"\nuri = "unix:{tmp_path}/in.sock"\nraw = "{RAW}"\n'
+    table += '[[sources]]\nname = "far"\nuri = "rtsp://me:secret@camera/1"\n'
     good.write_text(settings(table, state=str(tmp_path / "state")))
     found = check(good, "--threads", "1")
     assert found.returncode == 0, found.stderr
     assert "model: tiny release 1, signed by" in found.stdout
-    assert "cam" in found.stdout
+    assert "source 'cam': unix:" in found.stdout
+    assert "source 'far': rtsp://camera/1; while no server answers: drop" in found.stdout
     assert not (tmp_path / "in.sock").exists()
     assert not (tmp_path / "state").exists()
     bad.write_text(

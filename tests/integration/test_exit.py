@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
 import torch
 from support import bundles
+from support.command import narrowcast
 
 from narrowcast.compiler import exit as exits
 from narrowcast.compiler.compile import compile as compile_recipe
@@ -241,8 +239,7 @@ def test_an_export_that_answers_otherwise_is_refused(bundle):
 
 def test_inspect_shows_it(made, tmp_path):
     bundles.KEY.public.write(tmp_path / "k.pub")
-    command = [sys.executable, "-m", "narrowcast", "inspect", str(made.bundle), "--trust", str(tmp_path / "k.pub")]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    shown = narrowcast("inspect", made.bundle, "--trust", tmp_path / "k.pub").stdout
     assert "exit.fp32.onnx" in shown
     assert "local exit: " in shown
     assert "agrees with the teacher: level 0 " in shown

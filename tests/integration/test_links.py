@@ -14,25 +14,13 @@ from pathlib import Path
 from shutil import which
 
 import pytest
+from support.links import wants_packets
 from support.waiting import until
 
 from narrowcast.devices.errors import LinkSettingsError, LinkUnavailableError
 from narrowcast.devices.links import Emulation, emulate, emulated, relay, tun
 from narrowcast.transport.errors import AddressError
 
-BOTH = ("relay", "packets")
-
-
-def why_no_packets() -> str:
-    try:
-        with emulated("lte", "127.0.0.1:9", how="packets"):
-            return ""
-    except LinkUnavailableError as error:
-        return str(error)
-
-
-NO_PACKETS = why_no_packets()
-wants_packets = pytest.mark.skipif(bool(NO_PACKETS), reason=NO_PACKETS)
 each = pytest.mark.parametrize("how", ["relay", pytest.param("packets", marks=wants_packets)])
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from support import bundles
+from support.command import narrowcast
 from support.server import ServerProcess, serving
 from support.waiting import until
 
@@ -177,14 +176,13 @@ def test_masks_that_cannot_be(session, photo_folder, tmp_path, capsys):
 def test_the_command_line_says_who_answered(session, photo_folder, tmp_path):
     bundles.trusted_key().write(tmp_path / "test.pub")
     picture = next(photo_folder.rglob("*.png"))
-    command = [
-        sys.executable, "-m", "narrowcast", "stream", str(session.bundle.path), str(picture), "--to", NOWHERE,
-        "--trust", str(tmp_path / "test.pub"), "--exit-after", "0.1", "--give-up", "0.2",
+    words = [
+        "stream", session.bundle.path, picture, "--to", NOWHERE, "--trust", tmp_path / "test.pub", "--exit-after", "0.1",
+        "--give-up", "0.2",
     ]  # fmt: skip
-    alone = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    alone = narrowcast(*words)
     assert alone.returncode == 0, alone.stderr
     line = json.loads(alone.stdout)
     assert (line["from"], line["packet_bytes"], line["error"]) == ("exit", 0, None)
     assert "1 of 1 frames answered by the local exit" in alone.stderr
-    without = subprocess.run([*command, "--no-exit"], capture_output=True, text=True, timeout=60, check=False)
-    assert without.returncode == 4
+    assert narrowcast(*words, "--no-exit").returncode == 4

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from prometheus_client.parser import text_string_to_metric_families
 from support import bundles
 from support.browser import brightness, browser
+from support.command import narrowcast
 from support.server import serving
 from support.waiting import until
 
@@ -106,9 +107,8 @@ def test_reflection_tells_the_protocol(server):
     ],
 )
 def test_options_that_cannot_be_are_refused_before_it_serves(tiny_folder, options, code, said):
-    command = [sys.executable, "-m", "narrowcast", "serve", "--bundles", str(tiny_folder), "--listen", "127.0.0.1:0"]
-    command += ["--trust", str(tiny_folder / "test.pub"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    words = ["serve", "--bundles", tiny_folder, "--listen", "127.0.0.1:0", "--trust", tiny_folder / "test.pub"]
+    done = narrowcast(*words, *options)
     assert done.returncode == code
     assert said in done.stderr
     assert "listening" not in done.stderr

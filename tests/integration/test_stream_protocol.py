@@ -12,7 +12,6 @@ from support import bundles
 from support.inprocess import RawStream, SteppedBackend, held, running, stream, until
 
 from narrowcast.tail import service
-from narrowcast.tail import stream as open_stream
 from narrowcast.tail.access import OpenGate
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import AccessError
@@ -310,68 +309,6 @@ class TestCredits:
             code, responses = await raw.ending()
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert [value(response.result) for response in responses] == [100, 101]
-
-
-class Large(Model):
-    """Answers with more than a connection takes without a reader."""
-
-    def answer(self, symbols, levels, wanted):
-        noise = np.random.default_rng(0).integers(0, 256, 2**21).astype(np.uint8)
-        return [{"output": noise} for _ in wanted]
-
-
-class TestSlowReaders:
-    @pytest.fixture
-    def large(self, free) -> Model:
-        return Large(free.manifest, free.codec, free.backend)
-
-    async def test_answers_that_nobody_reads_are_bounded_by_the_window(self, large, free):
-        async with running(large) as server, stream(server, large) as slow, stream(server, large) as other:
-            streams = next(iter(server.service._streams.values()))
-            (mine,) = [one for one in streams if one.info.stream_id == slow.context.stream_id]
-            await slow.send(*range(8))
-            await until(lambda: server.recorder.frames, "one is being written")
-            await slow.send(*range(8, 40))
-            await until(lambda: mine._no_more, "the window is exceeded")
-            assert len(mine._pending) == 8
-            await other.send(0)
-            assert (await other.result()).code == 0
-            code, responses = await slow.ending()
-            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-            frame_ids = [response.result.frame_id for response in responses]
-            assert frame_ids == list(range(len(frame_ids)))
-            assert 8 < len(frame_ids) < 20  # eight, and what gRPC has taken off the server's hands
-
-    async def test_bytes_that_wait_for_a_reader_are_bounded(self, model, monkeypatch):
-        monkeypatch.setattr(open_stream, "MAX_PENDING_BYTES", 2000)
-        async with running(model) as server, stream(server, model) as raw:
-            await raw.send(0)
-            await until(lambda: model.backend.batches, "a batch runs")
-            await raw.send(1, payload=bytes(2000))
-            await raw.send(2)
-            await until(lambda: next(iter(server.table)).batcher.queued == 1, "the last one waits")
-            model.backend.go.set()
-            results = [await raw.result() for _ in range(3)]
-            assert [result.code for result in results] == [0, EXHAUSTED, 0]
-            assert "bytes of unanswered packets" in results[1].message
-
-    async def test_a_stream_ends_in_the_middle_of_a_write(self, large):
-        async with running(large) as server, stream(server, large) as slow:
-            await slow.send(*range(8))
-            await until(lambda: server.recorder.frames, "one is being written")
-            server.service.drain(0.05)
-            await until(lambda: server.recorder.closed, "the stream is closed")
-            assert server.recorder.closed[0][1] == "UNAVAILABLE"
-            assert (await slow.ending())[0] is grpc.StatusCode.UNAVAILABLE
-
-    async def test_a_client_that_vanishes_in_the_middle_of_a_write(self, large, caplog):
-        async with running(large) as server:
-            async with stream(server, large) as slow:
-                await slow.send(*range(8))
-                await until(lambda: server.recorder.frames, "one is being written")
-            await until(lambda: server.recorder.closed, "the stream is closed")
-            assert server.recorder.closed[0][1] == "CANCELLED"
-        assert "Traceback" not in caplog.text
 
 
 class TestLiveness:

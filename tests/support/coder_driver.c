@@ -1,9 +1,9 @@
 /* Runs the coder's shared library on golden files, for architectures whose Python is not at hand:
  *
- *     coder_driver LIBRARY TABLES SYMBOLS LEVEL HEIGHT WIDTH > PAYLOAD
+ *     coder_driver LIBRARY TABLES SYMBOLS LEVEL HEIGHT WIDTH [MEMORY] > PAYLOAD
  *
- * encodes the frame of level LEVEL, decodes what it wrote, and fails unless the symbols come back. TABLES are coding tables
- * or context tables (docs/wire-format.md); this machine is little-endian too.
+ * encodes the frame of level LEVEL, decodes what it wrote, and fails unless the symbols come back. TABLES are coding tables,
+ * context tables or video tables, which go with MEMORY (docs/wire-format.md); this machine is little-endian too.
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -49,6 +49,7 @@ static void *coding_tables(const uint8_t *data) {
 typedef struct {
     uint32_t channels, height, width, level;
     const uint8_t *frame;
+    const int16_t *memory;
     uint8_t *payload, *decoded;
     uint64_t stride, offsets[2];
     int32_t status;
@@ -65,13 +66,13 @@ static int by_channel(job *j, const uint8_t *data) {
     return decode(tables, 1, &first, j->channels, per_channel, lanes, j->payload, j->offsets, j->decoded, &j->status) ? 5 : 0;
 }
 
-static int by_context(job *j, const uint8_t *data) {
+static int by_context(job *j, const uint8_t *data, const uint8_t *memory_weights) {
     void *(*make)(uint32_t, uint32_t, uint32_t, uint32_t, const void *, const void *, const void *, const void *,
-                  const uint8_t *) = function("narrowcast_context_new");
-    int32_t (*encode)(const void *, const void *, uint32_t, const uint32_t *, uint32_t, uint32_t, uint32_t, const uint8_t *,
-                      uint8_t *, uint64_t, uint64_t *) = function("narrowcast_context_encode");
-    int32_t (*decode)(const void *, const void *, uint32_t, const uint32_t *, uint32_t, uint32_t, uint32_t, const uint8_t *,
-                      const uint64_t *, uint8_t *, int32_t *) = function("narrowcast_context_decode");
+                  const uint8_t *, const void *) = function("narrowcast_context_new");
+    int32_t (*encode)(const void *, const void *, uint32_t, const uint32_t *, uint32_t, uint32_t, uint32_t, const int16_t *,
+                      const uint8_t *, uint8_t *, uint64_t, uint64_t *) = function("narrowcast_context_encode");
+    int32_t (*decode)(const void *, const void *, uint32_t, const uint32_t *, uint32_t, uint32_t, uint32_t, const int16_t *,
+                      const uint8_t *, const uint64_t *, uint8_t *, int32_t *) = function("narrowcast_context_decode");
     const uint32_t classes = data[6], levels = number(data + 8, 2), places = levels * j->channels;
     const uint8_t *mean = data + 16, *mean_bias = mean + 8 * places, *scale = mean_bias + 4 * places;
     const uint8_t *scale_bias = scale + 14 * places, *thresholds = scale_bias + 4 * places;
@@ -82,26 +83,39 @@ static int by_context(job *j, const uint8_t *data) {
     uint8_t *aligned = malloc(1 << 20);
     memcpy(aligned, bank, 16 + (size_t)classes * 8 * (number(bank + 8, 2) + 1u));
     void *tables = coding_tables(aligned);
-    void *model = make(levels, j->channels, data[5], number(bank + 8, 2), mean, mean_bias, scale, scale_bias, class_of);
+    void *model = make(levels, j->channels, data[5], number(bank + 8, 2), mean, mean_bias, scale, scale_bias, class_of,
+                       memory_weights);
     const uint32_t lanes = bank[6];
     if (!model) return 3;
-    if (encode(model, tables, 1, &j->level, j->height, j->width, lanes, j->frame, j->payload, j->stride, &j->offsets[1])) return 4;
-    return decode(model, tables, 1, &j->level, j->height, j->width, lanes, j->payload, j->offsets, j->decoded, &j->status) ? 5 : 0;
+    if (encode(model, tables, 1, &j->level, j->height, j->width, lanes, j->memory, j->frame, j->payload, j->stride,
+               &j->offsets[1]))
+        return 4;
+    return decode(model, tables, 1, &j->level, j->height, j->width, lanes, j->memory, j->payload, j->offsets, j->decoded,
+                  &j->status) ? 5 : 0;
+}
+
+static int by_reference(job *j, const uint8_t *data) {
+    const uint32_t levels = number(data + 6, 2);
+    const uint8_t *weights = data + 16 + 4 * levels;
+    return by_context(j, weights + 10 * (size_t)levels * j->channels, weights);
 }
 
 int main(int count, char **words) {
-    if (count != 7) return 2;
+    const uint8_t *data = count < 7 ? NULL : read_all(words[2]);
+    const int predicted = data && !memcmp(data, "NCVT", 4);
+    if (!data || count != 7 + predicted) return 2;
     library = dlopen(words[1], RTLD_NOW);
     if (!library) return fprintf(stderr, "%s\n", dlerror()), 2;
-    const uint8_t *data = read_all(words[2]);
     job j = {.level = (uint32_t)atoi(words[4]), .height = (uint32_t)atoi(words[5]), .width = (uint32_t)atoi(words[6])};
-    j.channels = number(data + 12, 4);
+    j.channels = number(data + (predicted ? 8 : 12), 4);
     const size_t symbols = (size_t)j.channels * j.height * j.width;
     j.frame = read_all(words[3]) + j.level * symbols;
+    if (predicted) j.memory = (const int16_t *)read_all(words[7]) + j.level * symbols;
     j.stride = 16 + 4 * symbols;
     j.payload = malloc(j.stride);
     j.decoded = malloc(symbols);
-    const int failed = memcmp(data, "NCCX", 4) ? by_channel(&j, data) : by_context(&j, data);
+    const int contexts = !memcmp(data, "NCCX", 4);
+    const int failed = predicted ? by_reference(&j, data) : contexts ? by_context(&j, data, NULL) : by_channel(&j, data);
     if (failed || j.status) return failed ? failed : 5;
     if (memcmp(j.frame, j.decoded, symbols)) return 6;
     return fwrite(j.payload, 1, j.offsets[1], stdout) == j.offsets[1] ? 0 : 7;

@@ -58,7 +58,9 @@ class SteppedBackend(HeldBackend):
 
 def held(model: Model, held: bool = True) -> Model:
     """The model with a tail that can be held."""
-    return Model(model.manifest, model.codec, HeldBackend(model.backend, held), {}, model.whole)
+    return Model(
+        model.manifest, model.codec, HeldBackend(model.backend, held), {}, model.whole, video=model.video
+    )  # fmt: skip
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:

@@ -27,7 +27,7 @@ MAX_PARTS = 64
 MAX_TAILS = 16
 
 Role = Literal["device", "server"]
-PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "selfcheck", "exit"]
+PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "selfcheck", "exit", "video"]
 Precision = Literal["fp32", "fp16", "int8"]
 NETWORKS = frozenset({"head", "tail", "whole", "exit"})
 

@@ -41,6 +41,7 @@ from narrowcast.transport.errors import (
     UnsignedBundleError,
     UntrustedKeyError,
 )
+from narrowcast.transport.video.codec import VideoCodec
 
 MANIFEST, SIGNATURE, PARTS = "manifest.json", "manifest.sig", "parts/"
 MAX_SIGNATURE_BYTES = 4096
@@ -146,6 +147,19 @@ class Bundle:
         if codec.fingerprint.hex() != self.manifest.fingerprint:
             raise ManifestError(f"{self.path.name}: the codec fingerprint in its manifest is not that of its tables")
         return codec
+
+    def video(self) -> VideoCodec | None:
+        """What codes frames by earlier ones, ready to use; None where the bundle has no video tables.
+
+        Raises:
+            BundleError: tables that do not fit.
+        """
+        if not self.has("video"):
+            return None
+        try:
+            return VideoCodec(self.manifest.codec, self.read("video"))
+        except TablesError as error:
+            raise ManifestError(f"{self.path.name}: {error}") from error
 
     def stamp(self) -> tuple[int, int, int]:
         """Identifies the file's present state: inode, size and time of change."""

@@ -28,7 +28,10 @@ from narrowcast.transport.tables import Tables
 __all__ = ["Coder"]
 
 Symbols = npt.NDArray[np.uint8]
+Memories = npt.NDArray[np.int16]
 Kernel = Literal["c", "python"]
+# In 1/16 steps: what no symbol's distance from the tables' zero is beyond. Bounds the kernel's sums.
+MOST_REMEMBERED = 16 * 255
 
 
 class Coder:
@@ -37,12 +40,20 @@ class Coder:
     Args:
         tables: the model's: a table per channel, or one per symbol, chosen by context (frames are ``[C, H, W]`` then).
         kernel: ``c`` or ``python``; the C kernel where it was built, if None.
+        memory_weights: with context tables: int16 ``[levels, channels, 5]``; frames are predicted then, and every call takes
+            the memories of their references.
 
     Attributes:
         kernel: which one is in use.
     """
 
-    def __init__(self, tables: Tables | ContextTables, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        tables: Tables | ContextTables,
+        kernel: Kernel | None = None,
+        *,
+        memory_weights: npt.NDArray[np.int16] | None = None,
+    ) -> None:
         library = load() if kernel in (None, "c") else None
         if kernel == "c" and library is None:
             raise RuntimeError("the C kernel was not built for this machine; reinstall with a C compiler at hand")
@@ -51,9 +62,14 @@ class Coder:
         self.kernel: Kernel = "c" if library is not None else "python"
         self._coder: NativeCoder | NativeContextCoder | ReferenceCoder | ContextReferenceCoder
         if isinstance(tables, ContextTables):
-            self._coder = ContextReferenceCoder(tables) if library is None else NativeContextCoder(tables, library)
+            self._coder = (
+                ContextReferenceCoder(tables, memory_weights)
+                if library is None
+                else NativeContextCoder(tables, library, memory_weights)
+            )
         else:
             self._coder = ReferenceCoder(tables) if library is None else NativeCoder(tables, library)
+        self._predicts = memory_weights is not None
         self._least_sides = 3 if isinstance(tables, ContextTables) else 2
 
     def encode(self, symbols: Symbols, level: int) -> bytes:
@@ -68,8 +84,11 @@ class Coder:
         """
         return self.encode_batch(symbols[None] if isinstance(symbols, np.ndarray) else symbols, [level])[0]
 
-    def encode_batch(self, symbols: Symbols, levels: Sequence[int]) -> list[bytes]:
-        """N frames, uint8 ``[N, C, ...]``, each with its level; see :meth:`encode`."""
+    def encode_batch(self, symbols: Symbols, levels: Sequence[int], memory: Memories | None = None) -> list[bytes]:
+        """N frames, uint8 ``[N, C, ...]``, each with its level; see :meth:`encode`.
+
+        Predicted ones go by the memories of their references, int16 of the symbols' shape.
+        """
         if not isinstance(symbols, np.ndarray) or symbols.dtype != np.uint8:
             raise SymbolsError(f"symbols are uint8; these are {getattr(symbols, 'dtype', type(symbols).__name__)}")
         if symbols.ndim <= self._least_sides or symbols.shape[1] != self.tables.channels or len(symbols) != len(levels):
@@ -78,7 +97,8 @@ class Coder:
             )
         if not len(symbols):
             return []
-        return self._coder.encode(np.ascontiguousarray(symbols), self._levels(levels))
+        recalled = self._recalled(memory, symbols.shape)
+        return self._coder.encode(np.ascontiguousarray(symbols), self._levels(levels), recalled)
 
     def decode(self, payload: bytes, level: int, shape: Sequence[int]) -> Symbols:
         """One frame of ``shape`` ``(C, H, W)``.
@@ -94,9 +114,9 @@ class Coder:
         return frame
 
     def decode_batch(
-        self, payloads: Sequence[bytes], levels: Sequence[int], shape: Sequence[int]
+        self, payloads: Sequence[bytes], levels: Sequence[int], shape: Sequence[int], memory: Memories | None = None
     ) -> tuple[Symbols, list[PayloadError | None]]:
-        """N frames of one shape, each with its level.
+        """N frames of one shape, each with its level; predicted ones by their references' memories, int16 ``[N, *shape]``.
 
         Returns:
             uint8 ``[N, *shape]`` and, per frame, its error or None. A bad payload leaves the other frames alone.
@@ -111,7 +131,20 @@ class Coder:
             )
         if not payloads:
             return np.empty((0, *shape), np.uint8), []
-        return self._coder.decode(list(map(bytes, payloads)), self._levels(levels), tuple(shape))
+        recalled = self._recalled(memory, (len(payloads), *shape))
+        return self._coder.decode(list(map(bytes, payloads)), self._levels(levels), tuple(shape), recalled)
+
+    def _recalled(self, memory: Memories | None, shape: tuple[int, ...]) -> Memories | None:
+        """As the kernel reads it."""
+        if (memory is not None) != self._predicts:
+            raise SymbolsError("predicted frames, and no others, go by the memories of their references")
+        if memory is None:
+            return None
+        if memory.dtype != np.int16 or memory.shape != shape:
+            raise SymbolsError(f"memories are int16 {list(shape)}; these are {memory.dtype} {list(memory.shape)}")
+        if memory.size and not -MOST_REMEMBERED <= int(memory.min()) <= int(memory.max()) <= MOST_REMEMBERED:
+            raise SymbolsError(f"a memory is beyond {MOST_REMEMBERED}")
+        return np.ascontiguousarray(memory)
 
     def _levels(self, levels: Sequence[int]) -> list[int]:
         for level in levels:

@@ -1,7 +1,7 @@
 """The context coder in NumPy and plain Python: the readable twin of ``context.c``, with the same bytes.
 
 All positions of an encoder's frame are known, so its predictions are NumPy over whole channels; the decoder learns a symbol
-at a time. See ``docs/wire-format.md``, codec 3.
+at a time. See ``docs/wire-format.md``, codecs 3 and 5.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 _MEAN_SHIFT = 10
 _SCALE_SHIFT = 8
+_MEMORY_SHIFT = 4
 _MOST_ERROR = 255
 
 
@@ -56,9 +57,25 @@ def around(plane: Ints) -> Ints:
     return total
 
 
-def mean_of(values: Ints, weights: Sequence[int], bias: int, lowest: int, highest: int) -> Ints:
-    """The predicted mean of every place in quarter steps, within ``lowest .. highest`` steps."""
+def beside(plane: Ints) -> list[Ints]:
+    """Every place of ``[..., H, W]`` itself, and left, right, up and down of it; 0 outside."""
+    border = [(0, 0)] * (plane.ndim - 2)
+    p = np.pad(plane, [*border, (1, 1), (1, 1)])
+    return [plane, p[..., 1:-1, :-2], p[..., 1:-1, 2:], p[..., :-2, 1:-1], p[..., 2:, 1:-1]]
+
+
+def recalled(memory: Ints, weights: Sequence[int]) -> Ints:
+    """What a reference's memory adds to the sums for the means."""
+    return _weighted(beside(memory), weights, 0) >> _MEMORY_SHIFT
+
+
+def mean_of(
+    values: Ints, weights: Sequence[int], bias: int, lowest: int, highest: int, recall: Ints | None = None
+) -> Ints:
+    """The predicted mean of every place in quarter steps, within ``lowest .. highest`` steps; by what is recalled, too."""
     total = _weighted(neighbours(values), weights, bias)
+    if recall is not None:
+        total += recall
     mean: Ints = np.clip((total + (1 << (_MEAN_SHIFT - 1))) >> _MEAN_SHIFT, 4 * lowest, 4 * highest)
     return mean
 
@@ -92,8 +109,14 @@ def add_recent(recent: Ints, error: Ints) -> Ints:
     return recent - (recent >> 3) + error
 
 
-def choose(symbols: npt.NDArray[np.uint8], level: int, tables: ContextTables) -> Iterator[Choice]:
-    """What codes uint8 ``[..., C, H, W]``, channel by channel."""
+def choose(
+    symbols: npt.NDArray[np.uint8],
+    level: int,
+    tables: ContextTables,
+    memory: npt.NDArray[np.int16] | None = None,
+    memory_weights: npt.NDArray[np.int16] | None = None,
+) -> Iterator[Choice]:
+    """What codes uint8 ``[..., C, H, W]``, channel by channel; by the memories of references, where there are any."""
     zero, alphabet = tables.zero, tables.alphabet
     values = symbols.astype(np.int64) - zero
     class_of = tables.class_of().astype(np.int64)
@@ -102,7 +125,8 @@ def choose(symbols: npt.NDArray[np.uint8], level: int, tables: ContextTables) ->
     for channel in range(tables.channels):
         plane = values[..., channel, :, :]
         weights, bias = tables.mean_weights[level, channel], int(tables.mean_bias[level, channel])
-        mean = mean_of(plane, weights.tolist(), bias, -zero, alphabet - 1 - zero)
+        recall = _recall(memory, memory_weights, level, channel)
+        mean = mean_of(plane, weights.tolist(), bias, -zero, alphabet - 1 - zero, recall)
         error = error_of(plane, mean)
         weights, bias = tables.scale_weights[level, channel], int(tables.scale_bias[level, channel])
         scale = scale_of(scale_inputs(error, previous, recent), weights.tolist(), bias)
@@ -111,39 +135,59 @@ def choose(symbols: npt.NDArray[np.uint8], level: int, tables: ContextTables) ->
         recent, previous = add_recent(recent, error), error
 
 
-class ContextReferenceCoder:
-    """See :class:`narrowcast.transport.coder.Coder` for the interface."""
+def _recall(
+    memory: npt.NDArray[np.int16] | None, weights: npt.NDArray[np.int16] | None, level: int, channel: int
+) -> Ints | None:
+    """Of one channel; None without a reference."""
+    if memory is None or weights is None:
+        return None
+    return recalled(memory[..., channel, :, :].astype(np.int64), weights[level, channel].tolist())
 
-    def __init__(self, tables: ContextTables) -> None:
-        self._tables = tables
+
+class ContextReferenceCoder:
+    """See :class:`narrowcast.transport.coder.Coder` for the interface. With ``memory_weights``, frames are predicted."""
+
+    def __init__(self, tables: ContextTables, memory_weights: npt.NDArray[np.int16] | None = None) -> None:
+        self._tables, self._memory_weights = tables, memory_weights
         self._class_of = tables.class_of().tolist()
         self._lanes, self._precision = tables.lanes, tables.bank.precision
         rows = zip(tables.bank.frequencies[0], tables.bank.escapes[0], strict=True)
         self._bank = [Table(row.tolist(), int(escape)) for row, escape in rows]
 
-    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
-        """uint8 ``[N, C, H, W]`` and N levels to N payloads."""
-        return [self._encode(frame, level) for frame, level in zip(symbols, levels, strict=True)]
+    def encode(
+        self,
+        symbols: npt.NDArray[np.uint8],
+        levels: Sequence[int],
+        memory: npt.NDArray[np.int16] | None = None,
+    ) -> list[bytes]:
+        """uint8 ``[N, C, H, W]`` and N levels (and int16 memories, where frames are predicted) to N payloads."""
+        memories = [None] * len(symbols) if memory is None else list(memory)
+        return [self._encode(*frame) for frame in zip(symbols, levels, memories, strict=True)]
 
     def decode(
-        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
+        self,
+        payloads: list[bytes],
+        levels: Sequence[int],
+        shape: Sequence[int],
+        memory: npt.NDArray[np.int16] | None = None,
     ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
-        """N payloads to uint8 ``[N, C, H, W]`` and, per payload, its error or None."""
+        """N payloads (and the memories that they go by) to uint8 ``[N, C, H, W]`` and, per payload, its error or None."""
         frames = np.zeros((len(payloads), *shape), np.uint8)
         errors: list[PayloadError | None] = []
-        for frame, payload, level in zip(frames, payloads, levels, strict=True):
+        memories = [None] * len(payloads) if memory is None else list(memory)
+        for frame, payload, level, before in zip(frames, payloads, levels, memories, strict=True):
             try:
-                frame[:] = self._decode(payload, level, shape)
+                frame[:] = self._decode(payload, level, shape, before)
                 errors.append(None)
             except PayloadError as error:
                 errors.append(error)
         return frames, errors
 
-    def _encode(self, frame: npt.NDArray[np.uint8], level: int) -> bytes:
+    def _encode(self, frame: npt.NDArray[np.uint8], level: int, memory: npt.NDArray[np.int16] | None) -> bytes:
         if int(frame.max()) >= self._tables.alphabet:
             raise SymbolsError(f"symbol {int(frame.max())} is outside the alphabet 0..{self._tables.alphabet - 1}")
         states, words = [LOWEST_STATE] * self._lanes, list[int]()
-        for choice in reversed(list(choose(frame, level, self._tables))):
+        for choice in reversed(list(choose(frame, level, self._tables, memory, self._memory_weights))):
             coded, chosen = choice.coded.ravel().tolist(), choice.table.ravel().tolist()
             for j in range(len(coded) - 1, -1, -1):
                 lane = j % self._lanes
@@ -151,7 +195,9 @@ class ContextReferenceCoder:
                 states[lane] = ReferenceCoder.put_symbol(states[lane], coded[j], table, self._precision, words)
         return pack_states(states, words)
 
-    def _decode(self, payload: bytes, level: int, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+    def _decode(
+        self, payload: bytes, level: int, shape: Sequence[int], memory: npt.NDArray[np.int16] | None
+    ) -> npt.NDArray[np.uint8]:
         tables, (channels, height, width) = self._tables, shape
         states, reader = unpack_states(payload, self._lanes)
         frame = np.zeros(shape, np.uint8)
@@ -159,8 +205,9 @@ class ContextReferenceCoder:
         for channel in range(channels):
             values = np.zeros((height, width), np.int64)
             error = np.zeros((height, width), np.int64)
+            recall = _recall(memory, self._memory_weights, level, channel)
             for j in range(height * width):
-                self._place(channel, level, j, values, error, previous, recent, states, reader)
+                self._place(channel, level, j, values, error, previous, recent, recall, states, reader)
             frame[channel] = values + tables.zero
             recent, previous = add_recent(recent, error), error
         reader.end(states)
@@ -168,7 +215,7 @@ class ContextReferenceCoder:
 
     def _place(
         self, channel: int, level: int, j: int, values: Ints, error: Ints, previous: Ints, recent: Ints,
-        states: list[int], reader: Words,
+        recall: Ints | None, states: list[int], reader: Words,
     ) -> None:  # fmt: skip
         """Decodes place ``j`` of a channel into ``values`` and ``error``."""
         tables = self._tables
@@ -177,7 +224,8 @@ class ContextReferenceCoder:
         rows, columns = slice(max(0, y - 1), y + 2), slice(max(0, x - 1), x + 2)
         here = min(1, y), min(1, x)  # of the place, in the window around it: what is not decoded yet there is 0
         weights, bias = tables.mean_weights[level, channel], int(tables.mean_bias[level, channel])
-        mean = int(mean_of(values[rows, columns], weights.tolist(), bias, -zero, alphabet - 1 - zero)[here])
+        near = None if recall is None else recall[rows, columns]
+        mean = int(mean_of(values[rows, columns], weights.tolist(), bias, -zero, alphabet - 1 - zero, near)[here])
         weights, bias = tables.scale_weights[level, channel], int(tables.scale_bias[level, channel])
         inputs = scale_inputs(error[rows, columns], previous[rows, columns], recent[rows, columns])
         scale = int(scale_of(inputs, weights.tolist(), bias)[here])

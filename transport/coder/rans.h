@@ -20,7 +20,7 @@
 #endif
 
 /* Raised whenever a function's arguments or meaning change; native.py refuses a library of another number. */
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 #define LOWEST_STATE 65536u
 #define MAX_LANES 4

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from narrowcast.transport.errors import PayloadError, SymbolsError
 from narrowcast.transport.tables import Tables
 
+Memories = npt.NDArray[np.int16]
+
 LOWEST_STATE = 1 << 16
 
 
@@ -47,13 +49,15 @@ class ReferenceCoder:
             for rows, escapes in zip(tables.frequencies, tables.escapes, strict=True)
         ]
 
-    def encode(self, symbols: npt.NDArray[np.uint8], levels: Sequence[int]) -> list[bytes]:
-        """uint8 ``[N, C, ...]`` and N levels to N payloads."""
+    def encode(
+        self, symbols: npt.NDArray[np.uint8], levels: Sequence[int], memory: Memories | None = None
+    ) -> list[bytes]:
+        """uint8 ``[N, C, ...]`` and N levels to N payloads; without contexts nothing is predicted."""
         flat = symbols.reshape(*symbols.shape[:2], -1)
         return [self._encode(frame.tolist(), self._tables[level]) for frame, level in zip(flat, levels, strict=True)]
 
     def decode(
-        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int]
+        self, payloads: list[bytes], levels: Sequence[int], shape: Sequence[int], memory: Memories | None = None
     ) -> tuple[npt.NDArray[np.uint8], list[PayloadError | None]]:
         """N payloads to uint8 ``[N, *shape]`` and, per payload, its error or None."""
         per_channel = prod(shape[1:])

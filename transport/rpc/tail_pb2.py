@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnarrowcast/tail/v1/tail.proto\x12\x12narrowcast.tail.v1\"\xa6\x01\n\rStreamRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.narrowcast.tail.v1.OpenH\x00\x12\x10\n\x06packet\x18\x02 \x01(\x0cH\x00\x12(\n\x04ping\x18\x04 \x01(\x0b\x32\x18.narrowcast.tail.v1.PingH\x00\x12\x0f\n\x05\x61udit\x18\x05 \x01(\x0cH\x00\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\rB\t\n\x07message\"\xfd\x01\n\x0eStreamResponse\x12,\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.narrowcast.tail.v1.OpenedH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.narrowcast.tail.v1.ResultH\x00\x12*\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x19.narrowcast.tail.v1.DrainH\x00\x12.\n\x07\x63redits\x18\x04 \x01(\x0b\x32\x1b.narrowcast.tail.v1.CreditsH\x00\x12(\n\x04pong\x18\x05 \x01(\x0b\x32\x18.narrowcast.tail.v1.PongH\x00\x42\t\n\x07message\"0\n\x04Ping\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x18\n\x10silence_limit_ms\x18\x02 \x01(\r\"\x16\n\x04Pong\x12\x0e\n\x06number\x18\x01 \x01(\r\"<\n\x05\x44rain\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tcome_back\x18\x03 \x01(\x08\"\x19\n\x07\x43redits\x12\x0e\n\x06window\x18\x01 \x01(\r\"\x8f\x02\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11\x63odec_fingerprint\x18\x02 \x01(\x0c\x12\x16\n\x0epacket_version\x18\x03 \x01(\r\x12\x11\n\tstream_id\x18\x04 \x01(\x0c\x12\x10\n\x08\x65poch_us\x18\x05 \x01(\x04\x12\x0e\n\x06window\x18\x06 \x01(\r\x12\r\n\x05tails\x18\x07 \x03(\t\x12\x13\n\x0bresume_from\x18\x08 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\r\x12.\n\x08priority\x18\n \x01(\x0e\x32\x1c.narrowcast.tail.v1.Priority\x12\x18\n\x10silence_limit_ms\x18\x0b \x01(\r\x12\r\n\x05\x61udit\x18\x0c \x01(\x08\"b\n\x06Opened\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\r\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\x18\n\x10max_packet_bytes\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\"l\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06packet\x18\x02 \x01(\x0c\x12\r\n\x05tails\x18\x03 \x03(\t\x12.\n\x08priority\x18\x04 \x01(\x0e\x32\x1c.narrowcast.tail.v1.Priority\";\n\rInferResponse\x12*\n\x06result\x18\x01 \x01(\x0b\x32\x1a.narrowcast.tail.v1.Result\"\xbd\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x07outputs\x18\x04 \x03(\x0b\x32\x1a.narrowcast.tail.v1.Tensor\x12.\n\x05times\x18\x05 \x01(\x0b\x32\x1f.narrowcast.tail.v1.ServerTimes\x12\x16\n\x0eretry_after_ms\x18\x06 \x01(\r\x12\r\n\x05\x61udit\x18\x07 \x03(\r\"x\n\x0bServerTimes\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x11\n\tdecode_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\x10\n\x08total_us\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x12\n\narrived_us\x18\x06 \x01(\x04\"\x92\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\tdata_type\x18\x02 \x01(\x0e\x32\x1c.narrowcast.tail.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\r\x12,\n\x07packing\x18\x04 \x01(\x0e\x32\x1b.narrowcast.tail.v1.Packing\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.narrowcast.tail.v1.Model\"\x87\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\r\x12\x19\n\x11\x63odec_fingerprint\x18\x03 \x01(\x0c\x12\x15\n\rsymbols_shape\x18\x04 \x03(\r\x12\x0e\n\x06levels\x18\x05 \x01(\r\x12\r\n\x05tails\x18\x06 \x03(\t\x12\x0e\n\x06images\x18\x07 \x01(\x08*g\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x13\n\x0fPRIORITY_URGENT\x10\x03*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x06\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x07\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x08*E\n\x07Packing\x12\x17\n\x13PACKING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPACKING_RAW\x10\x01\x12\x10\n\x0cPACKING_ZSTD\x10\x02\x32\x8d\x02\n\x0bTailService\x12S\n\x06Stream\x12!.narrowcast.tail.v1.StreamRequest\x1a\".narrowcast.tail.v1.StreamResponse(\x01\x30\x01\x12L\n\x05Infer\x12 .narrowcast.tail.v1.InferRequest\x1a!.narrowcast.tail.v1.InferResponse\x12[\n\nListModels\x12%.narrowcast.tail.v1.ListModelsRequest\x1a&.narrowcast.tail.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnarrowcast/tail/v1/tail.proto\x12\x12narrowcast.tail.v1\"\xa6\x01\n\rStreamRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.narrowcast.tail.v1.OpenH\x00\x12\x10\n\x06packet\x18\x02 \x01(\x0cH\x00\x12(\n\x04ping\x18\x04 \x01(\x0b\x32\x18.narrowcast.tail.v1.PingH\x00\x12\x0f\n\x05\x61udit\x18\x05 \x01(\x0cH\x00\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\rB\t\n\x07message\"\xfd\x01\n\x0eStreamResponse\x12,\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.narrowcast.tail.v1.OpenedH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.narrowcast.tail.v1.ResultH\x00\x12*\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x19.narrowcast.tail.v1.DrainH\x00\x12.\n\x07\x63redits\x18\x04 \x01(\x0b\x32\x1b.narrowcast.tail.v1.CreditsH\x00\x12(\n\x04pong\x18\x05 \x01(\x0b\x32\x18.narrowcast.tail.v1.PongH\x00\x42\t\n\x07message\"0\n\x04Ping\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x18\n\x10silence_limit_ms\x18\x02 \x01(\r\"\x16\n\x04Pong\x12\x0e\n\x06number\x18\x01 \x01(\r\"<\n\x05\x44rain\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tcome_back\x18\x03 \x01(\x08\"\x19\n\x07\x43redits\x12\x0e\n\x06window\x18\x01 \x01(\r\"\xbe\x02\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11\x63odec_fingerprint\x18\x02 \x01(\x0c\x12\x16\n\x0epacket_version\x18\x03 \x01(\r\x12\x11\n\tstream_id\x18\x04 \x01(\x0c\x12\x10\n\x08\x65poch_us\x18\x05 \x01(\x04\x12\x0e\n\x06window\x18\x06 \x01(\r\x12\r\n\x05tails\x18\x07 \x03(\t\x12\x13\n\x0bresume_from\x18\x08 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\r\x12.\n\x08priority\x18\n \x01(\x0e\x32\x1c.narrowcast.tail.v1.Priority\x12\x18\n\x10silence_limit_ms\x18\x0b \x01(\r\x12\r\n\x05\x61udit\x18\x0c \x01(\x08\x12\x12\n\nreferences\x18\r \x01(\r\x12\x19\n\x11video_fingerprint\x18\x0e \x01(\x0c\"v\n\x06Opened\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\r\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\x18\n\x10max_packet_bytes\x18\x04 \x01(\r\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\x12\n\nreferences\x18\x06 \x01(\r\"l\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06packet\x18\x02 \x01(\x0c\x12\r\n\x05tails\x18\x03 \x03(\t\x12.\n\x08priority\x18\x04 \x01(\x0e\x32\x1c.narrowcast.tail.v1.Priority\";\n\rInferResponse\x12*\n\x06result\x18\x01 \x01(\x0b\x32\x1a.narrowcast.tail.v1.Result\"\xf1\x01\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x07outputs\x18\x04 \x03(\x0b\x32\x1a.narrowcast.tail.v1.Tensor\x12.\n\x05times\x18\x05 \x01(\x0b\x32\x1f.narrowcast.tail.v1.ServerTimes\x12\x16\n\x0eretry_after_ms\x18\x06 \x01(\r\x12\r\n\x05\x61udit\x18\x07 \x03(\r\x12\x14\n\x07same_as\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08need_key\x18\t \x01(\x08\x42\n\n\x08_same_as\"x\n\x0bServerTimes\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x11\n\tdecode_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\x10\n\x08total_us\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x12\n\narrived_us\x18\x06 \x01(\x04\"\x92\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\tdata_type\x18\x02 \x01(\x0e\x32\x1c.narrowcast.tail.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\r\x12,\n\x07packing\x18\x04 \x01(\x0e\x32\x1b.narrowcast.tail.v1.Packing\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.narrowcast.tail.v1.Model\"\x87\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\r\x12\x19\n\x11\x63odec_fingerprint\x18\x03 \x01(\x0c\x12\x15\n\rsymbols_shape\x18\x04 \x03(\r\x12\x0e\n\x06levels\x18\x05 \x01(\r\x12\r\n\x05tails\x18\x06 \x03(\t\x12\x0e\n\x06images\x18\x07 \x01(\x08*g\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x13\n\x0fPRIORITY_URGENT\x10\x03*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x06\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\x07\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x08*E\n\x07Packing\x12\x17\n\x13PACKING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPACKING_RAW\x10\x01\x12\x10\n\x0cPACKING_ZSTD\x10\x02\x32\x8d\x02\n\x0bTailService\x12S\n\x06Stream\x12!.narrowcast.tail.v1.StreamRequest\x1a\".narrowcast.tail.v1.StreamResponse(\x01\x30\x01\x12L\n\x05Infer\x12 .narrowcast.tail.v1.InferRequest\x1a!.narrowcast.tail.v1.InferResponse\x12[\n\nListModels\x12%.narrowcast.tail.v1.ListModelsRequest\x1a&.narrowcast.tail.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'narrowcast.tail.v1.tail_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1873
-  _globals['_PRIORITY']._serialized_end=1976
-  _globals['_DATATYPE']._serialized_start=1979
-  _globals['_DATATYPE']._serialized_end=2188
-  _globals['_PACKING']._serialized_start=2190
-  _globals['_PACKING']._serialized_end=2259
+  _globals['_PRIORITY']._serialized_start=1992
+  _globals['_PRIORITY']._serialized_end=2095
+  _globals['_DATATYPE']._serialized_start=2098
+  _globals['_DATATYPE']._serialized_end=2307
+  _globals['_PACKING']._serialized_start=2309
+  _globals['_PACKING']._serialized_end=2378
   _globals['_STREAMREQUEST']._serialized_start=54
   _globals['_STREAMREQUEST']._serialized_end=220
   _globals['_STREAMRESPONSE']._serialized_start=223
@@ -50,25 +50,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREDITS']._serialized_start=614
   _globals['_CREDITS']._serialized_end=639
   _globals['_OPEN']._serialized_start=642
-  _globals['_OPEN']._serialized_end=913
-  _globals['_OPENED']._serialized_start=915
-  _globals['_OPENED']._serialized_end=1013
-  _globals['_INFERREQUEST']._serialized_start=1015
-  _globals['_INFERREQUEST']._serialized_end=1123
-  _globals['_INFERRESPONSE']._serialized_start=1125
-  _globals['_INFERRESPONSE']._serialized_end=1184
-  _globals['_RESULT']._serialized_start=1187
-  _globals['_RESULT']._serialized_end=1376
-  _globals['_SERVERTIMES']._serialized_start=1378
-  _globals['_SERVERTIMES']._serialized_end=1498
-  _globals['_TENSOR']._serialized_start=1501
-  _globals['_TENSOR']._serialized_end=1647
-  _globals['_LISTMODELSREQUEST']._serialized_start=1649
-  _globals['_LISTMODELSREQUEST']._serialized_end=1668
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1670
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1733
-  _globals['_MODEL']._serialized_start=1736
-  _globals['_MODEL']._serialized_end=1871
-  _globals['_TAILSERVICE']._serialized_start=2262
-  _globals['_TAILSERVICE']._serialized_end=2531
+  _globals['_OPEN']._serialized_end=960
+  _globals['_OPENED']._serialized_start=962
+  _globals['_OPENED']._serialized_end=1080
+  _globals['_INFERREQUEST']._serialized_start=1082
+  _globals['_INFERREQUEST']._serialized_end=1190
+  _globals['_INFERRESPONSE']._serialized_start=1192
+  _globals['_INFERRESPONSE']._serialized_end=1251
+  _globals['_RESULT']._serialized_start=1254
+  _globals['_RESULT']._serialized_end=1495
+  _globals['_SERVERTIMES']._serialized_start=1497
+  _globals['_SERVERTIMES']._serialized_end=1617
+  _globals['_TENSOR']._serialized_start=1620
+  _globals['_TENSOR']._serialized_end=1766
+  _globals['_LISTMODELSREQUEST']._serialized_start=1768
+  _globals['_LISTMODELSREQUEST']._serialized_end=1787
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1789
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1852
+  _globals['_MODEL']._serialized_start=1855
+  _globals['_MODEL']._serialized_end=1990
+  _globals['_TAILSERVICE']._serialized_start=2381
+  _globals['_TAILSERVICE']._serialized_end=2650
 # @@protoc_insertion_point(module_scope)

@@ -107,7 +107,7 @@ class Credits(_message.Message):
     def __init__(self, window: _Optional[int] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority", "silence_limit_ms", "audit")
+    __slots__ = ("model", "codec_fingerprint", "packet_version", "stream_id", "epoch_us", "window", "tails", "resume_from", "deadline_ms", "priority", "silence_limit_ms", "audit", "references", "video_fingerprint")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CODEC_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PACKET_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,8 @@ class Open(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SILENCE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     model: str
     codec_fingerprint: bytes
     packet_version: int
@@ -132,21 +134,25 @@ class Open(_message.Message):
     priority: Priority
     silence_limit_ms: int
     audit: bool
-    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., silence_limit_ms: _Optional[int] = ..., audit: _Optional[bool] = ...) -> None: ...
+    references: int
+    video_fingerprint: bytes
+    def __init__(self, model: _Optional[str] = ..., codec_fingerprint: _Optional[bytes] = ..., packet_version: _Optional[int] = ..., stream_id: _Optional[bytes] = ..., epoch_us: _Optional[int] = ..., window: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ..., resume_from: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., silence_limit_ms: _Optional[int] = ..., audit: _Optional[bool] = ..., references: _Optional[int] = ..., video_fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("model", "release", "window", "max_packet_bytes", "client")
+    __slots__ = ("model", "release", "window", "max_packet_bytes", "client", "references")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     MAX_PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     release: int
     window: int
     max_packet_bytes: int
     client: str
-    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., window: _Optional[int] = ..., max_packet_bytes: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
+    references: int
+    def __init__(self, model: _Optional[str] = ..., release: _Optional[int] = ..., window: _Optional[int] = ..., max_packet_bytes: _Optional[int] = ..., client: _Optional[str] = ..., references: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
     __slots__ = ("model", "packet", "tails", "priority")
@@ -167,7 +173,7 @@ class InferResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("frame_id", "code", "message", "outputs", "times", "retry_after_ms", "audit")
+    __slots__ = ("frame_id", "code", "message", "outputs", "times", "retry_after_ms", "audit", "same_as", "need_key")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +181,8 @@ class Result(_message.Message):
     TIMES_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    SAME_AS_FIELD_NUMBER: _ClassVar[int]
+    NEED_KEY_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     code: int
     message: str
@@ -182,7 +190,9 @@ class Result(_message.Message):
     times: ServerTimes
     retry_after_ms: int
     audit: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., audit: _Optional[_Iterable[int]] = ...) -> None: ...
+    same_as: int
+    need_key: bool
+    def __init__(self, frame_id: _Optional[int] = ..., code: _Optional[int] = ..., message: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., times: _Optional[_Union[ServerTimes, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., audit: _Optional[_Iterable[int]] = ..., same_as: _Optional[int] = ..., need_key: _Optional[bool] = ...) -> None: ...
 
 class ServerTimes(_message.Message):
     __slots__ = ("queue_us", "decode_us", "tail_us", "total_us", "batch", "arrived_us")

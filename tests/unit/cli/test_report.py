@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from support.runs import make_run, make_way
 
@@ -63,6 +64,21 @@ def test_compare_ends_with_1_where_something_got_worse(folder, capsys):
     assert main(["report", "--compare", "good.json", "slow.json", "--json"]) == 1
     out = capsys.readouterr().out
     assert json.loads(out[out.index("{") :])["regressions"] == 1
+
+
+def test_a_record_does_not_steer_the_terminal(folder, capsys):
+    run = make_run()
+    hostile = msgspec.structs.replace(
+        run,
+        verdict=msgspec.structs.replace(run.verdict, text=["\x1b]0;title\x07 pays"]),
+        board=msgspec.structs.replace(run.board, model="\x1b[31mred\u202e"),
+    )
+    write_run(hostile, folder / "hostile.json")
+    assert main(["report", "hostile.json"]) == 0
+    assert main(["report", "--compare", "good.json", "hostile.json"]) == 0
+    out, err = capsys.readouterr()
+    assert "not alike: board" in out
+    assert not set("\x1b\x07\u202e") & set(out + err)
 
 
 def test_compare_shows_everything_where_it_is_asked_to(folder, capsys):

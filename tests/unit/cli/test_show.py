@@ -69,3 +69,16 @@ def test_precisions_stand_side_by_side(capsys):
     assert lines[-1] == "no fp16 head: it lost too much"
     show.print_precisions({"left_out": {}})
     assert capsys.readouterr().out == ""
+
+
+def test_what_video_tables_are_worth(capsys):
+    row = {
+        "level": 1, "key_bytes": 2500.0, "predicted_bytes": 1200.0, "mean_bytes": 700.0, "skipped": 0.41, "error": 0.1,
+        "error_with_skips": 0.09,
+    }  # fmt: skip
+    show.print_video({"video": {"clips": 24, "frames": 6, "levels": [row]}})
+    out = capsys.readouterr().out
+    assert out.split("\n")[3].split() == ["1", "2.5", "kB", "1.2", "kB", "700", "B", "41.0", "%", "0.1000", "0.0900"]
+    assert "24 clips of 6 frames" in out
+    show.print_video({})
+    assert capsys.readouterr().out == ""

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.waiting import until
+from support import disks
 
 from narrowcast.head.errors import SpoolError, SpoolFormatError, SpoolLockedError
 from narrowcast.head.spool import Spool, segments
@@ -349,15 +349,8 @@ def test_a_packet_that_does_not_reach_the_disk_was_not_taken(tmp_path, monkeypat
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 192 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("a small file system can be mounted by root only")
-    command = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)]
-    if (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    until(lambda: subprocess.run(["umount", str(folder)], check=False).returncode == 0, "the disk is free")
+    with disks.small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("overflow", ["oldest", "newest"])

@@ -14,7 +14,6 @@ from support.inprocess import HeldBackend, Recorder, held, until
 
 from narrowcast.head.session import HeadSession
 from narrowcast.tail import batcher as batching
-from narrowcast.tail.answering import answer_batch
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.frame import Frame
@@ -311,29 +310,6 @@ async def test_symbols_and_images_share_batches(tmp_path):
     assert "no whole WEBP file" in str(found[3])
     assert found[4].code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert model.backend.batches == [1, 1]
-    await batcher.close()
-
-
-@pytest.mark.parametrize("light_seconds", [3600.0, 0.0])
-async def test_a_frame_that_takes_next_to_nothing_is_answered_without_the_thread(
-    tiny, model, monkeypatch, light_seconds
-):
-    """Once its time is known; and the answers are the same."""
-    monkeypatch.setattr(batching, "LIGHT_SECONDS", light_seconds)
-    model.backend.go.set()
-    batcher, frame = Batcher(model), bundles.random_frames(1)[0]
-    threads = []
-    monkeypatch.setattr(
-        batching, "answer_batch",
-        lambda *given, **more: (threads.append(threading.current_thread()), answer_batch(*given, **more))[1],
-    )  # fmt: skip
-    for _ in range(3):
-        answer = batcher.submit(packet(tiny, frame), deadline=time.perf_counter() + 60)
-        outputs = from_tensors((await answer).outputs, bundles.OUTPUTS)["output"]
-        assert np.allclose(outputs, bundles.expected_output(frame, 1), atol=1e-4)
-        await until(lambda: batcher._sleeping, "the thread sleeps")
-    here = threading.main_thread()
-    assert [thread is here for thread in threads] == [False, light_seconds > 0, light_seconds > 0]
     await batcher.close()
 
 

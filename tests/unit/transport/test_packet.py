@@ -22,6 +22,7 @@ from narrowcast.transport.errors import (
 from narrowcast.transport.packet import (
     HEADER_BYTES,
     IMAGE_CODECS,
+    MAX_DISTANCE,
     MAX_PAYLOAD_BYTES,
     STREAM_HEADER_BYTES,
     CodecId,
@@ -54,16 +55,34 @@ shared = {
     "stream_id": st.just(CONTEXT.stream_id),
     "fingerprint": st.just(CONTEXT.fingerprint),
 }
+BY_REFERENCE = {CodecId.NONE: Kind.SKIP, CodecId.RANS_PREDICTED: Kind.PREDICTED}
 packets = st.builds(
     Packet,
-    codec=st.sampled_from(sorted(set(CodecId) - IMAGE_CODECS)),
+    codec=st.sampled_from(sorted(set(CodecId) - IMAGE_CODECS - BY_REFERENCE.keys())),
     level=st.integers(0, 255),
     kind=st.just(Kind.SYMBOLS),
+    reference=st.none(),
     **shared,
-) | st.builds(Packet, codec=st.sampled_from(sorted(IMAGE_CODECS)), level=st.just(0), kind=st.just(Kind.IMAGE), **shared)
+) | st.builds(
+    Packet,
+    codec=st.sampled_from(sorted(IMAGE_CODECS)),
+    level=st.just(0),
+    kind=st.just(Kind.IMAGE),
+    reference=st.none(),
+    **shared,
+)
 
 
-@given(packets)
+@st.composite
+def by_reference(draw):
+    codec = draw(st.sampled_from(sorted(BY_REFERENCE)))
+    reference = draw(st.integers(0, 2**32 - 2**16))
+    fields = {name: draw(value) for name, value in shared.items()}
+    fields["frame_id"] = reference + draw(st.integers(1, MAX_DISTANCE))
+    return Packet(codec, draw(st.integers(0, 255)), **fields, kind=BY_REFERENCE[codec], reference=reference)
+
+
+@given(packets | by_reference())
 @settings(max_examples=200, deadline=None)
 def test_both_forms_round_trip(packet):
     for data, read in forms(packet):
@@ -118,10 +137,14 @@ def test_any_bytes_are_a_packet_or_a_packet_error(data):
         (0, 0x42, PacketVersionError, "0x42"),
         (0, 0x00, PacketVersionError, "0x00"),
         (1, 0, PacketKindError, "kind 0"),
-        (1, 3, PacketKindError, "kind 3"),
+        (1, 3, PacketCodecError, "kind SKIP with codec RANS"),
+        (1, 4, PacketCodecError, "kind PREDICTED with codec RANS"),
+        (1, 5, PacketKindError, "kind 5"),
         (1, 2, PacketCodecError, "kind IMAGE with codec"),
         (1, 200, PacketKindError, "kind 200"),
-        (2, 0, PacketCodecError, "codec 0"),
+        (2, 0, PacketCodecError, "kind SYMBOLS with codec NONE"),
+        (2, 5, PacketCodecError, "kind SYMBOLS with codec RANS_PREDICTED"),
+        (2, 6, PacketCodecError, "codec 6"),
         (2, 99, PacketCodecError, "codec 99"),
         (2, 16, PacketCodecError, "kind SYMBOLS with codec JPEG"),
     ],
@@ -188,9 +211,9 @@ def test_a_packet_of_another_stream_or_time_does_not_fit_this_one(change):
 
 
 def test_kinds_and_codecs_keep_their_numbers():
-    assert {kind.name: kind.value for kind in Kind} == {"SYMBOLS": 1, "IMAGE": 2}
+    assert {kind.name: kind.value for kind in Kind} == {"SYMBOLS": 1, "IMAGE": 2, "SKIP": 3, "PREDICTED": 4}
     assert {codec.name: codec.value for codec in CodecId} == {
-        "RANS": 1, "ZSTD": 2, "RANS_CONTEXT": 3, "PACKED": 4, "JPEG": 16, "WEBP": 17,
+        "NONE": 0, "RANS": 1, "ZSTD": 2, "RANS_CONTEXT": 3, "PACKED": 4, "RANS_PREDICTED": 5, "JPEG": 16, "WEBP": 17,
     }  # fmt: skip
 
 
@@ -205,3 +228,35 @@ def test_an_image_has_no_level():
     header[3] = 1
     with pytest.raises(PacketFieldError, match="level 1; images have none"):
         Packet.from_stream_bytes(sealed(bytes(header)), CONTEXT)
+
+
+@pytest.mark.parametrize("codec", sorted(BY_REFERENCE))
+def test_a_reference_lies_before_its_frame(codec):
+    packet = PACKET._replace(kind=BY_REFERENCE[codec], codec=codec, reference=70)
+    assert Packet.from_stream_bytes(packet.to_stream_bytes(CONTEXT), CONTEXT) == packet
+    for reference, said in (
+        (None, "without a reference"),
+        (77, "frame 77 refers to frame 77"),
+        (-1, "refers to frame -1"),
+    ):
+        with pytest.raises(PacketFieldError, match=said):
+            packet._replace(reference=reference).to_bytes()
+    with pytest.raises(PacketFieldError, match="SYMBOLS with a reference"):
+        PACKET._replace(reference=70).to_bytes()
+    # Forged, with a right checksum.
+    stream, alone = (bytearray(data[: -len(PACKET.payload) - 4]) for data, _ in forms(packet))
+    for distance, said in ((0, "without a reference"), (78, "refers to frame -1")):
+        stream[14:16] = distance.to_bytes(2, "little")
+        with pytest.raises(PacketFieldError, match=said):
+            Packet.from_stream_bytes(sealed(bytes(stream)), CONTEXT)
+    for number, said in ((0, "without a reference"), (78, "frame 77 refers to frame 77")):
+        alone[48:52] = number.to_bytes(4, "little")
+        with pytest.raises(PacketFieldError, match=said):
+            Packet.from_bytes(sealed(bytes(alone)))
+
+
+def test_a_reference_that_a_stream_cannot_name_is_not_written():
+    far = PACKET._replace(kind=Kind.PREDICTED, codec=CodecId.RANS_PREDICTED, reference=0, frame_id=MAX_DISTANCE + 1)
+    assert Packet.from_bytes(far.to_bytes()) == far
+    with pytest.raises(PacketFieldError, match="a reference 65536 frames back; in a stream it is 65535 at most"):
+        far.to_stream_bytes(CONTEXT)

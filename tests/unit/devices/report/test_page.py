@@ -16,6 +16,7 @@ from support.runs import make_run, make_way
 from narrowcast.devices.errors import RunError
 from narrowcast.devices.profile.figures import Distribution, Histogram
 from narrowcast.devices.profile.schema import Power, Run, Series, Verdict, parse_run, write_run
+from narrowcast.devices.report.compare import compare
 from narrowcast.devices.report.data import data
 from narrowcast.devices.report.entries import Entry, read_entries
 from narrowcast.devices.report.page import page
@@ -115,6 +116,27 @@ def test_several_runs_side_by_side(example):
     assert "latency, median: run 1 latency, median: run 2" in found.text
 
 
+def test_a_run_without_links_stands_beside_those_that_have_some(example):
+    alone = make_run([make_way("local", 20.0, link=None, kind="local")])
+    found = read(example, replace(alone, links=[], server=None))
+    for expected in ("run 1 · over the real link", "run 1 · over lte", "run 2 · without a link"):
+        assert expected in found.text
+    assert "run 2 · over" not in found.text
+    assert "on the board alone" in read(replace(alone, links=[], server=None)).text
+
+
+def test_what_is_said_once_is_not_said_again(example):
+    slow = replace(
+        example,
+        warnings=["the board was slowed down: under-voltage"],
+        conditions=replace(example.conditions, throttled=["under-voltage"]),
+        verdict=Verdict(text=["Whether splitting pays cannot be told: nothing was split."]),
+    )
+    text = read(slow).text
+    assert text.count("slowed down: under-voltage") == text.count("Whether splitting pays cannot be told") == 1
+    assert "the board was slowed down during the run: under-voltage" in read(replace(slow, warnings=[])).text
+
+
 def test_where_it_does_not_pay_it_says_so_first():
     run = replace(make_run(), verdict=Verdict(pays=False, text=["Running all of it on the board is faster."]))
     text = read(run).text
@@ -212,6 +234,18 @@ def test_the_example_of_a_record_is_up_to_date():
     (entry,) = read_entries([path])
     assert entry.run == parse_run(to_json(small_run()), "small")
     assert path.stat().st_size < 100_000
+
+
+def test_the_documentation_has_every_key_of_the_json(example):
+    words = (Path(__file__).resolve().parents[4] / "docs" / "report.md").read_text()
+    run = data([Entry("a", example)])["runs"][0]
+    way = run["ways"][0]
+    stage = next(iter(way["stages"].values()))
+    for key in [*run, *run["links"][0], *run["model"], *way, *way["figures"], *stage]:
+        assert f"`{key}`" in words or f"`ways[].{key}`" in words, key
+    comparison = compare(Entry("a", example), Entry("b", example)).as_dict()
+    for key in [*comparison, *comparison["differences"][0]]:
+        assert f"`{key}`" in words, key
 
 
 def test_names_of_runs_are_told_apart(tmp_path):

@@ -1,0 +1,90 @@
+"""Clips to fit video tables to: of the user's videos where there are any, else photographs seen by a synthetic camera."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.compiler.errors import DataError
+from narrowcast.compiler.video.camera import Camera, Scene
+from narrowcast.head.errors import SourceError
+from narrowcast.head.sources import open_source
+from narrowcast.transport.contract import InputContract
+from narrowcast.transport.errors import FrameError
+from narrowcast.transport.frames import SUFFIXES
+
+Clips = npt.NDArray[np.uint8]
+
+CLIP_FRAMES = 6
+
+
+def filmed(photos: npt.NDArray[np.uint8], count: int, seed: int, scene: Scene | None = None) -> Clips:
+    """Clips uint8 ``[count, CLIP_FRAMES, H, W, 3]`` of photographs uint8 ``[N, H, W, 3]``, at least two of them."""
+    random, camera = np.random.default_rng(seed), Camera(seed)
+    chosen = random.integers(len(photos), size=count)
+    others = (chosen + random.integers(1, len(photos), count)) % len(photos)
+    clips = [camera.clip(photos[a], photos[b], CLIP_FRAMES, scene) for a, b in zip(chosen, others, strict=True)]
+    return np.stack(clips)
+
+
+def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Clips:
+    """At most ``count`` clips uint8 ``[n, CLIP_FRAMES, H, W, 3]`` out of the videos of a folder, as the contract wants them.
+
+    Args:
+        folder: of video files, and of folders whose images, by name, are a video's frames.
+        contract: of the recipe; frames are brought to its ``size``.
+        count: how many are drawn, every clip as likely as any other.
+        seed: of the drawing.
+
+    Raises:
+        DataError: no clip could be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"[data] video: no folder {folder}")
+    random = np.random.default_rng(seed)
+    drawn: list[npt.NDArray[np.uint8]] = []
+    seen, troubles = 0, list[str]()
+    for video in _videos(folder):
+        try:
+            for clip in _clips(video, contract):
+                seen += 1
+                if len(drawn) < count:
+                    drawn.append(clip)
+                elif (place := int(random.integers(seen))) < count:
+                    drawn[place] = clip
+        except (FrameError, SourceError) as error:
+            troubles.append(str(error))
+    if len(drawn) < 2:
+        why = f"; {troubles[0]}" if troubles else ""
+        raise DataError(f"[data] video: {len(drawn)} clips of {CLIP_FRAMES} frames in {folder}; two at least{why}")
+    return np.stack(drawn)
+
+
+def _videos(folder: Path) -> Iterator[Path]:
+    """Video files, and folders with images in them."""
+    for path in sorted([folder, *folder.rglob("*")]):
+        if path.is_dir():
+            if any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):
+                yield path
+        elif path.suffix.lower() not in SUFFIXES and not path.name.startswith("."):
+            yield path
+
+
+def _clips(video: Path, contract: InputContract) -> Iterator[npt.NDArray[np.uint8]]:
+    """Frames that follow one another, each in one clip."""
+    source = open_source(str(video))
+    try:
+        clip: list[npt.NDArray[np.uint8]] = []
+        for captured in source.frames():
+            image = contract.prepare(captured.image).image
+            if clip and image.shape != clip[0].shape:
+                clip = []
+            clip.append(image)
+            if len(clip) == CLIP_FRAMES:
+                yield np.stack(clip)
+                clip = []
+    finally:
+        source.close()

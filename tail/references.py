@@ -1,0 +1,145 @@
+"""What a stream's client may refer to: its last answered frames, in bounded memory (``docs/protocol.md``, *Video*)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from narrowcast.tail.errors import NeedKeyError
+from narrowcast.tail.frame import Frame
+from narrowcast.transport.packet import Kind, Packet
+from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.video import Memory, VideoCodec
+
+# A client refers to the last frame that it knows to be answered; behind it there are at most those of its window.
+MAX_REFERENCES = 80
+# One stream's frames, and those of all streams together.
+MAX_STREAM_BYTES = 16 * 1024 * 1024
+MAX_ALL_BYTES = 256 * 1024 * 1024
+# Larger answers are not kept: a skip's client has its own, and those that watch the server are told of it without outputs.
+MAX_ANSWER_BYTES = 1024 * 1024
+
+
+class Kept(NamedTuple):
+    """One answered frame.
+
+    Attributes:
+        level: of its symbols.
+        symbols: uint8 ``[C, H, W]``.
+        memory: what both ends remember of it.
+        release: of the model that answered it.
+        result: its answer; None where that is too large to be kept.
+        size: bytes of all this.
+    """
+
+    level: int
+    symbols: npt.NDArray[np.uint8]
+    memory: Memory
+    release: int
+    result: pb.Result | None
+    size: int
+
+
+class Room:
+    """Bytes that the references of all streams share."""
+
+    def __init__(self, limit: int = MAX_ALL_BYTES) -> None:
+        self.limit = limit
+        self.used = 0
+
+
+class References:
+    """One stream's last answered frames. Must be used on one event loop.
+
+    Args:
+        codec: predicts frames.
+        count: how many frames are kept, at most.
+        room: for all streams.
+    """
+
+    def __init__(self, codec: VideoCodec, count: int, room: Room) -> None:
+        self.codec = codec
+        self.count = count
+        self._room = room
+        self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, frame: Frame) -> None:
+        """A frame is answered. Where there is no room for it, its client is told so when it refers to it."""
+        assert frame.kept is not None
+        assert frame.response is not None
+        symbols, memory = frame.kept
+        result: pb.Result | None = frame.response.result
+        size, answer_bytes = symbols.nbytes + memory.values.nbytes, frame.response.ByteSize()
+        if answer_bytes > MAX_ANSWER_BYTES:
+            result, answer_bytes = None, 0
+        size += answer_bytes
+        self._forget(frame.packet.frame_id)
+        while self._kept and (
+            len(self._kept) >= self.count
+            or self._bytes + size > MAX_STREAM_BYTES
+            or self._room.used + size > self._room.limit
+        ):
+            self._forget(next(iter(self._kept)))
+        if self._bytes + size > MAX_STREAM_BYTES or self._room.used + size > self._room.limit:
+            return
+        self._kept[frame.packet.frame_id] = Kept(frame.packet.level, symbols, memory, frame.release, result, size)
+        self._bytes += size
+        self._room.used += size
+
+    def find(self, packet: Packet, codec: VideoCodec | None, release: int) -> Kept:
+        """What a packet refers to.
+
+        Args:
+            packet: of a kind that has a reference.
+            codec: of the model that is to answer it; another release than before may have taken its place.
+            release: of that model.
+
+        Raises:
+            NeedKeyError: it is not there, or not what the packet takes it for.
+        """
+        kept = None if packet.reference is None else self._kept.get(packet.reference)
+        if kept is None:
+            raise NeedKeyError(f"frame {packet.reference} is not kept (any more)")
+        if kept.level != packet.level:
+            raise NeedKeyError(f"frame {packet.reference} is of level {kept.level}, its successor of {packet.level}")
+        if codec is None or codec.fingerprint != self.codec.fingerprint:
+            raise NeedKeyError("the model's new release has other video tables")
+        if packet.kind is Kind.SKIP:
+            if kept.release != release:
+                raise NeedKeyError(
+                    f"frame {packet.reference} was answered by release {kept.release}; now it is {release}"
+                )
+            if packet.payload != self.codec.skip_payload(kept.symbols.shape):
+                raise NeedKeyError(f"frame {packet.reference} is of another size")
+        return kept
+
+    def close(self) -> None:
+        """The stream has ended."""
+        for frame_id in list(self._kept):
+            self._forget(frame_id)
+
+    def _forget(self, frame_id: int) -> None:
+        kept = self._kept.pop(frame_id, None)
+        if kept is not None:
+            self._bytes -= kept.size
+            self._room.used -= kept.size
+
+
+def same_answer(packet: Packet) -> pb.StreamResponse:
+    """What goes back for a skip: the client has the outputs."""
+    return pb.StreamResponse(result=pb.Result(frame_id=packet.frame_id, same_as=packet.reference))
+
+
+def whole_answer(packet: Packet, result: pb.Result, kept: Kept) -> pb.Result:
+    """The same for those that watch the server: with the outputs, where they were kept."""
+    outputs = () if kept.result is None else kept.result.outputs
+    whole = pb.Result(frame_id=packet.frame_id, same_as=packet.reference, outputs=outputs)
+    whole.times.CopyFrom(result.times)
+    return whole
