@@ -14,6 +14,7 @@ from pathlib import Path
 
 USER = "pi"
 RELEASE = "bookworm"
+CPUINFO = "usr/share/emulated-cpuinfo"
 _PACKAGES = (
     "base-files,base-passwd,bash,coreutils,dash,dbus,diffutils,findutils,grep,gzip,hostname,iproute2,libc-bin,libgomp1,"
     "libpam-modules,libpam-runtime,libpam-systemd,libstdc++6,login,mawk,mount,ncurses-bin,openssh-server,passwd,procps,"
@@ -121,10 +122,11 @@ def _units(root: Path) -> None:
     for unit in _MASKED:
         _link(etc, unit, "/dev/null")
     # Under qemu's user mode a namespace's descriptor cannot be sent to another process, which is how systemd shares one.
-    # And a /proc of the unit's own would show this machine's processor.
+    # And the /proc of a unit's own, which several of its restrictions imply, would show this machine's processor.
+    shutil.copy(Path(__file__).with_name("cpuinfo"), root / CPUINFO)
     limits = etc / "systemd/system/narrowcast-edge.service.d/emulated.conf"
     limits.parent.mkdir(parents=True)
-    limits.write_text("[Service]\nPrivateIPC=no\nProtectProc=default\n")
+    limits.write_text(f"[Service]\nPrivateIPC=no\nBindReadOnlyPaths=/{CPUINFO}:/proc/cpuinfo\n")
     for folder in ("opt", "srv", "usr/local"):
         (root / folder).mkdir(exist_ok=True)
 
