@@ -2,16 +2,17 @@
 
     python bench/daemon.py [--frames 300] [--rounds 5] [--cores 2] [--json daemon.json]
 
-Frames are JPEG files of 640 x 480, decoded by the client's own source; the head is three convolutions (some 145 M
+Frames are JPEG files of 640 x 480, decoded by the client's own source; the head is three convolutions (some 500 M
 multiplications, one thread), with random weights; the server is ``narrowcast serve`` on a tail of one small matrix product,
 in a process of its own on the last core. Each round measures, one after the other on the same frames:
 
 * each stage **alone**, one frame after the other on one thread: capture (decoding), resize, head, encode; and the link
-  (sending packets that are ready, receiving results), with 8 frames under way for throughput and with one for latency;
+  (sending packets that are ready, receiving results) with 8 frames under way;
 * the **pipeline**: ``Client.stream`` over the source. Its throughput is compared with that of the slowest stage alone
-  (target: 0.95 of it); the CPU time of the whole process for a frame says what its cores could do at best;
-* **one frame at a time**: ``Client.infer``. Its median is compared with the sum of its stages' medians (target: at most 10 %
-  more).
+  (target: 0.95 of it). Cores that share caches, or are two threads of one, slow each other down: what remains of the head
+  while another thread captures and resizes is told beside it, and what client and server spend of the CPU on a frame;
+* **one frame at a time**: ``Client.infer``, beside resize, head and encode and then the packet's way there and back, each by
+  itself; every frame goes both ways in turn. Medians are compared (target: at most 10 % more).
 
 Ratios are taken within a round, and their median over the rounds is told. On a machine that is busy with other programs this
 measures those, unless root puts ``chrt -r 1`` in front.
@@ -28,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ from tail_bundles import matrix
 
 from narrowcast.compiler.tables import fit_tables
 from narrowcast.head import background
+from narrowcast.head.ahead import take_turns_quickly
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.sources import Feed, open_source
@@ -49,7 +52,7 @@ from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.contract import InputContract
 
 SIDE, SHAPE, ALPHABET = 224, (48, 28, 28), 16
-WIDTHS = (3, 48, 64, SHAPE[0])
+WIDTHS = (3, 48, 96, SHAPE[0])
 WINDOW = 8
 PICTURES = 16
 T = TypeVar("T")
@@ -121,7 +124,7 @@ def make_pictures(folder: Path, count: int) -> Path:
 def start_server(models: Path, core: int) -> tuple[subprocess.Popen[str], str]:
     command = [
         sys.executable, "-m", "narrowcast", "serve", "--bundles", str(models), "--listen", "127.0.0.1:0", "--json",
-        "--allow-unsigned",
+        "--allow-unsigned", "--threads", "1",  # several would wait for work by spinning
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     os.sched_setaffinity(process.pid, {core})
@@ -146,40 +149,87 @@ def capture_ms(pictures: Path) -> tuple[list[Any], float]:
     return frames, (time.perf_counter() - before) * 1000 / len(frames)
 
 
-async def link_ms(session: HeadSession, address: str, packets: Sequence[Encoded], window: int) -> float:
-    """Milliseconds a frame for packets that are ready: per frame where several are under way, else the median of one."""
-    async with AsyncClient(session, address, window=window) as client:
-
-        async def one(encoded: Encoded) -> float:
-            started = time.perf_counter()
-            result = await (await client.submit_encoded(encoded, started))
-            assert result.error is None, result.error
-            return (time.perf_counter() - started) * 1000
-
-        await one(packets[0])
-        if window == 1:
-            return statistics.median([await one(encoded) for encoded in packets])
+async def link_ms(session: HeadSession, address: str, packets: Sequence[Encoded]) -> float:
+    """Milliseconds a frame for packets that are ready, with several under way."""
+    async with AsyncClient(session, address, window=WINDOW) as client:
+        await there_and_back_ms(client, packets[0])
         before = time.perf_counter()
         tasks = [await client.submit_encoded(encoded, time.perf_counter()) for encoded in packets]
         await asyncio.gather(*tasks)
         return (time.perf_counter() - before) * 1000 / len(packets)
 
 
-def pipeline(session: HeadSession, address: str, pictures: Path, count: int) -> tuple[float, float]:
-    """Milliseconds and CPU milliseconds of this process, a frame; the first frames, which open the stream, apart."""
+async def there_and_back_ms(client: AsyncClient, encoded: Encoded) -> float:
+    """Milliseconds from a packet that is ready to its result."""
+    started = time.perf_counter()
+    result = await (await client.submit_encoded(encoded, started))
+    assert result.error is None, result.error
+    return (time.perf_counter() - started) * 1000
+
+
+def one_at_a_time(session: HeadSession, address: str, frames: Sequence[Any]) -> dict[str, float]:
+    """Medians: of ``infer``, and of its stages, one after the other by themselves; each frame in both ways, in turn."""
+
+    async def connect() -> AsyncClient:
+        return AsyncClient(session, address, window=1)
+
+    link = background.start(connect()).result()
+    encoding, sending, whole = [], [], []
+    with Client(session, address, window=1) as client:
+        for frame in [frames[0], *frames]:
+            before = time.perf_counter()
+            encoded = session.encode(frame, 0)
+            encoding.append((time.perf_counter() - before) * 1000)
+            sending.append(background.start(there_and_back_ms(link, encoded)).result())
+            before = time.perf_counter()
+            assert client.infer(frame).error is None
+            whole.append((time.perf_counter() - before) * 1000)
+    background.start(link.close()).result()
+    parts, found = [a + b for a, b in zip(encoding, sending, strict=True)][1:], whole[1:]
+    middle = {"sum_ms": parts, "single_ms": found, "there_and_back_ms": sending[1:]}
+    return {
+        **{name: statistics.median(values) for name, values in middle.items()},
+        "overhead": statistics.median(found) / statistics.median(parts) - 1,
+    }
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def beside_ms(session: HeadSession, pictures: Path, images: Sequence[Any]) -> float:
+    """Milliseconds a frame of the head while another thread captures and resizes as many frames: no pipeline at all."""
+
+    def capture() -> None:
+        for frame in open_source(str(pictures)).frames():
+            session.contract.prepare(frame.image)
+
+    other = threading.Thread(target=capture)
+    before = time.perf_counter()
+    other.start()
+    for image in images:
+        session.symbols(image, 0)
+    other.join()
+    return (time.perf_counter() - before) * 1000 / len(images)
+
+
+def pipeline(session: HeadSession, address: str, pictures: Path, count: int, server: int) -> tuple[float, float]:
+    """Milliseconds and CPU milliseconds, also of the server, a frame; the first frames, which open the stream, apart."""
     skipped = WINDOW * 2
     with Client(session, address, window=WINDOW) as client, Feed(open_source(str(pictures)), queue=2) as feed:
         before = cpu = 0.0
         for k, result in enumerate(client.stream(feed)):
             assert result.error is None, result.error
             if k + 1 == skipped:
-                before, cpu = time.perf_counter(), time.process_time()
-        passed, used = time.perf_counter() - before, time.process_time() - cpu
+                before, cpu = time.perf_counter(), time.process_time() + cpu_seconds(server)
+        passed, used = time.perf_counter() - before, time.process_time() + cpu_seconds(server) - cpu
         assert client.ledger.account.answered == count
     return passed * 1000 / (count - skipped), used * 1000 / (count - skipped)
 
 
-def measure(session: HeadSession, address: str, pictures: Path, cores: int) -> dict[str, Any]:
+def measure(session: HeadSession, address: str, pictures: Path, server: int) -> dict[str, Any]:
     """One round."""
     frames, capture = capture_ms(pictures)
     contract = session.contract
@@ -189,27 +239,21 @@ def measure(session: HeadSession, address: str, pictures: Path, cores: int) -> d
     symbols = [session.symbols(image, 0) for image in images[:PICTURES]]
     encode = each_ms((symbols[k % PICTURES] for k in range(len(frames))), lambda one: session.codec.encode(one, 0))
     packets = [session.encode(frames[k % PICTURES], 0) for k in range(len(frames))]
-    link = background.start(link_ms(session, address, packets, WINDOW)).result()
-    there_and_back = background.start(link_ms(session, address, packets, 1)).result()
-    whole, cpu = pipeline(session, address, pictures, len(frames))
-    with Client(session, address, window=1) as client:
-        client.infer(frames[0])
-        single = statistics.median(each_ms(frames, client.infer))
+    link = background.start(link_ms(session, address, packets)).result()
+    whole, cpu = pipeline(session, address, pictures, len(frames), server)
     means = {"capture": capture}
     means |= {name: statistics.mean(took) for name, took in (("resize", resize), ("head", head), ("encode", encode))}
-    slowest = max([*means.values(), link])
-    parts = [statistics.median(one) for one in (resize, head, encode)]
+    slowest, beside = max([*means.values(), link]), beside_ms(session, pictures, images)
     return {
         "stages_ms": {**means, "link": link},
         "slowest_ms": slowest,
         "pipeline_ms": whole,
         "pipeline_cpu_ms": cpu,
         "of_slowest": slowest / whole,
-        "of_cores": cpu / cores / whole,
-        "sum_ms": sum(parts) + there_and_back,
-        "there_and_back_ms": there_and_back,
-        "single_ms": single,
-        "overhead": single / (sum(parts) + there_and_back) - 1,
+        "cores_ms": cpu / (os.cpu_count() or 1),
+        "beside_ms": beside,
+        "of_beside": beside / whole,
+        **one_at_a_time(session, address, frames),
         "packet_bytes": len(packets[0].payload),
     }
 
@@ -223,8 +267,9 @@ def table(rounds: list[dict[str, Any]]) -> str:
     return (
         f"stages alone, ms a frame: {alone}\n"
         f"pipeline: {middle('pipeline_ms'):.2f} ms a frame, {middle('of_slowest'):.3f} of the slowest stage's throughput "
-        f"(target 0.95); CPU of the client {middle('pipeline_cpu_ms'):.2f} ms a frame, {100 * middle('of_cores'):.0f} % of "
-        f"its cores\n"
+        f"(target 0.95); {middle('of_beside'):.3f} of head and capture on two threads without a pipeline "
+        f"({middle('beside_ms'):.2f} ms); CPU of client and server {middle('pipeline_cpu_ms'):.2f} ms a frame, "
+        f"{middle('cores_ms'):.2f} on each core\n"
         f"one at a time: {middle('single_ms'):.2f} ms; the sum of its stages {middle('sum_ms'):.2f} ms (there and back "
         f"{middle('there_and_back_ms'):.2f}); overhead {100 * middle('overhead'):.1f} % (target 10)"
     )
@@ -238,6 +283,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     last = (os.cpu_count() or 1) - 1
+    take_turns_quickly()  # as `narrowcast stream` does
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = make_bundle(folder)
@@ -246,7 +292,7 @@ def main() -> None:
         try:
             os.sched_setaffinity(0, range(args.cores))
             session = HeadSession(Bundle.open(bundle, "device", allow_unsigned=True), threads=1)
-            rounds = [measure(session, address, pictures, args.cores) for _ in range(args.rounds)]
+            rounds = [measure(session, address, pictures, process.pid) for _ in range(args.rounds)]
         finally:
             process.terminate()
             process.communicate()

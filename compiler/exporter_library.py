@@ -28,5 +28,5 @@ def parse_once() -> bool:
             known[function] = read(function)
         return known[function]
 
-    TracedOnnxFunction.function_ir = property(parsed)
+    setattr(TracedOnnxFunction, "function_ir", property(parsed))  # noqa: B010  (a property, which types take for a method)
     return True

@@ -21,7 +21,7 @@ from narrowcast.head.offload import OffloadControl
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.replay import ReplayCounters
 from narrowcast.head.results import Result
-from narrowcast.head.session import HeadSession
+from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.sources.base import Captured
 from narrowcast.head.unanswered import LinkCounters
@@ -80,7 +80,7 @@ class Client:
     def infer(self, frame: Image, level: int | None = None, *, deadline_ms: float | None = None) -> Result:
         """One frame, uint8 ``[H, W, 3]`` RGB of any size, to its result; see :meth:`AsyncClient.infer`."""
         handed_over = HandedOver(frame, time.monotonic(), time.perf_counter())
-        return self._submit(handed_over, level, deadline_ms).result()
+        return self._send(handed_over, self._encoded(handed_over, level, deadline_ms), deadline_ms).result()
 
     def stream(self, frames: Iterable[Image | Captured], level: int | None = None) -> Iterator[Result]:
         """Results in the order of the frames, with up to ``window`` frames under way at once.
@@ -111,13 +111,15 @@ class Client:
         def read() -> None:
             last: BaseException | None = None
             try:
-                for one in ahead:
-                    under_way.put(self._submit(one, level))
+                for one, encoded in encoding:
+                    under_way.put(self._send(one, encoded))
             except BaseException as error:  # noqa: BLE001  (raised again where the results are taken)
                 last = error
             under_way.put(last)
 
+        # A thread each: to resize, encode and send: whoever wakes the network's loop loses Python's lock to it for a while.
         ahead = OneAhead(handed_over())
+        encoding = OneAhead((one, self._encoded(one, level)) for one in ahead)
         threading.Thread(target=read, name="narrowcast-frames", daemon=True).start()
         try:
             while isinstance(item := under_way.get(), Future):
@@ -129,12 +131,14 @@ class Client:
         finally:
             stopped.set()
             ahead.close()
+            encoding.close()
             room.release()  # a reader that waits for room ends
 
-    def _submit(self, one: HandedOver, level: int | None, deadline_ms: float | None = None) -> Future[Result]:
+    def _encoded(self, one: HandedOver, level: int | None, deadline_ms: float | None = None) -> Encoded:
         """Encodes on the caller's thread, while earlier frames are on the wire and the next one is resized."""
-        encoded = self._client.prepare(one.frame, level, one.started, deadline_ms)
+        return self._client.prepare(one.frame, level, one.started, deadline_ms)
 
+    def _send(self, one: HandedOver, encoded: Encoded, deadline_ms: float | None = None) -> Future[Result]:
         async def send() -> Result:
             task = await self._client.submit_encoded(
                 encoded, one.started, deadline_ms=deadline_ms, captured_at=one.captured_at

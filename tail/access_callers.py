@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import grpc
 
@@ -14,6 +14,9 @@ from narrowcast.tail.errors import AccessError
 from narrowcast.transport.errors import CertificateError
 from narrowcast.transport.pki.revoked import Revoked
 from narrowcast.transport.pki.tokens import TokenTable, digest_of
+
+if TYPE_CHECKING:  # servers without TLS need no cryptography
+    from narrowcast.transport.pki.certificates import Certificate
 
 _UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
@@ -62,11 +65,18 @@ class ByCertificate:
     Args:
         revoked: the certificates that count no more.
         clock: seconds since 1970.
+        authorities: the CAs that count; None: what TLS has accepted once stays accepted, whatever becomes of its CA.
     """
 
-    def __init__(self, revoked: Watched[dict[int, Revoked]], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        revoked: Watched[dict[int, Revoked]],
+        clock: Callable[[], float] = time.time,
+        authorities: Watched[Sequence[Certificate]] | None = None,
+    ) -> None:
         self._revoked = revoked
         self._clock = clock
+        self._authorities = authorities
 
     def identify(self, context: Context) -> Caller:
         """See :class:`Callers`."""
@@ -81,6 +91,7 @@ class ByCertificate:
         except CertificateError as error:
             raise AccessError(_UNAUTHENTICATED, str(error)) from error
         serial, ends = certificate.serial_number, certificate.not_valid_after_utc
+        check_issuer = self._issuer_check(name, certificate)
 
         def still() -> None:
             revoked = self._revoked.value.get(serial)
@@ -95,13 +106,54 @@ class ByCertificate:
                     _UNAUTHENTICATED,
                     f"the certificate of {name} ended on {ends:%Y-%m-%d}; narrowcast keys issue {name} makes a new one",
                 )
+            check_issuer()
 
         still()
         return Caller(name, still)
 
+    def _issuer_check(self, name: str, certificate: Certificate) -> Callable[[], None]:
+        """Raises AccessError once none of the CAs that count has issued the certificate, where one of them had.
+
+        One that came by way of another CA (that of a rotation, which the one before has signed) is left to TLS.
+        """
+        watched = self._authorities
+        if watched is None:
+            return lambda: None
+        known = watched.value
+        issued = _is_issued_by_one_of(certificate, known)
+
+        def check() -> None:
+            nonlocal known, issued
+            if watched.value is known:
+                return
+            known, before = watched.value, issued
+            issued = _is_issued_by_one_of(certificate, known)
+            if before and not issued:
+                raise AccessError(
+                    _UNAUTHENTICATED,
+                    f"the CA of the certificate of {name} counts here no more; narrowcast keys issue {name} makes a new one",
+                )
+
+        return check
+
     def refresh(self) -> bool:
         """See :class:`Callers`."""
-        return self._revoked.refresh()
+        changed = self._authorities is not None and self._authorities.refresh()
+        return self._revoked.refresh() or changed
+
+
+def _is_issued_by_one_of(certificate: Certificate, authorities: Sequence[Certificate]) -> bool:
+    return any(_is_issued_by(certificate, authority) for authority in authorities)
+
+
+def _is_issued_by(certificate: Certificate, authority: Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):  # another name, kind of key, or key
+        return False
+    return True
 
 
 class ByToken:

@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,17 @@ def _check_server(certificate: pki.Certificate, path: Path) -> None:
         raise CertificateError(f"{path} is a client's certificate; a server's is issued with --host HOST")
     if not pki.host_names(certificate):
         raise CertificateError(f"{path} names no host, so no client can know it; issue it with --host HOST")
+
+
+def read_authorities(path: Path) -> Sequence[pki.Certificate]:
+    """The CAs of a file.
+
+    Raises:
+        CertificateError: it is missing or damaged, or holds something else.
+    """
+    data = _read(path, "CA")
+    _check_authorities(data, path)
+    return pki.read_certificates(data, str(path))
 
 
 def _check_authorities(data: bytes, path: Path) -> None:

@@ -170,7 +170,7 @@ class OpenStream:
             if self._end_now is not None:  # a write that hangs was cut short
                 reason = self._end_now.code.name
                 raise self._end_now from None
-            reason = "CANCELLED"
+            reason = "OK" if self._is_idle() else "CANCELLED"  # a client that has all of its answers may just go
             raise
         except Exception as error:
             reason = "CANCELLED"
@@ -333,6 +333,10 @@ class OpenStream:
             self._reader_writes = False
             if self._has_something_to_write():
                 self._wake()
+
+    def _is_idle(self) -> bool:
+        """Nothing is unanswered, and no answer is on its way."""
+        return not self._pending and self._awake is not None and not self._reader_writes
 
     def _has_something_to_write(self) -> bool:
         first_is_answered = bool(self._pending) and self._pending[0].response is not None

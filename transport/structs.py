@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -20,6 +21,7 @@ else:
 
 from narrowcast.transport.errors import ConfigError
 
+MAX_FILE_BYTES = 1 << 20
 S = TypeVar("S", bound="Settings")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`(?: - at `(?P<path>[^`]*)`)?")
 
@@ -52,6 +54,27 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not TOML: {error}") from error
+
+
+def read_toml(path: Path, name: str) -> dict[str, Any]:
+    """A file of TOML as plain tables and values.
+
+    Args:
+        path: of the file.
+        name: what to call it where it cannot be read (``--config edge.toml``).
+
+    Raises:
+        ConfigError: it cannot be read, is larger than 1 MiB, or is not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{name} has more than {MAX_FILE_BYTES} bytes")
+    return parse_toml(text, str(path))
 
 
 def from_json(kind: type[S], data: bytes, name: str) -> S:

@@ -45,7 +45,8 @@ def limit_of_change(
 
     Frames of clips are paired with those before them. With every limit, the frames within it would have the earlier frame's
     answer; how wrong that is, is compared with how wrong their own answers are. The limit is the largest with which the
-    former is no more than the latter, and no more than noise alone changes in nearly all frames of a still scene.
+    former is no more than the latter, as with every smaller one, and no more than noise changes in nearly all frames of
+    a still scene.
 
     Args:
         clips: uint8 ``[N, T, C, H, W]``, of one level.
@@ -67,11 +68,12 @@ def limit_of_change(
     order = np.argsort(changes, kind="stable")
     changes, own, skipped = changes[order], own[order], skipped[order]
     spare = 0.0 if top_class(outputs) is not None else SPARE_ERROR
-    harmless = np.cumsum(skipped) <= (1 + spare) * np.cumsum(own) + 1e-9
-    harmless &= np.append(changes[1:] != changes[:-1], True)  # all frames of one change, or none
+    ends = np.flatnonzero(np.append(changes[1:] != changes[:-1], True))  # all frames of one change, or none
+    harmless = np.cumsum(skipped)[ends] <= (1 + spare) * np.cumsum(own)[ends] + 1e-9
     cap = np.quantile(_still_changes(still), STILL_SHARE, method="lower")
-    allowed = np.flatnonzero(harmless & (changes <= cap))
-    limit = 0 if not len(allowed) else int(changes[allowed[-1]])
+    # With the first net loss the limit is reached: gains of luck behind it make nothing good.
+    allowed = np.logical_and.accumulate(harmless & (changes[ends] <= cap))
+    limit = int(changes[ends][allowed][-1]) if allowed.any() else 0
     within = changes <= limit
     figures = {"pairs": float(len(changes)), "pairs_within": float(within.sum()), "noise": float(cap)}
     return limit, figures

@@ -21,9 +21,8 @@ from narrowcast.head.sources.raw import RawForm
 from narrowcast.head.spool.spool import Overflow, Sync
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import ConfigError, NarrowcastError
-from narrowcast.transport.structs import Settings, from_mapping, parse_toml
+from narrowcast.transport.structs import Settings, from_mapping, read_toml
 
-MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
@@ -225,15 +224,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Daemo
     Raises:
         ConfigError: it cannot be read, is not TOML, or says what cannot be; names the place.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"--config {path} has more than {MAX_BYTES} bytes")
-    mapping = parse_toml(text, str(path))
+    mapping = read_toml(path, f"--config {path}")
     for key, value in (overrides or {}).items():
         _override(mapping, key, value)
     return _placed(from_mapping(DaemonConfig, mapping, str(path)), path.absolute().parent)

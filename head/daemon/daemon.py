@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from narrowcast.head.daemon.clients import check_source
 from narrowcast.head.daemon.config import DaemonConfig
-from narrowcast.head.daemon.figures import Figures, age
+from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.http import HttpServer, Page
 from narrowcast.head.daemon.lane import Lane
 from narrowcast.head.daemon.lock import StateLock
@@ -25,19 +26,15 @@ from narrowcast.head.daemon.model import Backends, Model, Stamp, load_model, sta
 from narrowcast.head.daemon.notify import Notifier
 from narrowcast.head.daemon.output_config import LinesOutput
 from narrowcast.head.daemon.outputs import Outputs
-from narrowcast.head.daemon.status import (
-    LedgerStatus,
-    ModelStatus,
-    SourceStatus,
-    Status,
-    StatusFile,
-    rfc3339,
-    rss_bytes,
-)
+from narrowcast.head.daemon.overview import status_of
+from narrowcast.head.daemon.status import Status, StatusFile
 from narrowcast.head.errors import StuckSourceError
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.transport.errors import NarrowcastError
 from narrowcast.transport.sinks import SinkCounts
+
+if TYPE_CHECKING:
+    from narrowcast.head.daemon.metrics import Metrics
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
@@ -148,11 +145,9 @@ class Daemon:
         """Figures over HTTP, where they are wanted; what was listened on before is given up once that works."""
         server = None
         if where is not None:
-            from narrowcast.head.daemon.metrics import CONTENT_TYPE, Metrics
-
-            metrics = Metrics(self)
+            metrics = self._metrics
             pages = {
-                "/metrics": lambda: Page("200 OK", CONTENT_TYPE, metrics.text()),
+                "/metrics": lambda: Page("200 OK", metrics.content_type, metrics.text()),
                 "/status": lambda: Page("200 OK", "application/json", self.status().to_json()),
                 "/healthz": self._health,
             }
@@ -170,9 +165,8 @@ class Daemon:
     async def _go_on(self, stop: asyncio.Event) -> BaseException | None:
         """Ticks; what ended it, where that was a fault."""
         while not stop.is_set():
-            work = asyncio.create_task(
-                self._look_after()
-            )  # a model may take minutes to load: the end does not wait for it
+            # A model may take minutes to load: the end does not wait for that.
+            work = asyncio.create_task(self._look_after())
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -204,12 +198,17 @@ class Daemon:
     def _write_files(self) -> None:
         self._meter.read()
         self._write()
-        metrics, now = self._config.metrics, time.monotonic()
-        if metrics.textfile is not None and now - self._textfile_at >= metrics.textfile_seconds:
-            from narrowcast.head.daemon.metrics import Metrics
-
+        wanted, now = self._config.metrics, time.monotonic()
+        if wanted.textfile is not None and now - self._textfile_at >= wanted.textfile_seconds:
             self._textfile_at = now
-            Metrics(self).write(Path(metrics.textfile))
+            self._metrics.write(Path(wanted.textfile))
+
+    @cached_property
+    def _metrics(self) -> Metrics:
+        """Where nobody wants figures, their library is not loaded."""
+        from narrowcast.head.daemon.metrics import Metrics
+
+        return Metrics(self)
 
     async def _look_after(self) -> None:
         """About once a second, what may take its time: settings, links that have failed, a bundle that was replaced."""
@@ -229,11 +228,7 @@ class Daemon:
 
     def _feed_watchdog(self) -> None:
         """While frames get on, or there are none. A frame that waits for a server by its settings is not stuck."""
-        stuck = {
-            name: lane.stuck_seconds()
-            for name, lane in self.lanes.items()
-            if lane.stuck_seconds() > self._patience(lane)
-        }
+        stuck = self._stuck()
         if not stuck:
             self._told_stuck = False
             self._notifier.watchdog()
@@ -242,6 +237,11 @@ class Daemon:
             log.error(
                 "no frame has got on for %s", ", ".join(f"{seconds:.0f} s in {name}" for name, seconds in stuck.items())
             )
+
+    def _stuck(self) -> dict[str, float]:
+        """Sources of which a frame does not get on, and for how many seconds."""
+        found = {name: lane.stuck_seconds() for name, lane in self.lanes.items()}
+        return {name: seconds for name, seconds in found.items() if seconds > self._patience(self.lanes[name])}
 
     def _patience(self, lane: Lane) -> float:
         """Seconds within which a frame gets on, whatever the network does."""
@@ -266,8 +266,10 @@ class Daemon:
             model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
             for source in config.sources:
                 check_source(config, source, model)
-        except (NarrowcastError, OSError) as error:
-            self._refuse("bundle", f"{error}; release {self._model.manifest.release} goes on")
+        except Exception as error:  # noqa: BLE001  (whatever a bundle does to a library: what runs goes on)
+            self._refuse(
+                "bundle", f"{str(error) or type(error).__name__}; release {self._model.manifest.release} goes on"
+            )
             return None
         self._refused.pop("bundle", None)
         return model
@@ -345,34 +347,9 @@ class Daemon:
 
     def status(self) -> Status:
         """Now."""
-        sources = {name: self._source_status(name) for name in self.figures}
-        ledger = LedgerStatus()
-        for one in sources.values():
-            ledger += one.ledger
-        latest = max(self.figures.values(), key=lambda one: one.captured_at or 0.0, default=None)
-        answers = [one.answer_age_s for one in sources.values() if one.answer_age_s is not None]
-        frames = [one.frame_age_s for one in sources.values() if one.frame_age_s is not None]
-        manifest = self._model.manifest
-        stuck = any(lane.stuck_seconds() > self._patience(lane) for lane in self.lanes.values())
-        return Status(
-            pid=os.getpid(), started_at=rfc3339(self.started_at),
-            model=ModelStatus(manifest.name, manifest.release, manifest.fingerprint), ledger=ledger,
-            server=next((one.server for one in sources.values() if one.server is not None), None),
-            answer_age_s=min(answers, default=None), frame_age_s=min(frames, default=None),
-            level=None if latest is None else latest.level, rss_bytes=rss_bytes(), ready=self._running and not stuck,
-            sources=sources, refused="; ".join(self._refused.values()) or None,
-        )  # fmt: skip
-
-    def _source_status(self, name: str) -> SourceStatus:
-        figures, lane = self.figures[name], self.lanes.get(name)
-        spool = None if lane is None else lane.spool
-        return SourceStatus(
-            running=lane is not None and not lane.ended, ledger=LedgerStatus.of(figures.ledger.account),
-            server=None if lane is None else lane.client.client.server, answer_age_s=age(figures.answered_at),
-            frame_age_s=age(figures.captured_at), level=figures.level,
-            stuck_s=0.0 if lane is None else round(lane.stuck_seconds(), 3),
-            openings=figures.opened + (0 if lane is None else lane.feed.counters.openings),
-            spool_waiting=None if spool is None else spool.waiting, spool_bytes=None if spool is None else spool.size_bytes,
+        return status_of(
+            self._model.manifest, self.figures, self.lanes, ready=self._running and not self._stuck(),
+            started_at=self.started_at, refused="; ".join(self._refused.values()) or None,
         )  # fmt: skip
 
     def socket_bytes(self) -> SocketBytes | None:

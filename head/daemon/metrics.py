@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from narrowcast.head.daemon.daemon import Daemon
 
 log = logging.getLogger(__name__)
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics(Collector):
@@ -28,6 +27,8 @@ class Metrics(Collector):
     Args:
         daemon: whose.
     """
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon

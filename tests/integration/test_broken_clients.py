@@ -8,7 +8,7 @@ import time
 
 import grpc
 import pytest
-from support import bundles
+from support import bundles, inprocess
 from support.inprocess import RawStream, held, running, stream, until
 from support.relay import thin
 
@@ -43,6 +43,44 @@ def value(result: pb.Result) -> float:
 
 def unary(model: Model, stub: TailServiceStub, frame_id: int = 0) -> pb.InferRequest:
     return pb.InferRequest(model="tiny", packet=RawStream(stub, model).packet(frame_id).to_bytes())
+
+
+class TestConnections:
+    """That open no stream: HTTP/2 is spoken, and nothing is asked for."""
+
+    GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+    async def connect(self, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(self.GREETING)
+        return reader, writer  # without it, the connection is closed
+
+    async def test_are_closed_after_a_while_and_open_streams_are_not(self, free, monkeypatch):
+        self.shorten(monkeypatch, "grpc.max_connection_idle_ms", 200)
+        async with running(free) as server, stream(server, free) as raw:
+            idle, _writer = await self.connect(server.address)
+            assert await asyncio.wait_for(idle.read(), 20)  # to its end
+            await raw.send(0)
+            assert (await raw.result()).code == 0
+
+    async def test_are_bounded(self, free, monkeypatch):
+        self.shorten(monkeypatch, "grpc.max_allowed_incoming_connections", 3)
+        async with running(free) as server, stream(server, free) as raw:
+            connections = [await self.connect(server.address) for _ in range(6)]
+            taken = []
+            for reader, _ in connections:
+                with contextlib.suppress(ConnectionError):
+                    taken.append(bool(await asyncio.wait_for(reader.read(9), 20)))
+            assert taken.count(True) == 2  # the others were closed at once
+            await raw.send(0)
+            assert (await raw.result()).code == 0
+
+    def shorten(self, monkeypatch, option: str, value: int) -> None:
+        """Another value for an option that servers do set."""
+        usual = dict(inprocess.SERVER_OPTIONS)
+        assert usual[option] > value
+        monkeypatch.setattr(inprocess, "SERVER_OPTIONS", list({**usual, option: value}.items()))
 
 
 class TestMessages:

@@ -52,6 +52,9 @@ def test_a_bundle_says_what_it_is(compiled):
     assert figures["images"] == 10
     assert 0 < figures["head_macs"] <= 1_000_000
     assert len(figures["levels"]) == 3
+    images = {(row["codec"], row["quality"]): row for row in figures["sent_images"]}
+    assert {("jpeg", 75), ("webp", 75)} >= set(images) >= {("jpeg", 75)}
+    assert all(0 <= row["agreement"] <= 1 and row["mean_packet_bytes"] > 200 for row in images.values())
     sizes = [level["mean_packet_bytes"] for level in figures["levels"]]
     assert sizes == sorted(sizes)
     assert "folder" not in manifest.recipe

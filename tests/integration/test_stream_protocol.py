@@ -252,6 +252,14 @@ class TestFrames:
             assert first.result.times.total_us >= first.result.times.tail_us > 0
             assert sum(size for _, size, _ in told.batches) == 2
 
+    async def test_a_client_that_leaves_with_all_of_its_answers_has_cancelled_nothing(self, free):
+        async with running(free) as server:
+            async with stream(server, free) as raw:
+                await raw.send(0)
+                assert (await raw.result()).code == 0
+            await until(lambda: server.recorder.closed, "the stream is closed")
+            assert [reason for _, reason in server.recorder.closed] == ["OK"]
+
 
 class TestCredits:
     async def test_the_window_shrinks_under_overload_and_grows_again(self, tiny):

@@ -22,11 +22,12 @@ from narrowcast.transport.errors import ConfigError
 
 PAPER = {"preset": "entropic-student", "channels": 4, "decoder_width": 8, "first_stage": 0.5}
 TRAIN = {"images": 64, "batch": 8}
+EXPORT = {"whole": False}  # one network less to export for every point
 
 
 @pytest.fixture
 def recipe(recipe_for):
-    return recipe_for(bottleneck=PAPER, train=TRAIN)
+    return recipe_for(bottleneck=PAPER, train=TRAIN, export=EXPORT)
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_the_command_line_prints_and_writes_the_table(recipe_for, photo_folder, 
     file = tmp_path / "r.toml"
     file.write_text(
         f'[teacher]\nmodel="{networks}"\n[data]\ntrain="{photo_folder}"\n[cut]\nat="stem"\n[input]\nsize=[32,32]\n'
-        '[bottleneck]\npreset="plain"\n'
+        '[bottleneck]\npreset="plain"\n[export]\nwhole=false\n'
     )
     common = ["compile", str(file), "-o", str(tmp_path / "m.ncb"), "--unsigned", "--work", str(tmp_path / "work")]
     sweeping = [*common, "--sweep", "bottleneck.bits=2,8", "--csv", str(tmp_path / "t.csv"), "--quiet"]

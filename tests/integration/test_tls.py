@@ -363,6 +363,7 @@ class TestWhileTheServerRuns:
             authority.rotate()
             fleet.board("early")  # a new certificate, although the server knows the old CA alone
             assert await called(tiny, address, early) == "early"
+            other, goes_on, _ = await opened(tiny, address, early)
             fleet.server()  # the server's turn, although "old" knows the old CA alone
 
             new_only = fleet.board("new-only")  # knows the new CA alone
@@ -382,8 +383,12 @@ class TestWhileTheServerRuns:
                 return await refused(tiny, address, old)
 
             await eventually(old_is_out, "the old CA is dropped")
+            with pytest.raises(grpc.aio.AioRpcError, match="the CA of the certificate of old counts here no more"):
+                await asyncio.wait_for(call.read(), 10)
             assert await called(tiny, address, early) == "early"
+            assert not goes_on.done()
             await channel.close()
+            await other.close()
 
     async def test_a_half_exchanged_certificate_changes_nothing(self, tiny_folder, tiny, fleet, tail, board, caplog):
         async with serving(tiny_folder, "--tls", tail) as address:

@@ -33,6 +33,8 @@ def torchvision(timm):
     with pytest.MonkeyPatch.context() as patch:
         if not extension._has_ops():
             patch.setattr(boxes, "nms", plain_nms)
+            # Its RoIAlign in Python asks for a compiler, which takes a minute for what runs once.
+            patch.setattr(torch._dynamo.config, "disable", True)
         yield torchvision
 
 
@@ -87,6 +89,7 @@ def test_faster_rcnn_by_its_backbone(torchvision, photographs, tmp_path):
     torch.manual_seed(3)
     model = "fasterrcnn_mobilenet_v3_large_320_fpn"
     options = {**OPTIONS, "num_classes": 4, "box_score_thresh": 0.0, "box_detections_per_img": 5}
+    options |= {"rpn_pre_nms_top_n_test": 32, "rpn_post_nms_top_n_test": 16}  # RoIAlign's twin in Python is slow
     detector = torchvision.models.get_model(model, weights=None, **options).eval()
     torch.save(detector.state_dict(), tmp_path / "weights.pt")
     bundle = compiled(tmp_path, photographs, model, "body.4", teacher={"options": options, "part": "backbone"})

@@ -38,6 +38,10 @@ SERVER_OPTIONS: Options = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     # Who connects and says nothing is not waited for (gRPC's own limit is two minutes).
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # Nor one that has no call open, when it asks for one no more: an idle stream is a call.
+    ("grpc.max_connection_idle_ms", 300_000),
+    # Twice as many as there may be streams (`--max-streams`), whoever they are; one more is closed at once.
+    ("grpc.max_allowed_incoming_connections", 8_192),
     # Two servers on one port would share its clients between them without a word.
     ("grpc.so_reuseport", 0),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 # How often what was written is forced to the disk: what a power loss may take.
 SYNC_SECONDS = 1.0
 MIB = 1024 * 1024
+MOST_AHEAD_BYTES = 4 * MIB
 _OVERHEAD_BYTES = 32  # SQLite's, for a row
 
 
@@ -37,7 +39,8 @@ class DurableOutbox(Outbox[_Row]):
     Args:
         sink: where to.
         file: of its own, made where it is not there. One that is damaged is put aside, and said so.
-        max_bytes: of records that may wait; where there are more, the oldest are dropped, and counted.
+        max_bytes: of records that may wait; where there are more, the oldest sixteenth is dropped, and counted. The file
+            never shrinks, and beside it lies a log of what is written in a second or two.
         batch: records per delivery, at most.
         linger_s: how long a lone record waits for company.
 
@@ -56,11 +59,16 @@ class DurableOutbox(Outbox[_Row]):
             self._reader = self._connected()
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"undelivered records cannot be kept in {file}: {error}") from error
-        count, size = self._disk.execute("SELECT COUNT(*), COALESCE(SUM(LENGTH(record)), 0) FROM waiting").fetchone()
+        count, size, last = self._disk.execute(
+            "SELECT COUNT(*), COALESCE(SUM(LENGTH(record)), 0), COALESCE(MAX(number), 0) FROM waiting"
+        ).fetchone()
+        self._number = int(last) + 1
         self._waiting, self._kept_bytes, self._limit = int(count), int(size) + _OVERHEAD_BYTES * int(count), max_bytes
         self._rows: list[_Row] = []  # the batch that is being delivered
         self._done = 0  # rows up to it need not be delivered any more
-        self._synced = time.monotonic()
+        self._ended = threading.Event()
+        self._syncing = threading.Thread(target=self._sync, name=f"sync-{file.name}", daemon=True)
+        self._syncing.start()
         super().__init__(sink, self._read, batch=batch, linger_s=linger_s)
 
     def _connected(self) -> sqlite3.Connection:
@@ -71,11 +79,8 @@ class DurableOutbox(Outbox[_Row]):
             disk = sqlite3.connect(self.file, timeout=2.0, check_same_thread=False, isolation_level=None)
             try:
                 _set_up(disk)
-                disk.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 disk.execute("PRAGMA journal_mode = WAL")
-                disk.execute(
-                    "CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY AUTOINCREMENT, record BLOB NOT NULL)"
-                )
+                disk.execute("CREATE TABLE IF NOT EXISTS waiting (number INTEGER PRIMARY KEY, record BLOB NOT NULL)")
                 if disk.execute("PRAGMA quick_check").fetchone() != ("ok",):
                     raise sqlite3.DatabaseError("its pages do not fit each other")
             except sqlite3.DatabaseError as error:
@@ -99,33 +104,42 @@ class DurableOutbox(Outbox[_Row]):
                 self._dropped += 1
                 return False
             try:
-                self._make_room(len(data) + _OVERHEAD_BYTES)
-                self._disk.execute("INSERT INTO waiting (record) VALUES (?)", (data,))
+                if self._kept_bytes + len(data) + _OVERHEAD_BYTES > self._limit:
+                    self._make_room(len(data) + _OVERHEAD_BYTES)
+                self._disk.execute("INSERT INTO waiting VALUES (?, ?)", (self._number, data))
             except sqlite3.Error as error:
                 self._dropped += 1
                 if self._dropped & (self._dropped - 1) == 0:
                     log.warning("%s cannot be written: %s; %d records dropped so far", self.file, error, self._dropped)
                 return False
+            self._number += 1
             self._waiting += 1
             self._kept_bytes += len(data) + _OVERHEAD_BYTES
             self._changed.notify()
         return True
 
     def _make_room(self, size: int) -> None:
-        """Drops the oldest that are not being delivered."""
-        last = self._rows[-1].number if self._rows else self._done
-        while self._kept_bytes + size > self._limit:
-            found = self._disk.execute(
-                "SELECT number, LENGTH(record) FROM waiting WHERE number > ? ORDER BY number LIMIT 1", (last,)
-            ).fetchone()
-            if found is None:
-                return
-            self._disk.execute("DELETE FROM waiting WHERE number = ?", (found[0],))
-            self._kept_bytes -= found[1] + _OVERHEAD_BYTES
-            self._waiting -= 1
-            self._dropped += 1
-            if self._dropped & (self._dropped - 1) == 0:
-                log.warning("%s is too slow: %d records dropped so far", self.sink.name, self._dropped)
+        """Drops the oldest that are not being delivered, a sixteenth of all at once: each time costs a page or two."""
+        last = self._busy()
+        found = self._disk.execute(
+            "SELECT number, LENGTH(record) FROM waiting WHERE number > ? ORDER BY number", (last,)
+        )
+        dropped = freed = 0
+        for number, length in found:
+            dropped, freed, last = dropped + 1, freed + length + _OVERHEAD_BYTES, number
+            if self._kept_bytes - freed + size <= self._limit * 15 // 16:
+                break
+        found.close()
+        self._disk.execute("DELETE FROM waiting WHERE number > ? AND number <= ?", (self._busy(), last))
+        self._kept_bytes -= freed
+        self._waiting -= dropped
+        before, self._dropped = self._dropped, self._dropped + dropped
+        if before.bit_length() != self._dropped.bit_length():
+            log.warning("%s is too slow: %d records dropped so far", self.sink.name, self._dropped)
+
+    def _busy(self) -> int:
+        """The last row that is being delivered, or was."""
+        return self._rows[-1].number if self._rows else self._done
 
     @property
     def counts(self) -> SinkCounts:
@@ -140,12 +154,11 @@ class DurableOutbox(Outbox[_Row]):
 
     def _take(self) -> list[_Row] | None:
         while True:
-            self._sync()
             with self._changed:
                 if self._give_up.is_set() or (self._closing and not self._waiting):
                     return None
                 if not self._waiting:
-                    self._changed.wait(SYNC_SECONDS)
+                    self._changed.wait()
                     continue
                 until = time.monotonic() + self._linger_s
                 while self._waiting < self._batch and not self._closing and (left := until - time.monotonic()) > 0:
@@ -166,11 +179,18 @@ class DurableOutbox(Outbox[_Row]):
             return []
 
     def _sync(self) -> None:
-        """Forces what was written to the disk, now and then."""
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
-            with suppress(sqlite3.Error):
-                self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            self._synced = time.monotonic()
+        """Forces what was written to the disk, on a thread of its own: delivering may wait for long.
+
+        The write-ahead log is used from its beginning again where all of it is on the disk when something new is written.
+        Where records come too fast for that, writing waits for the last part of it, now and then.
+        """
+        disk, ahead = self._connected(), Path(f"{self.file}-wal")
+        while not self._ended.wait(SYNC_SECONDS):
+            with suppress(sqlite3.Error, OSError):
+                disk.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                if ahead.stat().st_size > MOST_AHEAD_BYTES:
+                    disk.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        disk.close()
 
     def _read(self, row: _Row) -> Record | None:
         return msgspec.msgpack.decode(row.record, type=Record)
@@ -184,7 +204,6 @@ class DurableOutbox(Outbox[_Row]):
             sqlite3.Error
         ):  # a full disk: they go with a later batch, or are delivered once more by the next process
             self._reader.execute("DELETE FROM waiting WHERE number <= ?", (self._done,))
-            self._reader.execute("PRAGMA incremental_vacuum(64)").fetchall()
 
     def _left(self, count: int) -> None:
         """They stay on disk."""
@@ -192,6 +211,8 @@ class DurableOutbox(Outbox[_Row]):
     def close(self, seconds: float = 5.0) -> SinkCounts:
         """Delivers what waits, for at most so long; the rest is kept for the next process."""
         counts = super().close(seconds)
+        self._ended.set()
+        self._syncing.join(5.0)
         if not self._thread.is_alive():
             with suppress(sqlite3.Error):
                 self._reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -203,4 +224,5 @@ class DurableOutbox(Outbox[_Row]):
 def _set_up(disk: sqlite3.Connection) -> sqlite3.Connection:
     disk.execute("PRAGMA synchronous = NORMAL")
     disk.execute("PRAGMA wal_autocheckpoint = 0")
+    disk.execute(f"PRAGMA journal_size_limit = {MIB}")
     return disk

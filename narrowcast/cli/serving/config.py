@@ -17,9 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.structs import Settings, from_mapping, parse_toml
-
-MAX_BYTES = 1 << 20
+from narrowcast.transport.structs import Settings, from_mapping, read_toml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,16 +42,8 @@ def defaults_from_file(parser: argparse.ArgumentParser, words: Sequence[str]) ->
     path = path_in(words)
     if path is None:
         return
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"--config {path} has more than {MAX_BYTES} bytes")
     mapping: dict[str, Any] = {}
-    for key, value in parse_toml(text, str(path)).items():
+    for key, value in read_toml(path, f"--config {path}").items():
         name = key.replace("-", "_")  # as the flag is written, too
         if name in mapping:
             raise ConfigError(f"{path}: {name} is there twice")

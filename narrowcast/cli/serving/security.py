@@ -65,7 +65,7 @@ def build_access(args: argparse.Namespace) -> Access:
     from narrowcast.tail.access_tls import ServerFiles, ServerTls
 
     files = ServerFiles.of_folder(args.tls, client_authority=args.client_ca, clients=args.tokens is None)
-    gate = AccessGate(_callers(args), limits, max_streams=args.max_streams)
+    gate = AccessGate(_callers(args, files.client_authority), limits, max_streams=args.max_streams)
     keeper = GateKeeper(gate)
     return Access(
         gate, ServerTls(files).credentials(), authenticates=True, interceptors=[keeper], report=keeper.report,
@@ -86,13 +86,15 @@ def _check_options(args: argparse.Namespace) -> None:
                 raise ConfigError(f"--{name.replace('_', '-')} is about certificates; with --tokens clients show none")
 
 
-def _callers(args: argparse.Namespace) -> Callers:
+def _callers(args: argparse.Namespace, authority: Path | None) -> Callers:
     from narrowcast.tail.access_callers import ByCertificate, ByToken
     from narrowcast.tail.access_files import Watched
+    from narrowcast.tail.access_tls import read_authorities
 
-    if args.tokens is not None:
+    if authority is None:
         return ByToken(Watched([args.tokens], partial(read_tokens, args.tokens), f"tokens {args.tokens}"))
-    return ByCertificate(_revoked(args.revoked, args.tls / REVOKED_FILE))
+    authorities = Watched([authority], partial(read_authorities, authority), f"CA {authority}")
+    return ByCertificate(_revoked(args.revoked, args.tls / REVOKED_FILE), authorities=authorities)
 
 
 def _revoked(named: Path | None, usual: Path) -> Watched[dict[int, Revoked]]:

@@ -137,6 +137,14 @@ class TestUnchanged:
         assert self.found(changes, [False] * 4 + [True, False, False], noise=25) == 6
         assert self.found([10, 10, 12], [False, True, False], noise=25) == 0  # all of one change, or none
 
+    def test_luck_behind_a_loss_makes_nothing_good(self):
+        clips = self.clips([2, 12, 14], [False, True, True])
+        right = self.tail(clips.reshape(-1, *clips.shape[2:]))
+        right["scores"][5] = right["scores"][5][
+            ::-1
+        ]  # the third clip's second frame is answered wrongly, its first rightly
+        assert self.found([2, 12, 14], [False, True, True], noise=99, wanted=right) == 2
+
     def test_it_is_no_more_than_noise_makes(self):
         assert self.found([0, 3, 6, 9], [False] * 4, noise=7) == 6
 

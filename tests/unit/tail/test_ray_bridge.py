@@ -107,7 +107,7 @@ async def test_a_client_that_goes_away_ends_the_servicer(tiny, service):
     assert (await anext(responses)).HasField("opened")
     assert (await anext(responses)).result.frame_id == 0
     await responses.aclose()
-    assert service[1].reasons == ["CANCELLED"]
+    assert service[1].reasons == ["OK"]  # what was answered has been handed over
 
 
 async def test_a_slow_taker_holds_the_servicer_back():

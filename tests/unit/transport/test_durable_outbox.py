@@ -8,7 +8,7 @@ import pytest
 from support.waiting import until
 
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.sinks import Record, SinkUnavailableError
+from narrowcast.transport.sinks import Record, SinkUnavailableError, durable
 from narrowcast.transport.sinks.durable import DurableOutbox
 
 
@@ -32,6 +32,10 @@ class Collector:
 
     def close(self) -> None:
         pass
+
+
+def log_size(folder) -> int:
+    return sum(path.stat().st_size for path in folder.glob("box.db-wal"))
 
 
 def ids(records) -> list[str]:
@@ -87,6 +91,19 @@ def test_it_is_bounded_and_drops_the_oldest(tmp_path, caplog):
     until(lambda: again.counts.waiting == 0, "the rest")
     again.close()
     assert ids(sink.taken)[-counts.waiting + 1 :] == ids(record(n) for n in range(51 - counts.waiting, 50))
+
+
+def test_its_files_stay_small_while_nothing_is_delivered(tmp_path, monkeypatch):
+    """Also the log that is written ahead, which each record goes through twice."""
+    monkeypatch.setattr(durable, "SYNC_SECONDS", 0.01)
+    monkeypatch.setattr(durable, "MOST_AHEAD_BYTES", 500_000)
+    box = DurableOutbox(Collector(), tmp_path / "box.db", max_bytes=50_000)
+    for number in range(3000):
+        assert box.keep(record(number, 1000))
+        if number % 100 == 99:
+            until(lambda: box.keep(record(0)) and log_size(tmp_path) < 500_000, "the log is used anew")
+    assert (tmp_path / "box.db").stat().st_size < 200_000
+    box.close(0)
 
 
 @pytest.mark.parametrize("damage", [b"no database at all" * 100, None])
