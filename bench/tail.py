@@ -7,10 +7,11 @@
 
 null      A tail that does nothing and a codec that decodes nothing: left are gRPC, parsing, checksum, credits, fair
           queue, batcher and the answer's bytes. The server answers a model that takes less than 100 us a frame on its event
-          loop; a null tail may (`on loop` says how often it did), hardly any real one. `threaded` is the same with that
-          shortcut off, `decode` also decodes (shortcut off too). The raw server takes the same messages and answers each
-          with as many bytes, on the same options of gRPC. Goals, for `null` and shown for `threaded`: p50 with one frame
-          in flight at most 1.6 times raw's, frames a second over 16 streams at least 0.6 of raw's.
+          loop, frames of one turn as one batch; a null tail may (`on loop` says how often it did), hardly any real one.
+          `threaded` is the same with that shortcut off, `decode` also decodes (shortcut off too). The raw server takes the
+          same messages and answers each with as many bytes, on the same options of gRPC. Goals, for `null` and shown for
+          `threaded`: p50 with one frame in flight at most 1.6 times raw's, frames a second over 16 streams at least 0.6 of
+          raw's.
 tail      ResNet-50 cut at layer2 (random weights) behind the whole server, 16 streams, beside ONNX Runtime directly in
           a loop at its best batch size, as many threads. Goal: at least 0.9 of its frames a second.
 memory    The server's resident memory over 200,000 frames and 2,000 connections (goal: at most 5 % more), and what one more

@@ -85,9 +85,9 @@ class Shortcut:
         self.frames = 0
         compute_here = batcher.Batcher._compute_here  # noqa: SLF001
 
-        def counted(one: batcher.Batcher, frame: Any) -> None:
-            self.frames += 1
-            compute_here(one, frame)
+        def counted(one: batcher.Batcher, frames: Any) -> None:
+            self.frames += len(frames)
+            compute_here(one, frames)
 
         batcher.Batcher._compute_here = counted  # noqa: SLF001
 

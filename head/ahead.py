@@ -99,18 +99,25 @@ class OneAhead(Generic[T]):
 
     def _work(self) -> None:
         try:
-            for item in self._items:
+            items = iter(self._items)
+            while self._has_room():  # a camera's next frame is taken when it is wanted, and not before
+                item = next(items)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed or not self._waiting)
-                    if self._closed:
-                        return
                     self._waiting.append(item)
                     self._changed.notify_all()
+        except StopIteration:
+            pass
         except BaseException as error:  # noqa: BLE001  (raised again where items are taken)
             self._failure = error
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        """Waits until the last item is taken; False where nobody takes any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._waiting)
+            return not self._closed
 
     def __iter__(self) -> Iterator[T]:
         """Items to the end; none any more once it is closed.

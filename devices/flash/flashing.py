@@ -13,7 +13,7 @@ from narrowcast.devices.flash import edge
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT
 from narrowcast.devices.flash.answers import Entry, Facts, There, checked
 from narrowcast.devices.flash.board import Rights, connected, hello, layout_of, services_of
-from narrowcast.devices.flash.errors import DeclinedError
+from narrowcast.devices.flash.errors import BoardUnreachableError, DeclinedError
 from narrowcast.devices.flash.following import follow, outcome
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import FlashOptions
@@ -31,14 +31,15 @@ from narrowcast.devices.flash.release import (
     wheel_files,
 )
 from narrowcast.devices.flash.report import FlashReport, StepRecord
-from narrowcast.devices.flash.session import LinkLostError, Session
+from narrowcast.devices.flash.session import Session
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.flash.wheelhouse import BoardPython, Wheel, bring_together, extras_for, from_folder
 from narrowcast.devices.targets import DeployPaths, Target
 from narrowcast.transport.bundle import Bundle
 
 # A link that broke is tried again so often, with pauses of 1, 2, 4, ... seconds.
-RECONNECTS = 5
+RECONNECTS = 6
+GOES_ON = "the board goes on by itself; narrowcast flash status shows how it ends"
 
 
 class Flashing:
@@ -69,16 +70,20 @@ class Flashing:
             try:
                 with connected(self.destination, self.options.connection, self.layout, self.observer) as board:
                     return self._over(*board)
-            except LinkLostError as error:
+            except BoardUnreachableError as error:
+                if not self.steps:  # it was never there
+                    raise
                 if told != (self.uploaded_bytes, len(self._heard)):
                     pauses = [float(2**k) for k in range(RECONNECTS)]
                 if not pauses:
+                    if self._started:
+                        self._note(GOES_ON)
                     raise
                 self._note(f"{error}; trying again")
                 time.sleep(pauses.pop(0))
             except KeyboardInterrupt:
                 if self._started:
-                    self._note("the board goes on by itself; narrowcast flash status shows how it ends")
+                    self._note(GOES_ON)
                 raise
 
     def _over(self, ssh: Ssh, rights: Rights, session: Session) -> FlashReport:

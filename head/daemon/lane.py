@@ -11,10 +11,11 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
 from narrowcast.head.daemon.clients import Running, make_client, make_spool
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
@@ -123,26 +124,31 @@ class Lane:
 
     def _capture(self) -> None:
         try:
-            for captured in self.feed:
-                self.figures.captured_at = time.monotonic()
+            for captured, ready in OneAhead(self._resized()):
                 self._room.acquire()
                 self._wait_for_link()
                 if self._giving_up:
                     self.figures.ledger.drop("closed")
                     self._room.release()
                 else:
-                    self._encode(captured)
+                    self._encode(captured, ready)
         except BaseException as error:  # noqa: BLE001  (the daemon looks at it)
             self.failure = error
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
+
+    def _resized(self) -> Iterator[tuple[Captured, HandedOver]]:
+        """Frames as they come, the next one while the head works on the one before."""
+        for captured in self.feed:
+            self.figures.captured_at = time.monotonic()
+            yield captured, hand_over(captured, self._running.client.session.contract)
 
     def _wait_for_link(self) -> None:
         """Where frames are to wait for a server, they wait for a new link, too, when every server refuses this one."""
         while self.source.on_outage == "block" and self._running.client.failure is not None and not self._giving_up:
             time.sleep(0.05)
 
-    def _encode(self, captured: Captured) -> None:
+    def _encode(self, captured: Captured, ready: HandedOver) -> None:
         with self._mutex:
             running = self._running
             if not running.under_way:
@@ -151,7 +157,7 @@ class Lane:
         started = time.perf_counter()
         self._encoding_since = time.monotonic()
         try:
-            encoded = running.client.prepare(captured.image, None, started)
+            encoded = running.client.prepare(ready.frame, None, started)
         except NarrowcastError as error:
             self._done(running)
             self._unencoded += 1

@@ -145,6 +145,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from narrowcast.head.ahead import take_turns_quickly
+
+    take_turns_quickly()
     if args.config is not None:
         return daemon.run(args)
     if args.check:
@@ -153,12 +156,10 @@ def run(args: argparse.Namespace) -> int:
         cpus = run_on(args.cpus)
         args.threads = args.threads or cpus  # by itself the library would count all of them
     from narrowcast.devices.probe import preferred_backends
-    from narrowcast.head.ahead import take_turns_quickly
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
     from narrowcast.transport.rpc.credentials import client_tls
 
-    take_turns_quickly()
     progress = TerminalProgress(quiet=args.quiet)
     source = sources.source_of(args, progress.note)
     tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)

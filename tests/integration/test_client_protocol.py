@@ -634,7 +634,7 @@ class TestThinLink:
             link = Link(relay.address, "tiny", tiny.codec().fingerprint, window=3)
             try:
                 answers = [await link.send(packet(link, k, self.PACKET_BYTES)) for k in range(5)]
-                results = [result for result, *_ in await asyncio.wait_for(asyncio.gather(*answers), 60)]
+                results = [one.result for one in await asyncio.wait_for(asyncio.gather(*answers), 60)]
             finally:
                 await link.close()
             assert [result.frame_id for result in results] == list(range(5))

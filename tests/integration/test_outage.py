@@ -142,6 +142,7 @@ def test_a_server_is_killed_and_comes_back(session, tiny_folder, tmp_path):
             try:
                 until(lambda: spool.waiting == 0, "all is replayed", 40)
                 until(lambda: client.infer(FRAMES[50]).error is None, "a live frame is answered", 30)
+                until(lambda: spool.waiting == 0, "one that was not is replayed as well", 40)
             finally:
                 second.end()
             account = client.ledger.account

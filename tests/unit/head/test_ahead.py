@@ -31,8 +31,11 @@ def test_in_order_and_one_ahead():
             yield k
 
     with OneAhead(items()) as source:
-        until(lambda: len(taken) == 2, "one waits, one more is made")
-        assert list(source) == [0, 1, 2, 3]
+        items_of = iter(source)
+        assert next(items_of) == 0
+        until(lambda: len(taken) == 2, "the next one is made meanwhile")
+        assert taken == [0, 1]
+        assert [0, *items_of] == [0, 1, 2, 3]
         assert list(source) == []
     assert "narrowcast-ahead" not in {thread.name for thread in threading.enumerate()}
 
