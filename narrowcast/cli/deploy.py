@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     if not (args.yes or args.dry_run or sys.stdin.isatty()):
         raise ConfigError("nobody can be asked whether the plan is right: --yes carries it out, --dry-run shows it")
+    _agree(args)
     from narrowcast.deploy import DeployOptions, Observer, StageResult, deploy
     from narrowcast.devices.fleet.results import BoardResult
 
@@ -77,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     observer = Telling()
     observer.progress = progress
     observer.flash = flashing.TerminalObserver(progress, yes=args.yes)
-    # TerminalObserver asks about a single board; a fleet is agreed to with the command.
     options = replace(flashing.options_of(args), dry_run=args.dry_run)
     found = deploy(
         args.recipe,
@@ -94,6 +94,19 @@ def run(args: argparse.Namespace) -> int:
     if found.error:
         print(f"narrowcast: {found.error}", file=sys.stderr)
     return found.exit_code
+
+
+def _agree(args: argparse.Namespace) -> None:
+    """Asks about a fleet before anything is compiled; about a single board its plan asks."""
+    from narrowcast.compiler.recipe import load_deployment
+
+    fleet = load_deployment(args.recipe).fleet
+    if fleet is None or args.yes or args.dry_run or "flash" in args.skip:
+        return
+    if not flashing.asked(f"This ends with flashing the boards of {fleet.inventory} (--dry-run shows them). Go on?"):
+        from narrowcast.devices.flash.errors import DeclinedError
+
+        raise DeclinedError("nothing was done")
 
 
 def _print(found: Deployment) -> None:

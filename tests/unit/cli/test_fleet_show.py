@@ -74,3 +74,14 @@ def test_nobody_to_ask_is_an_error_before_anything_is_read(tmp_path, capsys):
     code = main(["flash", "rollback", "--fleet", str(tmp_path / "fleet.toml")])
     assert code == 2
     assert "nobody can be asked" in capsys.readouterr().err
+
+
+def test_a_deployment_to_a_fleet_asks_before_it_begins(tmp_path, capsys, monkeypatch):
+    (tmp_path / "r.toml").write_text('[deploy.fleet]\ninventory = "fleet.toml"\n')
+    terminal = io.StringIO("n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert main(["deploy", str(tmp_path / "r.toml")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "flashing the boards of fleet.toml" in said
+    assert "nothing was done" in said
