@@ -250,6 +250,7 @@ class TestFrames:
             assert first.result_bytes > first.result.ByteSize() > 0
             assert first.encode_ms > 0
             assert first.result.times.total_us >= first.result.times.tail_us > 0
+            assert first.result.times.arrived_us > 0
             assert sum(size for _, size, _ in told.batches) == 2
 
     async def test_a_client_that_leaves_with_all_of_its_answers_has_cancelled_nothing(self, free):

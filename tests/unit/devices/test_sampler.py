@@ -32,7 +32,8 @@ def test_it_samples_at_low_priority_by_the_same_clock_and_says_what_it_costs(tmp
     root = record_orin(tmp_path)
     before = time.monotonic_ns()
     with Sampler("jetson-orin-nano", root, hz=50, max_samples=40) as sampler:
-        assert os.getpriority(os.PRIO_PROCESS, sampler.pid) == NICE
+        here = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, sampler.pid) == min(19, here + NICE)
         until(lambda: sampler.trace().cost.samples >= 45, "45 samples")
         (root / "sys/class/hwmon/hwmon3/curr1_input").write_text("torn")
         until(lambda: bool(sampler.trace().troubles), "a failed sample")
