@@ -13,53 +13,39 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head.accounting import Ledger
-from narrowcast.head.ahead import Ready, made_ready
+from narrowcast.head.ahead import Ready
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.audit import AuditConsent
+from narrowcast.head.encoder import FrameEncoder, ImageCodec, Sending, check_images
 from narrowcast.head.endpoints import To
-from narrowcast.head.errors import LinkClosedError, LinkError, RefusedError
+from narrowcast.head.errors import LinkError
 from narrowcast.head.link import Link, Priority
-from narrowcast.head.offload import Offload, OffloadControl, Way, check_offload, whole_result
-from narrowcast.head.outage import OnOutage, SpoolWriter, Turns, check_policy
+from narrowcast.head.offload import Offload, OffloadControl, Way, check_offload
+from narrowcast.head.outage import OnOutage, Policy, SpoolWriter
+from narrowcast.head.outcome import Outcomes, why_dropped
 from narrowcast.head.rate.budget import DailyCap
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.rate.offload import WayName
 from narrowcast.head.replay import ReplayCounters, Replayed, Replayer
-from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
+from narrowcast.head.results import Result
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.spool import Spool
-from narrowcast.head.timing import FrameTimes
 from narrowcast.head.unanswered import LinkCounters
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.contract import Image
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.packet import CodecId, Packet
+from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc.credentials import ClientTls, client_tls
 from narrowcast.transport.tasks import MAIN
 
 Array = npt.NDArray[np.generic]
-
-WAYS = get_args(Way)
-IMAGE_CODECS = {"jpeg": CodecId.JPEG, "webp": CodecId.WEBP}
-
-
-class _PutOffError(Exception):
-    """The server does not answer this frame for now."""
-
-
-def _reason(error: BaseException) -> str:
-    """Why a frame has no result, in a few words."""
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"
-    reasons = {LinkClosedError: "closed", RefusedError: "refused", LinkError: "no server"}
-    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "failed")
 
 
 class AsyncClient:
@@ -140,7 +126,7 @@ class AsyncClient:
         priority: Priority = "normal",
         tls: str | Path | ClientTls | None = None,
         way: Way = "symbols",
-        image_codec: Literal["jpeg", "webp"] = "jpeg",
+        image_codec: ImageCodec = "jpeg",
         image_quality: int = 75,
         audit: bool | AuditConsent = False,
         budget_kbit: float | None = None,
@@ -160,62 +146,57 @@ class AsyncClient:
         self.deadline_ms = deadline_ms
         self._expires_at(0.0, None)  # what is wrong with it is said here
         way = check_offload(offload, way, way_joules)
-        if way not in WAYS or image_codec not in IMAGE_CODECS or not 1 <= image_quality <= 100:
-            raise ConfigError(
-                f"way {way!r}, image codec {image_codec!r}, quality {image_quality}: one of {', '.join(WAYS)}; one of "
-                f"{', '.join(IMAGE_CODECS)}; 1..100"
-            )
-        self._way, self._image = way, (IMAGE_CODECS[image_codec], image_quality)
+        check_images(way, image_codec, image_quality)
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
-        self._answers = AnswerReader(manifest, tails)
-        asked = any(tail.name == MAIN for tail in self._answers.tails)
-        check_policy(on_outage, local_exit, spool)
-        if on_outage is not None:
-            local_exit = on_outage == "local"
-            give_up_seconds = None if on_outage == "block" else give_up_seconds
-        if local_exit and not asked:
-            raise ConfigError(f"the local exit answers as the tail {MAIN!r} does, which is not asked for")
-        self.local_exit = self.session.has_exit and asked if local_exit is None else local_exit
+        answers = AnswerReader(manifest, tails)
+        policy = Policy.of(
+            on_outage, local_exit, spool, there_is_exit=self.session.has_exit,
+            main_is_asked=any(tail.name == MAIN for tail in answers.tails), exit_after_seconds=exit_after_seconds,
+            give_up_seconds=give_up_seconds, refusal_is_outage=refusal_is_outage,
+        )  # fmt: skip
+        self.local_exit, self._gives_up = policy.local_exit, policy.gives_up
         if self.local_exit:
             _ = self.session.exit  # now, and not when the link is down
-        self._exit_after_seconds = exit_after_seconds
-        self._gives_up = self.local_exit or on_outage in ("drop", "spool")
         self.ledger = ledger or Ledger()
-        self._refusal_is_outage = refusal_is_outage
-        self._turns = Turns()
         self._tasks: set[asyncio.Task[Result]] = set()
         self._room = asyncio.Semaphore(max(1, window))  # the link's own is not held by what the exit answers
         if level == "auto" and way == "image":
             raise ConfigError("images have no levels to choose from: level='auto' is for way='symbols'")
         self.rate: RateControl | None = None
         automatic = level == "auto" or offload == "auto"
-        self._named_level = level if isinstance(level, int) else None
         if automatic or budget_kbit is not None or data_cap is not None or max_packet_bytes is not None:
             self.rate = RateControl(
                 manifest, automatic=automatic, with_exit=self.local_exit, data_cap=data_cap,
                 budget=None if budget_kbit is None else budget_kbit * 1000 / 8, max_packet_bytes=max_packet_bytes,
                 on_socket=self.socket_bytes,
             )  # fmt: skip
-        self._video = self.session.video_codec(way) if video else None
-        self._offline = False  # a frame has waited in vain for a link that is still down
         tls = client_tls(tls)
-        link = partial(Link, address, manifest.name, tails=[tail.name for tail in self._answers.tails], tls=tls)
+        link = partial(Link, address, manifest.name, tails=[tail.name for tail in answers.tails], tls=tls)
         self._link = link(
-            fingerprint, window=window, give_up_seconds=give_up_seconds, keep_trying=self._gives_up,
+            fingerprint, window=window, give_up_seconds=policy.give_up_seconds, keep_trying=policy.gives_up,
             on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
-            listener=self.rate, video=self._video,
+            listener=self.rate, video=self.session.video_codec(way) if video else None,
         )  # fmt: skip
+        self._spool = None if spool is None else SpoolWriter(spool)
+        self._outcomes = Outcomes(self.session, self._link, answers, policy, self._spool, self.level)
         self.offload: OffloadControl | None = None
         if offload in ("auto", "local"):
             self.offload = OffloadControl(
                 self.session, offload, self.rate if offload == "auto" else None, image_codec=(image_codec, image_quality),
-                joules=way_joules, link_is_down=self._link_is_down,
+                joules=way_joules, link_is_down=self._outcomes.link_is_down,
             )  # fmt: skip
-        self._spool = self._replayer = None
+        exit_after = exit_after_seconds if self.local_exit else None
+        sending = Sending(
+            way, image_codec, image_quality, self.level, deadline_ms, exit_after, self._link.audit is not None
+        )  # fmt: skip
+        self._encoder = FrameEncoder(
+            self.session, sending, named_level=level if isinstance(level, int) else None, rate=self.rate,
+            offload=self.offload, ledger=self.ledger,
+        )  # fmt: skip
+        self._replayer: Replayer | None = None
         if spool is not None:
-            self._spool = SpoolWriter(spool)
             self._replayer = Replayer(
-                spool, partial(link, fingerprint, keep_trying=True, priority="background"), self._answers,
+                spool, partial(link, fingerprint, keep_trying=True, priority="background"), answers,
                 manifest.input.size, fingerprint, is_busy=self._room.locked, on_replayed=on_replayed,
             )  # fmt: skip
         self._next_id = 0
@@ -290,14 +271,7 @@ class AsyncClient:
 
     def encode(self, frame: Image | Ready, level: int | None = None) -> Encoded:
         """What is to be sent of a frame; safe to call on any thread."""
-        try:
-            if self._way == "image":
-                return self.session.encode_image(frame, *self._image)
-            level = self.level if level is None else level
-            return self.session.encode(frame, level, keep_source=self._link.audit is not None)
-        except Exception:
-            self.ledger.drop("not encoded")
-            raise
+        return self._encoder.encode(frame, level)
 
     def prepare(
         self, frame: Image | Ready, level: int | None, started: float, deadline_ms: float | None = None
@@ -306,49 +280,7 @@ class AsyncClient:
 
         A call that names a level has it, within the limits.
         """
-        limit_ms = self._limit_ms(deadline_ms)
-        if self.offload is None:
-            return self._split(frame, level, started, limit_ms)
-        wanted = self._named_level if level is None else level
-        return self.offload.prepare(
-            frame, started, limit_ms, split=lambda one: self._split(one, wanted, started, limit_ms), image=self._as_image
-        )  # fmt: skip
-
-    def _limit_ms(self, deadline_ms: float | None) -> float | None:
-        """By when a frame's answer is wanted, or is given here."""
-        limits = [self.deadline_ms if deadline_ms is None else deadline_ms]
-        if self.local_exit:
-            limits.append(self._exit_after_seconds * 1000)
-        return min((one for one in limits if one is not None), default=None)
-
-    def _split(self, frame: Image | Ready, level: int | None, started: float, limit_ms: float | None) -> Encoded:
-        if self.rate is None:
-            return self.encode(frame, level)
-        return self.rate.encode(
-            frame, level, self.level, started, limit_ms, encode=self.encode, drop=self._dropped
-        )  # fmt: skip
-
-    def _as_image(self, frame: Image | Ready) -> Encoded:
-        assert self.rate is not None
-        return self.rate.encode_image(
-            frame, encode=lambda one: self.session.encode_image(one, *self._image), drop=self._dropped
-        )
-
-    def _link_is_down(self) -> bool:
-        """Whether there was a stream, and is none."""
-        return not self._link.connected and (self._offline or self._link.counters.streams_opened > 0)
-
-    def _dropped(self, frame: Image | Ready, reason: str) -> Encoded:
-        """What stands for a frame that is not sent: for the local exit, its symbols."""
-        ready = made_ready(frame, self.session.contract)
-        prepared, resized, times = ready.prepared, time.perf_counter(), FrameTimes(resize_ms=ready.resize_ms)
-        symbols = None
-        if self.local_exit:
-            symbols = self.session.symbols(prepared.image, self.level)
-            times.head_ms = (time.perf_counter() - resized) * 1000
-        return Encoded(
-            b"", self.level, prepared.placement, times, symbols, self.session.codec.codec_id, dropped=reason
-        )  # fmt: skip
+        return self._encoder.prepare(frame, level, started, deadline_ms)
 
     async def submit_encoded(
         self, encoded: Encoded, started: float, *, deadline_ms: float | None = None, captured_at: float | None = None
@@ -358,7 +290,7 @@ class AsyncClient:
         try:
             task = await self._queued(encoded, started, deadline_ms, captured_at)
         except BaseException as error:
-            self.ledger.end(number, "dropped", _reason(error))
+            self.ledger.end(number, "dropped", why_dropped(error))
             raise
         if self.offload is not None:
             self.offload.follow(encoded, task)
@@ -371,7 +303,7 @@ class AsyncClient:
         self._tasks.discard(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            self.ledger.end(number, "dropped", _reason(error))
+            self.ledger.end(number, "dropped", why_dropped(error))
             return
         result = task.result()
         self.ledger.end(number, result.fate, (result.dropped or result.status) if result.fate == "dropped" else "")
@@ -382,9 +314,11 @@ class AsyncClient:
         expires_at = self._expires_at(started, deadline_ms)
         frame_id, self._next_id = self._next_id, self._next_id + 1
         if encoded.outputs is not None:
-            return asyncio.create_task(self._from_whole(encoded, frame_id, started))
+            return asyncio.create_task(
+                self._outcomes.from_whole(encoded, frame_id, started, follows_link=self.rate is not None)
+            )
         if encoded.dropped is not None:
-            return asyncio.create_task(self._not_sent(encoded, frame_id, started))
+            return asyncio.create_task(self._outcomes.not_sent(encoded, frame_id, started))
         context = self._link.context
         capture_us = self._link.now_us() if captured_at is None else self._link.us_at(captured_at)
         packet = Packet(
@@ -395,11 +329,10 @@ class AsyncClient:
             self._link.audit.remember(frame_id, packet.capture_us, encoded.source)
         if self._gives_up:
             await self._room.acquire()
-            task = asyncio.create_task(self._answered(packet, encoded, started, expires_at))
+            task = asyncio.create_task(self._outcomes.answered(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
-        answer = await self._link.send(packet, expires_at, encoded.symbols)
-        return asyncio.create_task(finish(encoded, frame_id, answer, started, self._answers))
+        return await self._outcomes.queued(packet, encoded, started, expires_at)
 
     def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
         """A frame's deadline, in seconds of ``time.monotonic()``."""
@@ -407,95 +340,6 @@ class AsyncClient:
         if limit_ms is not None and not 0 < limit_ms < math.inf:
             raise ConfigError(f"a deadline of {limit_ms} ms; it is above 0, or None for none")
         return None if limit_ms is None else time.monotonic() + limit_ms / 1000 - (time.perf_counter() - started)
-
-    async def _answered(self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None) -> Result:
-        """The server's result where it comes in time, else what ``on_outage`` says."""
-        with self._turns.taken(packet.frame_id):
-            try:
-                result = await self._answered_in_time(packet, encoded, started, expires_at)
-                trouble = "no server answered in time"
-            except LinkError as error:
-                if self.local_exit and (not self._refusal_is_outage or isinstance(error, LinkClosedError)):
-                    raise
-                result, trouble = None, str(error)
-            if result is None and self.local_exit:
-                return await self._from_exit(encoded, packet.frame_id, started)
-            if result is None:
-                return await self._given_up(packet, encoded, started, trouble)
-            return result
-
-    async def _given_up(self, packet: Packet, encoded: Encoded, started: float, trouble: str) -> Result:
-        """Spooled, or dropped."""
-        failed = "dropped"
-        if self._spool is not None:
-            await self._turns.come(packet.frame_id)
-            reason = await self._spool.append(packet, encoded.placement)
-            failed = "spooled" if reason is None else f"dropped (spool: {reason})"
-        return Result(
-            frame_id=packet.frame_id, outputs={}, error=f"{failed}: {trouble}", level=encoded.level, packet_bytes=0,
-            times=encoded.times, latency_ms=(time.perf_counter() - started) * 1000, placement=encoded.placement,
-            status="UNAVAILABLE", spooled=failed == "spooled",
-        )  # fmt: skip
-
-    async def _answered_in_time(
-        self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None
-    ) -> Result | None:
-        """The server's result; None where there is none in time."""
-        if self._link.failure is not None:  # refused while nothing was sent
-            raise self._link.failure
-        self._offline = self._offline and not self._link.connected
-        if self._offline:
-            self._link.want()
-        else:
-            latest = time.monotonic() + self._exit_after_seconds
-            expires_at = latest if expires_at is None else min(latest, expires_at)
-            try:
-                left = max(0.0, expires_at - time.monotonic())
-                return await asyncio.wait_for(self._sent(packet, encoded, started, expires_at), left)
-            except (asyncio.TimeoutError, _PutOffError):  # TimeoutError itself from Python 3.11 on
-                self._offline = not self._link.connected and time.monotonic() >= expires_at
-        return None
-
-    async def _not_sent(self, encoded: Encoded, frame_id: int, started: float) -> Result:
-        """The answer to a frame that rate control dropped."""
-        if self._link.failure is not None and not self._refusal_is_outage:
-            raise self._link.failure
-        if self.local_exit:
-            return await self._from_exit(encoded, frame_id, started)
-        return not_sent(encoded, frame_id, started)
-
-    async def _from_exit(self, encoded: Encoded, frame_id: int, started: float) -> Result:
-        """The local exit's result."""
-        before = time.perf_counter()
-        outputs, level = await asyncio.to_thread(self._answer_here, encoded)
-        now = time.perf_counter()
-        encoded.times.exit_ms = (now - before) * 1000
-        return Result(
-            frame_id=frame_id, outputs=outputs, error=None, level=level, packet_bytes=0,
-            times=encoded.times, latency_ms=(now - started) * 1000, placement=encoded.placement, source="exit",
-            dropped=encoded.dropped,
-        )  # fmt: skip
-
-    async def _from_whole(self, encoded: Encoded, frame_id: int, started: float) -> Result:
-        """The result of a frame that was answered here by the uncut network; a lost link is taken up for later ones."""
-        if self.rate is not None and self._link_is_down():
-            self._link.want()
-        assert encoded.outputs is not None
-        return whole_result(encoded, frame_id, started, self._answers.answers(encoded.outputs, encoded.placement))
-
-    def _answer_here(self, encoded: Encoded) -> tuple[dict[str, npt.NDArray[Any]], int]:
-        """The local exit's outputs, and the level of the symbols that it saw."""
-        if encoded.symbols is not None:
-            return self.session.answer(encoded.symbols, encoded.level), encoded.level
-        assert encoded.image is not None
-        return self.session.answer(self.session.symbols(encoded.image, self.level), self.level), self.level
-
-    async def _sent(self, packet: Packet, encoded: Encoded, started: float, expires_at: float) -> Result:
-        answer = await self._link.send(packet, expires_at, encoded.symbols)
-        result = (await answer).result
-        if STATUS.get(result.code) in PUT_OFF:
-            raise _PutOffError
-        return await finish(encoded, packet.frame_id, answer, started, self._answers)
 
     async def retire(self) -> None:
         """No more spooled frames are sent, so that another client may take the spool over; those under way are answered."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -14,23 +14,71 @@ from narrowcast.head.spool import Spool
 from narrowcast.transport.contract import Placement
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import Packet
+from narrowcast.transport.tasks import MAIN
 
 OnOutage = Literal["drop", "block", "local", "spool"]
 ON_OUTAGE = get_args(OnOutage)
 
 
-def check_policy(on_outage: OnOutage | None, local_exit: bool | None, spool: Spool | None) -> None:
-    """Whether a client's settings go together.
+class Policy(NamedTuple):
+    """What becomes of frames that no server answers in time, as a client's settings and its bundle say.
 
-    Raises:
-        ConfigError: they do not.
+    Attributes:
+        local_exit: the bundle's local exit answers.
+        gives_up: frames are not kept waiting for ever: they are answered here, dropped or spooled.
+        exit_after_seconds: how long a frame then waits for the server.
+        give_up_seconds: how long to wait for servers at all; None for ever.
+        refusal_is_outage: servers that refuse this client are treated as if there were none.
     """
-    if on_outage is not None and on_outage not in ON_OUTAGE:
-        raise ConfigError(f"on_outage {on_outage!r}: one of {', '.join(ON_OUTAGE)}")
-    if (on_outage == "spool") != (spool is not None):
-        raise ConfigError("on_outage 'spool' wants a Spool, and a Spool on_outage 'spool'")
-    if on_outage is not None and local_exit is not None and local_exit != (on_outage == "local"):
-        raise ConfigError(f"on_outage {on_outage!r} and local_exit {local_exit}: they say different things")
+
+    local_exit: bool
+    gives_up: bool
+    exit_after_seconds: float
+    give_up_seconds: float | None
+    refusal_is_outage: bool
+
+    @classmethod
+    def of(
+        cls,
+        on_outage: OnOutage | None,
+        local_exit: bool | None,
+        spool: Spool | None,
+        *,
+        there_is_exit: bool,
+        main_is_asked: bool,
+        exit_after_seconds: float,
+        give_up_seconds: float | None,
+        refusal_is_outage: bool,
+    ) -> Policy:
+        """Of a client's settings.
+
+        Args:
+            on_outage: see :class:`narrowcast.head.client.AsyncClient`, as for all that is not said here.
+            local_exit: see there.
+            spool: see there.
+            there_is_exit: in the bundle.
+            main_is_asked: the first tail is, as which the exit answers.
+            exit_after_seconds: see there.
+            give_up_seconds: see there.
+            refusal_is_outage: see there.
+
+        Raises:
+            ConfigError: they do not go together.
+        """
+        if on_outage is not None and on_outage not in ON_OUTAGE:
+            raise ConfigError(f"on_outage {on_outage!r}: one of {', '.join(ON_OUTAGE)}")
+        if (on_outage == "spool") != (spool is not None):
+            raise ConfigError("on_outage 'spool' wants a Spool, and a Spool on_outage 'spool'")
+        if on_outage is not None and local_exit is not None and local_exit != (on_outage == "local"):
+            raise ConfigError(f"on_outage {on_outage!r} and local_exit {local_exit}: they say different things")
+        if on_outage is not None:
+            local_exit = on_outage == "local"
+            give_up_seconds = None if on_outage == "block" else give_up_seconds
+        if local_exit and not main_is_asked:
+            raise ConfigError(f"the local exit answers as the tail {MAIN!r} does, which is not asked for")
+        answers_here = there_is_exit and main_is_asked if local_exit is None else local_exit
+        gives_up = answers_here or on_outage in ("drop", "spool")
+        return cls(answers_here, gives_up, exit_after_seconds, give_up_seconds, refusal_is_outage)
 
 
 class Note(msgspec.Struct, frozen=True):
