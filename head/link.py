@@ -24,6 +24,7 @@ from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.head.stream import HungError, NotServingError, Stream, StreamError
 from narrowcast.head.unanswered import Answered, LinkCounters, Listener, Unanswered
 from narrowcast.head.video.chain import Source
+from narrowcast.head.wire import let_go
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -202,7 +203,8 @@ class Link:
         while running:  # a call that fails in the moment in which it is cancelled takes the cancelling with it
             for task in running:
                 task.cancel()
-            _, running = await asyncio.wait(running, timeout=0.2)
+            ended, running = await asyncio.wait(running, timeout=0.2)
+            let_go(ended)
         self.endpoints.close()
 
     def _fail(self, error: LinkError) -> None:
@@ -293,6 +295,7 @@ class Link:
         except asyncio.CancelledError:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+            let_go([running])
             raise
         finally:
             draining.cancel()

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
-COLLECT_SECONDS = 30.0
 # Without a watchdog, a frame that has not got on for so long makes the daemon not ready.
 STUCK_SECONDS = 30.0
 # A source that blocks may wait for a server that is there and has no room for it, again and again.
@@ -80,7 +79,7 @@ class Daemon:
         self._reload = asyncio.Event()
         self._running = self._ending = False
         self._told_stuck = False
-        self._textfile_at = self._looked_at = self._collected_at = 0.0
+        self._textfile_at = self._looked_at = 0.0
 
     def reload(self) -> None:
         """Settings and bundle are read again, soon. For SIGHUP."""
@@ -121,8 +120,7 @@ class Daemon:
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
         await self._listen(self._config.metrics.listen)
-        # Calls of grpc.aio are rings of objects that keep their connection until they are collected. What is there by now
-        # stays in any case, so that looking for rings among the rest takes a millisecond.
+        # What is there by now stays: looking for rings of objects among the rest takes a millisecond.
         gc.collect()
         gc.freeze()
         for source in self._config.sources:
@@ -219,9 +217,6 @@ class Daemon:
             await self._reload_all()
         for lane in list(self.lanes.values()):
             await lane.tick()
-        if time.monotonic() - self._collected_at >= COLLECT_SECONDS:
-            self._collected_at = time.monotonic()
-            gc.collect()
         if time.monotonic() - self._looked_at >= self._config.check_bundle_seconds:
             self._looked_at = time.monotonic()
             await self._look_at_bundle()
