@@ -7,7 +7,6 @@ end there, new ones go to the new one, and none is lost between.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import threading
 import time
@@ -214,7 +213,8 @@ class Lane:
         if result.fate == "answered":
             self.figures.answered_at = now
             self._renewal_seconds = FIRST_RENEWAL_SECONDS
-        self._tell(sent.running.teller.result(result, client.stream_id, capture_us, sent.captured.name))
+        teller, payload = sent.running.teller, sent.encoded.kind
+        self._tell(teller.result(result, client.stream_id, capture_us, sent.captured.name, payload))
 
     async def change(self, config: DaemonConfig, source: SourceConfig, model: Model) -> None:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
@@ -239,7 +239,6 @@ class Lane:
             await asyncio.sleep(0.02)
         await old.client.close()
         self.figures.end_client(old.client.counters)
-        gc.collect()  # lets go of its connection; see Daemon
 
     async def tick(self) -> None:
         """Once a second: a link that has failed for good is made anew, now and then."""
