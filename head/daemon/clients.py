@@ -25,7 +25,7 @@ from narrowcast.transport.rpc.credentials import ClientTls, client_tls
 MIB = 1024 * 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A client in use.
 

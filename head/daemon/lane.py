@@ -29,6 +29,8 @@ from narrowcast.transport.errors import NarrowcastError
 
 log = logging.getLogger(__name__)
 # A link that has failed for good (servers refuse this client) is tried anew: the fault may be theirs, and be mended.
+# At the end, for putting on disk what has no answer; a few frames, unless the disk hangs.
+SPOOLING_SECONDS = 2.0
 FIRST_RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 5.0, 300.0
 
 
@@ -68,6 +70,7 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._mutex = threading.Lock()  # which client is used, and by how many frames
         self._old: set[asyncio.Task[None]] = set()
+        self._retired: set[Running] = set()  # whose last frames are still under way
         self._room = threading.Semaphore(source.window)
         self._stopping = self._giving_up = False
         self._encoding_since: float | None = None
@@ -223,12 +226,13 @@ class Lane:
         """
         self._config, self.source, self._model = config, source, model
         old = self._running
+        await old.client.retire()
         if self.spool is not None:  # one client at a time sends what is in it
-            await old.client.retire()
             await asyncio.to_thread(self.spool.rewind)
         new = self._make()
         with self._mutex:
             self._running = new
+        self._retired.add(old)
         task = asyncio.create_task(self._end(old))
         self._old.add(task)
         task.add_done_callback(self._old.discard)
@@ -239,6 +243,7 @@ class Lane:
             await asyncio.sleep(0.02)
         await old.client.close()
         self.figures.end_client(old.client.counters)
+        self._retired.discard(old)
 
     async def tick(self) -> None:
         """Once a second: a link that has failed for good is made anew, now and then."""
@@ -271,6 +276,10 @@ class Lane:
         self.figures.opened += counters.openings
         self.figures.hangs += counters.hangs
         await asyncio.wait(self._tasks, timeout=seconds)
+        if self.spool is not None and not self.ended:
+            # Also what was captured and has not come to the head yet: there is a place for it.
+            await asyncio.gather(*(one.client.give_up() for one in (*self._retired, self._running)))
+            await asyncio.wait(self._tasks, timeout=SPOOLING_SECONDS)
         self._giving_up = True
         for _ in range(self.source.window):
             self._room.release()
