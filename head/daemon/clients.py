@@ -66,7 +66,7 @@ def sends_by_reference(source: SourceConfig, session: HeadSession) -> bool:
 
 
 def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> None:
-    """Returns if :func:`make_client` will find nothing wrong.
+    """Returns if :func:`make_client` will find nothing wrong. May load parts of the model: not for an event loop.
 
     Raises:
         ConfigError: a tail or level that the bundle has not, or settings that do not go together.
@@ -94,8 +94,8 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
             RateControl(manifest, automatic=True)
         if sends_by_reference(source, session):
             session.video_codec()
-        if source.offload == "local":
-            _ = session.whole
+        if source.offload == "local" or (source.offload == "auto" and session.bundle.has("whole")):
+            _ = session.whole  # now, as the exit, and here, where it may take its time
     except (ConfigError, MissingPartError) as error:
         raise type(error)(f"source {source.name!r}: {error}") from error
     tls_of(config)

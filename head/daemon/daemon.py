@@ -114,8 +114,7 @@ class Daemon:
         started = time.monotonic()
         self._stamp = stamp_of(self._config.bundle)
         self._model = await asyncio.to_thread(load_model, self._config, self._preferred)
-        for source in self._config.sources:
-            check_source(self._config, source, self._model)
+        await _check_sources(self._config, self._model)
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
@@ -259,8 +258,7 @@ class Daemon:
         self._stamp = stamp
         try:
             model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
-            for source in config.sources:
-                check_source(config, source, model)
+            await _check_sources(config, model)
         except Exception as error:  # noqa: BLE001  (whatever a bundle does to a library: what runs goes on)
             self._refuse(
                 "bundle", f"{str(error) or type(error).__name__}; release {self._model.manifest.release} goes on"
@@ -298,8 +296,7 @@ class Daemon:
             model = await self._load(config, stamp)
             config = msgspec.structs.replace(config, **old.model) if model is None else config
         try:
-            for source in config.sources:
-                check_source(config, source, model or self._model)
+            await _check_sources(config, model or self._model)
             if config.metrics.listen != old.metrics.listen:
                 await self._listen(config.metrics.listen)
             await self._outputs.change(list(config.outputs) or [LinesOutput()])
@@ -379,3 +376,9 @@ class Daemon:
             await self._http.stop()
         if self.figures:
             log.info("ended: %s", self._line())
+
+
+async def _check_sources(config: DaemonConfig, model: Model) -> None:
+    """See :func:`check_source`."""
+    for source in config.sources:
+        await asyncio.to_thread(check_source, config, source, model)
