@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from narrowcast.head.affinity import check_cpus
-from narrowcast.head.daemon.clients import check_source, policy_of, tls_of
+from narrowcast.head.daemon.clients import check_source, policy_of, sends_by_reference, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.http import check_listen
 from narrowcast.head.daemon.model import Backends, Model, load_model
@@ -35,7 +35,8 @@ class Findings:
         try:
             self.facts.append(f"{what}: {work()}")
         except (NarrowcastError, OSError) as error:
-            self.problems.append(f"{what}: {error}")
+            said = str(error)
+            self.problems.append(said if said.startswith(f"{what}: ") else f"{what}: {said}")
 
 
 def check(config: DaemonConfig, preferred: Backends) -> Findings:
@@ -86,11 +87,14 @@ def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> 
         raise ConfigError(f'frames from {source.uri} are raw: say what they are like (raw = "640x480:rgb")')
     if source.uri.startswith("/dev/") and not Path(source.uri).exists():
         note = " (not there now: it is waited for)"
-    policy = source.on_outage or "as the bundle says"
+    policy, how = source.on_outage or "as the bundle says", ""
     if models:
         check_source(config, source, models[0])
         policy = policy_of(source, models[0].session)
-    return f"{name}{note}; while no server answers: {policy}"
+        how = "; frames by reference to earlier ones" if sends_by_reference(source, models[0].session) else ""
+    if source.offload is not None:
+        how += f"; offload {source.offload}"
+    return f"{name}{note}{how}; while no server answers: {policy}"
 
 
 def _durable(output: object) -> str:
