@@ -15,6 +15,7 @@ import numpy.typing as npt
 from narrowcast.devices.power.sampler import SamplerInfo
 from narrowcast.devices.power.trace import Trace
 from narrowcast.devices.probe import Board as Probed
+from narrowcast.devices.profile.agreement import Answers
 from narrowcast.devices.profile.conditions import conditions_over
 from narrowcast.devices.profile.connections import Connection
 from narrowcast.devices.profile.energy import Idle, PowerOver
@@ -132,10 +133,13 @@ def _context(subject: Subject, measured: Measured, sampled: Sampled) -> Context:
     spans = measured.spans
     idle = Idle(None, None, why) if power is None else power.idle(spans.get("idle-before"), spans.get("idle-after"))
     local = next((tally for tally in measured.tallies.values() if tally.info.kind == "local"), None)
+    answers: dict[str, Answers] = {}
+    for tally in measured.tallies.values():
+        answers[tally.info.name] = {**tally.answers, **answers.get(tally.info.name, {})}
     offset = ClockOffset(bound for tally in measured.tallies.values() for bound in tally.bounds())
     return Context(
-        measured, subject.bundle.manifest, power, why, idle, sampled.trace, offset, None if local is None else local.answers,
-        subject.plan.window,
+        measured, subject.bundle.manifest, power, why, idle, sampled.trace, offset, answers,
+        None if local is None else local.answers, subject.plan.window,
     )  # fmt: skip
 
 
