@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.devices.power import Reading
 from narrowcast.devices.power.sampler import SamplerInfo
 from narrowcast.devices.power.trace import Trace
 from narrowcast.devices.probe import Board as Probed
@@ -23,6 +24,7 @@ from narrowcast.devices.profile.engine import Measured
 from narrowcast.devices.profile.figures import Way
 from narrowcast.devices.profile.model import figures_of, fit, uplink_kbit
 from narrowcast.devices.profile.offset import ClockOffset
+from narrowcast.devices.profile.power_now import total_of, watts_of
 from narrowcast.devices.profile.schema import (
     Board,
     Link,
@@ -260,15 +262,12 @@ def _power(sampled: Sampled, start_ns: int) -> Power:
 def _watts(info: SamplerInfo, trace: Trace, start_ns: int) -> Series:
     """Of each rail and of the total; an energy counter's rail is its mean power since the sample before."""
     rows: list[tuple[int, dict[str, float]]] = []
-    before: tuple[int, Mapping[str, float]] | None = None
+    before: Reading | None = None
     for reading in trace.readings:
-        watts = {rail: value / 1000 for rail, value in reading.milliwatts.items()}
-        if before is not None and reading.monotonic_ns > before[0]:
-            seconds = (reading.monotonic_ns - before[0]) / 1e9
-            watts |= {r: (joules - before[1][r]) / seconds for r, joules in reading.joules.items() if r in before[1]}
-        before = reading.monotonic_ns, reading.joules
-        if info.total and all(rail in watts for rail in info.total):
-            watts["total"] = sum(watts[rail] for rail in info.total)
+        watts = watts_of(reading, before)
+        before = reading
+        if (total := total_of(watts, info)) is not None:
+            watts["total"] = total
         if watts:
             rows.append((reading.monotonic_ns, watts))
     return _course(start_ns, rows)
