@@ -17,7 +17,7 @@ import time
 
 from narrowcast.devices.errors import LinkUnavailableError
 from narrowcast.devices.links import tun
-from narrowcast.devices.links.orders import Job, Started, break_off, obey, tell
+from narrowcast.devices.links.orders import Job, Started, break_off, obey, send_at_once, tell
 from narrowcast.devices.links.shaper import Way
 
 # Packets that are read from a device before those that are due are delivered.
@@ -135,6 +135,7 @@ async def _pump(listening: socket.socket, to: tuple[str, int]) -> None:
         mine = {writer}
         writers.add(writer)
         try:
+            send_at_once(writer)
             there_reader, there = await asyncio.open_connection(*to)
             mine.add(there)
             writers.add(there)

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from narrowcast.devices.links.orders import Job, Started, break_off, obey, tell
+from narrowcast.devices.links.orders import Job, Started, break_off, obey, send_at_once, tell
 from narrowcast.devices.links.shaper import Way
 
 UNMODELLED = (
@@ -68,6 +68,7 @@ class Relay:
         self.connections += 1
         self._writers.add(writer)
         try:
+            send_at_once(writer)
             there_reader, there = await asyncio.open_connection(*self._to, limit=KERNEL_BUFFER_BYTES)
         except OSError:
             self._gone(writer)

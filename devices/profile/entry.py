@@ -20,7 +20,8 @@ from narrowcast.devices.probe import Board, preferred_backends, probe
 from narrowcast.devices.profile.connections import Connection, connections
 from narrowcast.devices.profile.engine import Engine, Measured, ReplayClock, Timing
 from narrowcast.devices.profile.frames import FrameSet, load_frames
-from narrowcast.devices.profile.observer import Observer, Outline, PowerSample, Silent
+from narrowcast.devices.profile.observer import Observer, Outline, Silent
+from narrowcast.devices.profile.power_now import PowerNow
 from narrowcast.devices.profile.record import Sampled, Subject, run_record
 from narrowcast.devices.profile.runners import RemoteRunner, Runner
 from narrowcast.devices.profile.schema import Plan, Run, Server, write_run
@@ -149,11 +150,11 @@ class _Profiling:
         clock: Clock = ReplayClock(machine.now_ns()) if recorded else Folder(Path("/"))
         if sampler is not None and not recorded:
             reach(sampler, clock, clock.now_ns())
-        start_ns = clock.now_ns()
+        power_now = PowerNow(power.info, clock.now_ns())
 
         def look() -> None:
             if sampler is not None:
-                self.observer.sample(_sample(sampler, power.info, clock, start_ns))
+                self.observer.sample(power_now.look(clock.now_ns(), *sampler.newest))
 
         engine = Engine(runners, frames, timing, clock, self.observer, look, self._is_there)
         self.observer.begun(_outline(runners, timing))
@@ -243,16 +244,4 @@ def _outline(runners: Sequence[Runner], timing: Timing) -> Outline:
     return Outline(
         [info.id for info in infos], {info.id: info.title for info in infos}, {info.id: info.link for info in infos},
         seconds, timing.rounds,
-    )  # fmt: skip
-
-
-def _sample(sampler: Sampler, info: SamplerInfo | None, clock: Clock, start_ns: int) -> PowerSample:
-    reading, state = sampler.newest
-    watts = {} if reading is None else {rail: value / 1000 for rail, value in reading.milliwatts.items()}
-    total = None
-    if info is not None and info.total and all(rail in watts for rail in info.total):
-        total = sum(watts[rail] for rail in info.total)
-    return PowerSample(
-        (clock.now_ns() - start_ns) / 1e9, total, watts, {} if state is None else state.temperatures_c,
-        {} if state is None else state.clocks_mhz, None if state is None else state.throttled,
     )  # fmt: skip

@@ -240,13 +240,13 @@ class Way(Settings, frozen=True):
         frames: counted.
         failed: counted frames without an answer, by reason (the status).
         latency: from handing over a frame to its answer, one in flight.
-        median_ms: its median with a 95 % interval by batch means over blocks; None with a reason.
+        median_ms: its median with a 95 % interval, the sign test's over the medians of its turns; None with a reason.
         why_no_median: that reason; also where only the interval is missing.
         stages: in the order of :data:`STAGE_ORDER`, one in flight.
         throughput: see there.
         bytes: None for what sends nothing.
         energy: one in flight.
-        agreement: with local.
+        agreement: with local; over the frames of all links, since answers do not depend on them.
         accuracy: of the bundle.
         conditions: over its blocks.
         model: for links that were not measured; None for what sends nothing.

@@ -15,6 +15,7 @@ import numpy as np
 
 from narrowcast.devices.profile.connections import on_the_link
 from narrowcast.devices.profile.figures import Estimate, LatencyModel, Way
+from narrowcast.devices.profile.names import in_words
 from narrowcast.devices.profile.schema import BreakEven, Link, Outcome
 
 LEAST_WAYS = 3
@@ -103,8 +104,10 @@ class _Side(NamedTuple):
     """A way, as the model compares it: what it takes but for its bytes, and those."""
 
     name: str
+    words: str
     fixed_ms: float
-    bits: float
+    up_bits: float
+    down_bits: float
     remote: bool
 
 
@@ -122,9 +125,8 @@ def break_even(
     """
     one, other = _side(first), _side(second)
     if one is None or other is None:
-        missing = first if one is None else second
-        name = missing.id.partition("@")[0]
-        text = f"where {_name(first)} overtakes {_name(second)} cannot be told: {name} has no model"
+        missing = in_words(first if one is None else second)
+        text = f"where {in_words(first)} overtakes {in_words(second)} cannot be told: {missing} has no model"
         return BreakEven(way=_name(first), against=_name(second), outcome="unknown", text=text)
     outcome, kbit = _solve(one, other, round_trip_ms)
     found = BreakEven(
@@ -140,20 +142,27 @@ def _name(way: Way) -> str:
 
 def _side(way: Way) -> _Side | None:
     if way.link is None:
-        return None if way.median_ms is None else _Side(_name(way), way.median_ms.value, 0.0, remote=False)
+        return (
+            None if way.median_ms is None else _Side(_name(way), in_words(way), way.median_ms.value, 0, 0, remote=False)
+        )
     if way.model is None or way.model.why_not is not None:
         return None
-    return _Side(_name(way), way.model.fixed_ms, 8 * (way.model.up_bytes + way.model.down_bytes), remote=True)
+    model = way.model
+    return _Side(_name(way), in_words(way), model.fixed_ms, 8 * model.up_bytes, 8 * model.down_bytes, remote=True)
 
 
-def _difference_ms(one: _Side, other: _Side, trip_ms: float, kbit: float | None) -> float:
-    """How much longer ``one`` takes; ``kbit`` is None for a link that takes no time for bytes."""
+def _difference_ms(
+    one: _Side, other: _Side, trip_ms: float, up_kbit: float | None = None, down_kbit: float | None = None
+) -> float:
+    """How much longer ``one`` takes; a rate is None where bytes take no time that way."""
     fixed = one.fixed_ms - other.fixed_ms + trip_ms * (one.remote - other.remote)
-    return fixed + ((one.bits - other.bits) / kbit if kbit else 0.0)
+    rates = ((one.up_bits - other.up_bits, up_kbit), (one.down_bits - other.down_bits, down_kbit))
+    return fixed + sum(bits / rate for bits, rate in rates if rate)
 
 
 def _solve(one: _Side, other: _Side, trip_ms: float) -> tuple[Outcome, float | None]:
-    fixed, bits = _difference_ms(one, other, trip_ms, None), one.bits - other.bits
+    fixed = _difference_ms(one, other, trip_ms)
+    bits = one.up_bits + one.down_bits - other.up_bits - other.down_bits
     if fixed < 0:
         return ("always", None) if bits <= 0 else ("above", bits / -fixed)
     if fixed == 0 or bits >= 0:
@@ -171,7 +180,7 @@ def _checked(
         if medians[0] is None or medians[1] is None:
             continue
         first, second = medians[0], medians[1]
-        said = _difference_ms(one, other, link.round_trip_ms, link.up_kbit)
+        said = _difference_ms(one, other, link.round_trip_ms, link.up_kbit, link.down_kbit)
         if (first.value < second.value) != (said < 0):
             if lie_apart(first, second):
                 against.append(name)
@@ -186,7 +195,7 @@ def _checked(
         found, measured_low_mbit=max(below, default=None), measured_high_mbit=min(above, default=None),
         contradicted_by=sorted(against),
     )  # fmt: skip
-    return msgspec.structs.replace(found, text=_in_words(found))
+    return msgspec.structs.replace(found, text=_text(found, one.words, other.words))
 
 
 def _median(ways: Sequence[Way], name: str, link: str) -> Estimate | None:
@@ -200,8 +209,8 @@ def lie_apart(first: Estimate, second: Estimate) -> bool:
     return first.high < second.low or second.high < first.low
 
 
-def _in_words(found: BreakEven) -> str:
-    way, against, rate = found.way, found.against, found.uplink_mbit
+def _text(found: BreakEven, way: str, against: str) -> str:
+    rate = found.uplink_mbit
     trip = f"a round trip of {found.round_trip_ms:.3g} ms"
     if rate is None:
         faster, slower = (against, way) if found.outcome == "never" else (way, against)

@@ -32,7 +32,7 @@ class PowerSample(NamedTuple):
     Attributes:
         at_s: since the run began.
         total_watts: None where not measured.
-        rails_watts: by rail; empty for rails that count energy.
+        rails_watts: by rail; of one that counts energy, the mean since the sample before.
         temperatures_c: by zone.
         clocks_mhz: by clock.
         throttled: what slows the board down now; None where nothing tells.

@@ -12,9 +12,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.devices.power import Reading
 from narrowcast.devices.power.sampler import SamplerInfo
 from narrowcast.devices.power.trace import Trace
 from narrowcast.devices.probe import Board as Probed
+from narrowcast.devices.profile.agreement import Answers
 from narrowcast.devices.profile.conditions import conditions_over
 from narrowcast.devices.profile.connections import Connection
 from narrowcast.devices.profile.energy import Idle, PowerOver
@@ -22,6 +24,7 @@ from narrowcast.devices.profile.engine import Measured
 from narrowcast.devices.profile.figures import Way
 from narrowcast.devices.profile.model import figures_of, fit, uplink_kbit
 from narrowcast.devices.profile.offset import ClockOffset
+from narrowcast.devices.profile.power_now import total_of, watts_of
 from narrowcast.devices.profile.schema import (
     Board,
     Link,
@@ -132,10 +135,13 @@ def _context(subject: Subject, measured: Measured, sampled: Sampled) -> Context:
     spans = measured.spans
     idle = Idle(None, None, why) if power is None else power.idle(spans.get("idle-before"), spans.get("idle-after"))
     local = next((tally for tally in measured.tallies.values() if tally.info.kind == "local"), None)
+    answers: dict[str, Answers] = {}
+    for tally in measured.tallies.values():
+        answers[tally.info.name] = {**tally.answers, **answers.get(tally.info.name, {})}
     offset = ClockOffset(bound for tally in measured.tallies.values() for bound in tally.bounds())
     return Context(
-        measured, subject.bundle.manifest, power, why, idle, sampled.trace, offset, None if local is None else local.answers,
-        subject.plan.window,
+        measured, subject.bundle.manifest, power, why, idle, sampled.trace, offset, answers,
+        None if local is None else local.answers, subject.plan.window,
     )  # fmt: skip
 
 
@@ -256,15 +262,12 @@ def _power(sampled: Sampled, start_ns: int) -> Power:
 def _watts(info: SamplerInfo, trace: Trace, start_ns: int) -> Series:
     """Of each rail and of the total; an energy counter's rail is its mean power since the sample before."""
     rows: list[tuple[int, dict[str, float]]] = []
-    before: tuple[int, Mapping[str, float]] | None = None
+    before: Reading | None = None
     for reading in trace.readings:
-        watts = {rail: value / 1000 for rail, value in reading.milliwatts.items()}
-        if before is not None and reading.monotonic_ns > before[0]:
-            seconds = (reading.monotonic_ns - before[0]) / 1e9
-            watts |= {r: (joules - before[1][r]) / seconds for r, joules in reading.joules.items() if r in before[1]}
-        before = reading.monotonic_ns, reading.joules
-        if info.total and all(rail in watts for rail in info.total):
-            watts["total"] = sum(watts[rail] for rail in info.total)
+        watts = watts_of(reading, before)
+        before = reading
+        if (total := total_of(watts, info)) is not None:
+            watts["total"] = total
         if watts:
             rows.append((reading.monotonic_ns, watts))
     return _course(start_ns, rows)

@@ -276,8 +276,8 @@ class Verdict(Settings, frozen=True):
     """What all this means.
 
     Attributes:
-        pays: whether a split is the fastest way on the real link (the first one, where there is no real one) or takes the
-            least energy there; None where that cannot be told.
+        pays: whether a split is the fastest way on the real link (the first one, where there is no real one) or clearly
+            takes the least energy there; None where that cannot be told, since intervals overlap or there are no figures.
         text: in words, the most important first; where splitting does not pay, that comes first.
         best: per link and goal.
         break_evens: in latency.

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from narrowcast.devices.profile.figures import Estimate, Way
 from narrowcast.devices.profile.model import LinkFigures, break_even, lie_apart
+from narrowcast.devices.profile.names import capital, in_words
 from narrowcast.devices.profile.schema import Best, BreakEven, Goal, Link, Unit, Verdict
+from narrowcast.devices.profile.statistics import share_estimate
+from narrowcast.text import human_bytes, human_ms, percent
 
 _UNITS: dict[Goal, Unit] = {"latency": "ms", "energy": "J", "bytes": "B", "accuracy": "share"}
 
@@ -32,7 +35,7 @@ def verdict(ways: Sequence[Way], links: Sequence[Link], figures: Mapping[str, Li
     main = names[0]
     points = _break_evens(ways, main, figures)
     pays, text = _in_words(ways, names, best)
-    text += [point.text[0].upper() + point.text[1:] + "." for point in points if point.outcome != "unknown"]
+    text += [capital(point.text) + "." for point in points if point.outcome != "unknown"]
     if all(way.energy.gross_joules_per_frame is None for way in ways) and ways:
         text.append(f"Energy was not measured: {ways[0].energy.why_not}.")
     return Verdict(pays=pays, text=text, best=best, break_evens=points)
@@ -51,8 +54,8 @@ def _figure(way: Way, goal: Goal) -> tuple[Estimate, tuple[float, float]] | None
         return None if figure is None else (figure, (figure.value, 0.0))
     if goal == "bytes":
         return None if sent is None else (Estimate(value=sent), (sent, 0.0))
-    share = way.agreement.share
-    return None if share is None else (Estimate(value=share), (-share, sent or 0.0))
+    share = share_estimate(way.agreement)
+    return None if share is None else (share, (-share.value, sent or 0.0))
 
 
 def _best(goal: Goal, link: str | None, ways: Sequence[Way]) -> Best:
@@ -82,7 +85,21 @@ def _best(goal: Goal, link: str | None, ways: Sequence[Way]) -> Best:
 def fastest(ways: Sequence[Way], kind: str) -> Way | None:
     """Of a kind, by the median."""
     found = [way for way in ways if way.kind == kind and way.median_ms is not None]
-    return min(found, key=lambda way: way.median_ms.value if way.median_ms else 0.0, default=None)
+    return min(found, key=_ms, default=None)
+
+
+def _split(ways: Sequence[Way]) -> Way | None:
+    """The fastest split; of those that it is not clearly ahead of, the one that agrees with local most often."""
+    first = fastest(ways, "split")
+    if first is None or first.median_ms is None or first.median_ms.low is None:
+        return first
+    found = [way for way in ways if way.kind == "split" and way.median_ms is not None]
+    alike = [way for way in found if way.median_ms is not None and _as_fast(way.median_ms, first.median_ms)]
+    return max([first, *alike], key=lambda way: (way.agreement.share or 0.0, -_ms(way)))
+
+
+def _as_fast(one: Estimate, first: Estimate) -> bool:
+    return one.low is not None and not lie_apart(one, first)
 
 
 def _rival(ways: Sequence[Way], split: Way) -> Way | None:
@@ -101,7 +118,7 @@ def _break_evens(ways: Sequence[Way], link: str | None, figures: Mapping[str, Li
     local = next((way for way in there if way.kind == "local"), None)
     splits = [way for way in there if way.kind == "split"]
     pairs = [(split, local) for split in splits if local is not None]
-    if (split := fastest(there, "split")) is not None and (image := _rival(there, split)) is not None:
+    if (split := _split(there)) is not None and (image := _rival(there, split)) is not None:
         pairs.append((split, image))
         if local is not None:
             pairs.append((image, local))
@@ -109,26 +126,38 @@ def _break_evens(ways: Sequence[Way], link: str | None, figures: Mapping[str, Li
 
 
 def _in_words(ways: Sequence[Way], names: Sequence[str | None], best: Sequence[Best]) -> tuple[bool | None, list[str]]:
-    """Whether a split pays on the first link, and a line or two for each; where it does not, that comes first."""
-    lines: list[tuple[bool, str]] = []
+    """Whether a split pays on the first link, and a sentence or two for each; where it does not, that comes first."""
+    lines: list[tuple[int, str]] = []
     pays: bool | None = None
     for name in names:
         there = _on(ways, name)
-        split = fastest(there, "split")
+        split = _split(there)
         others = [way for kind in ("local", "exit", "image") if (way := fastest(there, kind)) is not None]
         if split is None or not others:
             continue
         rival = min(others, key=_ms)
-        faster = _ms(split) < _ms(rival)
-        lines.append((faster, _compared(name, split, rival, faster)))
+        faster = _is_faster(split, rival)
+        saves = faster is not True and _saves_energy(best, ways, name)
+        lines.append((_ORDER[True if saves else faster], _compared(name, split, rival, faster, saves=saves)))
         if name == names[0]:
-            pays = faster or _saves_energy(best, ways, name)
-            if pays and not faster:
-                lines.append((True, f"Over the {name} link a split takes the least energy, though not the least time."))
+            pays = True if saves else faster
     lines.sort(key=lambda line: line[0])
     if not lines:
         return None, ["Whether splitting pays cannot be told: there is no median of a split and of another way."]
     return pays, [text for _, text in lines]
+
+
+_ORDER = {False: 0, None: 1, True: 2}
+
+
+def _is_faster(split: Way, rival: Way) -> bool | None:
+    """None where both have intervals that overlap: nobody can tell."""
+    assert split.median_ms is not None
+    assert rival.median_ms is not None
+    known = split.median_ms.low is not None and rival.median_ms.low is not None
+    if known and not lie_apart(split.median_ms, rival.median_ms):
+        return None
+    return _ms(split) < _ms(rival)
 
 
 def _saves_energy(best: Sequence[Best], ways: Sequence[Way], link: str | None) -> bool:
@@ -142,18 +171,27 @@ def _ms(way: Way) -> float:
     return way.median_ms.value
 
 
-def _compared(link: str | None, split: Way, rival: Way, faster: bool) -> str:
-    assert split.median_ms is not None
-    assert rival.median_ms is not None
-    head = f"Splitting pays over the {link} link" if faster else f"Splitting does not pay over the {link} link"
-    apart = "" if lie_apart(split.median_ms, rival.median_ms) else " (their 95 % intervals do not lie apart)"
-    text = f"{head}: {_described(split)}; the fastest other way, {_described(rival)}{apart}."
-    if split.agreement.share is not None:
-        text += f" Its answers are the uncut network's for {100 * split.agreement.share:.1f} % of the frames"
-        text += f", the other's for {100 * rival.agreement.share:.1f} %." if rival.agreement.share is not None else "."
-    return text
+def _compared(link: str | None, split: Way, rival: Way, faster: bool | None, *, saves: bool) -> str:
+    where = f"over the {link} link"
+    head = {
+        True: f"Splitting pays {where}",
+        False: f"Splitting does not pay {where}",
+        None: f"Whether splitting pays {where} cannot be told, since 95 % intervals overlap",
+    }[faster]
+    if saves:
+        clearly = "clearly " if faster is None else ""
+        head = f"Splitting pays {where} in energy, of which a split takes the least, though not {clearly}in time"
+    text = f"{head}: {in_words(split)} takes {_figures(split)}; {in_words(rival)}, the fastest other way, {_figures(rival)}."
+    if split.agreement.share is None:
+        return text
+    text += f" The split's answers agree with the whole network's in {percent(split.agreement.share)} of the frames"
+    if rival.kind != "local" and rival.agreement.share is not None:
+        text += f", the other way's in {percent(rival.agreement.share)}"
+    return text + "."
 
 
-def _described(way: Way) -> str:
-    sent = "" if way.bytes is None or way.bytes.packet_up is None else f" with {way.bytes.packet_up:.0f} B a frame"
-    return f"{way.id.partition('@')[0]} takes {_ms(way):.3g} ms{sent}"
+def _figures(way: Way) -> str:
+    sent = (
+        "" if way.bytes is None or way.bytes.packet_up is None else f" with {human_bytes(way.bytes.packet_up)} a frame"
+    )
+    return f"{human_ms(_ms(way))}{sent}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +53,7 @@ class Context(NamedTuple):
         idle: the idle board.
         trace: for conditions; None where they could not be read.
         offset: between the clocks.
+        answers: by way without its link: what is answered does not depend on the link.
         reference: the answers of the uncut network on the board.
         window: frames in flight, with several.
     """
@@ -64,6 +65,7 @@ class Context(NamedTuple):
     idle: Idle
     trace: Trace | None
     offset: ClockOffset
+    answers: Mapping[str, Answers]
     reference: Answers | None
     window: int
 
@@ -89,7 +91,7 @@ def way_of(tally: Tally, context: Context) -> Way:
         latency=distribution(tally.latency), median_ms=median, why_no_median=why_no_median,
         stages=stages_of(tally, context.offset), throughput=_throughput(tally, context, loaded_s),
         bytes=_bytes(tally), energy=_energy(context, counted), conditions=conditions, loaded_s=loaded_s,
-        agreement=agreement(context.manifest, tally.answers, context.reference),
+        agreement=agreement(context.manifest, context.answers[info.name], context.reference),
         accuracy=accuracy_of(context.manifest.figures, info), warnings=warnings,
     )  # fmt: skip
 

@@ -52,6 +52,9 @@ def _server(run: Run) -> str:
 
 def conditions(entry: Entry) -> Markup:
     """The board's state while ways ran."""
+    states = [entry.run.conditions, *(w.conditions for w in entry.run.windows), *(w.conditions for w in entry.run.ways)]
+    if not any(map(_tells, states)):
+        return tag("p", "The board tells no temperatures, clocks or power mode, nor whether anything slowed it down.")
     rows: list[list[Child]] = [["the whole run", *_state(entry.run.conditions)]]
     rows += [[w.kind.replace("-", " "), *_state(w.conditions)] for w in entry.run.windows]
     single: list[list[Child]] = [[full_title(way), *_state(way.conditions)] for way in entry.run.ways]
@@ -62,6 +65,10 @@ def conditions(entry: Entry) -> Markup:
         tag("details", tag("summary", "While each way ran"),
             table(f"The board's state, way by way{entry.suffix}", columns, single, words=[1, 2, 3], left=[4])),
     )  # fmt: skip
+
+
+def _tells(state: WindowConditions) -> bool:
+    return bool(state.hottest_c or state.highest_clocks_mhz or state.throttled is not None or state.power_mode)
 
 
 def _state(state: WindowConditions) -> list[Child]:
@@ -86,15 +93,15 @@ def _range(low: float, high: float) -> str:
 def links(entry: Entry) -> Markup:
     """What lay between."""
     columns = ["link", "kind", "uplink", "downlink", "delay", "jitter", "loss", "round trip, measured",
-               "server's clock is ahead by", "streams", "how"]  # fmt: skip
+               "offset of the clocks", "streams", "how"]  # fmt: skip
     return table(f"Links{entry.suffix}", columns, [_link(link) for link in entry.links], words=[10], left=[1])
 
 
 def _link(link: Link) -> list[Child]:
     clock = "-"
     if link.clock_offset_ms is not None:
-        error = "" if link.clock_error_ms is None else f" ± {link.clock_error_ms:.3g} ms"
-        clock = f"{link.clock_offset_ms:.4g} ms{error}"
+        # Monotonic clocks begin anywhere: how well their offset is known says something, the offset itself nothing.
+        clock = "known" if link.clock_error_ms is None else f"known to ± {human_ms(link.clock_error_ms)}"
     streams, trip = f"{link.connections}", human_ms(link.round_trip_ms)
     at = link.settings
     if at is None:
@@ -118,17 +125,18 @@ def _link(link: Link) -> list[Child]:
 def method(entry: Entry) -> Markup:
     """How it was measured."""
     plan, power = entry.run.plan, entry.run.power
+    idle = f"Idle for {plan.idle_s:g} s before and after, warm-up" if plan.idle_s else "Warm-up"
     several = f", and {plan.windowed_s:g} s with {plan.window} in flight" if plan.windowed_s > 0 else ""
     lines = [
         f"{plan.frames} frames from {plan.frames_from}, over and over, the same for every way.",
         f"Ways take turns in {plan.rounds} rounds, in an order drawn at random (seed {plan.seed}), so that drift hits "
         f"all alike; the first {plan.lead_s:g} s of each turn do not count.",
-        f"Idle for {plan.idle_s:g} s before and after, warm-up {plan.warm_up_s:g} s, then {plan.loaded_s:g} s of counted "
+        f"{idle} {plan.warm_up_s:g} s, then {plan.loaded_s:g} s of counted "
         f"load for each way with one frame in flight{several}.",
         "Latency is from handing a frame over to its answer, one frame in flight, by the board's monotonic clock. No time "
         "is the difference of two machines' clocks, unless the estimated offset and its error are given beside it.",
-        "Local, image and split ways were all really run; none is a sum of parts. Intervals are 95 %, by batch means over "
-        "turns.",
+        "Local, image and split ways were all really run; none is a sum of parts. Intervals are 95 %, from how turns "
+        "differ: of medians the sign test's, of energy by batch means.",
     ]
     if power.sensor:
         lines.append(
@@ -143,9 +151,10 @@ def method(entry: Entry) -> Markup:
 
 def everything(entry: Entry) -> Markup:
     """Every figure of every way, in two tables that fit on paper."""
-    first = [q for q in QUANTITIES if q.key.startswith("latency_") or q.key.endswith("_fps")]
-    second = [q for q in QUANTITIES if q not in first and q.key != "answered"]
     ways = entry.run.ways
+    there = [q for q in QUANTITIES if any(q.of(way) for way in ways)]  # what no way has is said in its own section
+    first = [q for q in there if q.key.startswith("latency_") or q.key.endswith("_fps")]
+    second = [q for q in there if q not in first and q.key != "answered"]
     times: list[list[Child]] = []
     for way in ways:
         failed = ", ".join(f"{count} {reason}" for reason, count in way.failed.items())

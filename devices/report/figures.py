@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from narrowcast.devices.profile.figures import Bytes, Distribution, Energy, Estimate, Way
+from narrowcast.devices.profile.statistics import share_estimate, share_interval
 from narrowcast.devices.report.markup import Child, tag
 from narrowcast.devices.report.noise import Figure, Rule
 from narrowcast.text import human_bytes, human_joules, human_ms, percent
-
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -38,16 +36,6 @@ def up_bytes(found: Bytes | None) -> float | None:
     if found is None:
         return None
     return found.socket_up if found.socket_up is not None else found.packet_up
-
-
-def share_interval(share: float, frames: int) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a share of frames (J. Am. Stat. Assoc. 22, 1927)."""
-    if frames <= 0 or not 0 <= share <= 1:
-        return None
-    spread = _Z95**2 / frames
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / frames + spread / (4 * frames))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def fps(value: float | None) -> str:
@@ -87,11 +75,7 @@ def _energy(energy: Energy, *, net: bool) -> Figure | None:
 
 def agreement(way: Way) -> Figure | None:
     """With the uncut network on the board, by this run; with an interval where frames either agree or do not."""
-    found = way.agreement
-    if found.share is None or way.kind == "local":
-        return None
-    interval = share_interval(found.share, found.frames) if found.metric == "top-1" else None
-    return Figure(found.share, *(interval or (None, None)))
+    return None if way.kind == "local" else _estimate(share_estimate(way.agreement))
 
 
 def answered(way: Way) -> Figure | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from narrowcast.devices.profile.schema import Best, Goal
 from narrowcast.devices.report.entries import Entry, full_title, link_words, short_title
+from narrowcast.devices.report.figures import agreement
 from narrowcast.devices.report.markup import Child, Markup, join, tag
 from narrowcast.devices.report.tables import table
 from narrowcast.text import human_bytes, human_joules, human_ms, percent
@@ -104,6 +105,18 @@ def _card(entry: Entry, goal: Goal, best: Best) -> Markup:
         tag("div", _figure(best), class_="figure"),
         tag("div", _title(entry, best.way), class_="way"),
         behind,
+        _worth(entry, best),
+    )
+
+
+def _worth(entry: Entry, best: Best) -> Markup | None:
+    """What the answers of the best are worth, where the goal does not say so: few bytes are easily had with wrong ones."""
+    way = entry.run.way(best.way) if best.way else None
+    share = None if way is None or best.goal == "accuracy" else agreement(way)
+    return (
+        None
+        if share is None
+        else tag("small", f"agrees with the whole network in {percent(share.value)}", class_="worth")
     )
 
 

@@ -12,7 +12,7 @@ from narrowcast.devices.report.figures import BY_KEY, with_interval
 _NAMES = {
     "latency_p50_ms": "median",
     "latency_p95_ms": "95 %",
-    "single_fps": "frames",
+    "single_fps": "frames/s",
     "windowed_fps": "in flight",
     "packet_up_bytes": "packet",
     "gross_joules_per_frame": "energy",

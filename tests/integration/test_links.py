@@ -90,6 +90,33 @@ def test_packets_are_lost_and_sent_again(echo):
     assert counts.up.offered_bytes > len(data) * (1 + counts.up.lost / counts.up.offered / 2)
 
 
+@wants_packets
+def test_a_server_that_sends_at_once_is_not_held_up():
+    """Its answers leave before the first one can have been acknowledged: what passes them on has no Nagle either."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        emulated("20mbit,300ms", f"127.0.0.1:{listening.getsockname()[1]}", how="packets") as link,
+        connect(link) as client,  # TCP learns the round trip: it sends nothing again for longer than that
+        listening.accept()[0] as server,
+    ):
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"hello")
+        server.sendall(server.recv(16))
+        assert client.recv(16) == b"hello"
+        until(lambda: nothing_is_on_the_way(link), "the last acknowledgement arrives")
+        link.change("20mbit,30s")
+        before, bodies, headers = link.counts().down, (10, 20, 40), 52
+        for number, body in enumerate(bodies, 1):
+            server.sendall(bytes(body))
+            until(lambda number=number: link.counts().down.offered >= before.offered + number, "the answer leaves")
+        assert link.counts().down.offered_bytes - before.offered_bytes == sum(bodies) + 3 * headers
+
+
+def nothing_is_on_the_way(link: Emulation) -> bool:
+    counts = link.counts()
+    return all(way.offered == way.delivered for way in (counts.up, counts.down))
+
+
 @each
 def test_a_cut_is_silent_and_a_broken_connection_is_not(echo, how):
     with emulated("20mbit,1ms", echo, how=how) as link, connect(link) as connection:

@@ -11,6 +11,7 @@ from narrowcast.devices.power import Reading
 from narrowcast.devices.power.sampler import SamplerInfo
 from narrowcast.devices.power.trace import Trace, Trouble
 from narrowcast.devices.profile.energy import Idle, PowerOver
+from narrowcast.devices.profile.power_now import PowerNow
 from narrowcast.devices.windows import Span
 
 INFO = SamplerInfo("meter", ["in"], {}, ["in"], None, "all", 10.0, 30.0)
@@ -106,3 +107,14 @@ def test_idle_power_that_moved_is_told():
     assert idle.half >= 0.5 - 1e-3
     assert "idle power went from 3.00 W to 4.00 W" in idle.warning
     assert power.idle(Span(0, 0), Span(1, 1)).why_not == "idle power was not measured"
+
+
+def test_whoever_watches_sees_the_power_of_what_counts_energy():
+    package, dram = {"package-0": 100.0, "dram": 10.0}, {"package-0": 124.0, "dram": 11.0}
+    now = PowerNow(replace(INFO, total=["package-0"]), 5 * SECOND)
+    assert now.look(5 * SECOND, None, None).total_watts is None
+    assert now.look(6 * SECOND, Reading(6 * SECOND, {}, package), None).total_watts is None  # since when, nobody knows
+    found = now.look(9 * SECOND, Reading(8 * SECOND, {"meter": 500.0}, dram), None)
+    assert (found.at_s, found.total_watts) == (4.0, 12.0)
+    assert found.rails_watts == {"package-0": 12.0, "dram": 0.5, "meter": 0.5}
+    assert now.look(10 * SECOND, Reading(8 * SECOND, {}, dram), None).total_watts == 12.0  # no new sample
