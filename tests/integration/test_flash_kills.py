@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+
 import pytest
 from support.local_board import LocalBoard
 from support.waiting import until
 
+from narrowcast.devices.flash.agent import jobs, report
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.state import State
+
 PREPARING = ["environment", "verify", "choose", "selftest", "install"]
 SWITCHING = ["switch", "restart", "gate", "commit", "tidy"]
-# Between a step's end and the next one's begin nothing happens: where nothing was switched yet, ends will do.
+# Between a step's end and the next one's begin nothing happens: every step's end, and the begin of those that decide.
 LINES = [
     ("attempt", "begin"),
-    *((step, "done") for step in PREPARING),
-    *((step, state) for step in SWITCHING for state in ("begin", "done")),
+    *((step, "done") for step in [*PREPARING, *SWITCHING]),
+    ("switch", "begin"),
+    ("commit", "begin"),
 ]
-DECISIVE = [
-    ("verify", "done"), ("switch", "begin"), ("switch", "done"), ("gate", "begin"), ("commit", "begin"), ("commit", "done"),
-]  # fmt: skip
+# What is on disk then differs: nothing, a release that is laid out, one that is pending, one that passed, one that counts.
+DECISIVE = [("verify", "done"), ("switch", "begin"), ("switch", "done"), ("gate", "done"), ("commit", "done")]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,51 @@ def test_a_killed_way_back_ends_at_the_old_release(board, step, state):
     assert "0 of 3 frames were answered" in ended["detail"]
     assert board.layout.running() == before
     until(board.runs_what_it_shows, "the old release runs")
+
+
+def test_a_killed_guardian_leaves_no_room_for_another_flash(board):
+    """Its worker holds the locks on, decides, and another flash is refused until then."""
+    before = board.layout.running()
+    job = board.job(to="nowhere:1", gate={"kind": "frames", "frames": 3, "seconds": 2.0})
+    board.start(job)
+    until(lambda: board.journal(job).has("gate", "begin"), "the gate waits")
+    os.kill(json.loads((board.layout.jobs / job["id"] / "guardian.lock").read_bytes())["pid"], signal.SIGKILL)
+    assert jobs.alive(board.layout, job["id"])
+    with pytest.raises(AgentError, match="wait until it has ended"):
+        jobs.check_free(board.layout, "another")
+    board.wait_idle(job)
+    assert board.journal(job).ended()["state"] == "rolled-back"
+    assert board.layout.running() == before
+    until(board.runs_what_it_shows, "the old release runs")
+
+
+def test_what_runs_already_is_its_own_way_back(board):
+    """The release that runs, flashed again while its server is away: the board is no worse than before."""
+    job = board.job()
+    assert board.carry_out(job)["state"] == "committed"
+    previous = State(board.layout).previous
+    board.services.stop()
+    gate = {"kind": "frames", "frames": 10**6, "seconds": 0.2}
+    ended = board.carry_out(board.job(number=board.number, gate=gate))
+    assert (ended["state"], ended["release"]) == ("rolled-back", job["id"])
+    assert board.layout.running() == job["id"]
+    until(board.runs_what_it_shows, "it runs, as well as it can")
+    assert board.carry_out(board.job(number=board.number))["state"] == "committed"
+    assert State(board.layout).previous == previous, "a release is not the one before itself"
+
+
+def test_another_flash_ends_the_one_that_was_never_confirmed(board):
+    """Guardian and worker were killed at the gate: the next flash goes back first; the same once more begins anew."""
+    before = board.layout.running()
+    job = board.job(drill="halt gate begin")
+    board.start(job)
+    board.wait_idle(job)
+    assert board.layout.running() == job["id"]
+    assert report.status(board.layout, board.services)["previous"] == before, "where a rollback would go now"
+    assert board.carry_out(board.job(extra='wrong = "key"\n'))["kind"] == "EdgeConfigError"
+    assert board.layout.running() == before
+    assert board.journal(job).ended()["state"] == "rolled-back"
+    assert board.carry_out({**job, "drill": ""})["state"] == "committed"
 
 
 @pytest.mark.parametrize(("step", "state"), DECISIVE)

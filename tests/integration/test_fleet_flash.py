@@ -125,6 +125,9 @@ def test_a_fleet_is_flashed_asked_flashed_again_and_rolled_back(fleet, capsys):
     assert [board["current"]["number"] for board in found] == [2, 2, 1]
     assert all(board["service"]["active"] for board in found)
 
+    assert main(fleet.words("rollback", "--only", "dock-1", "--dry-run")) == 0
+    assert states(report(capsys)) == {"dock-1": "planned"}
+    assert fleet.running()["dock-1"] == 2, "a dry run goes nowhere"
     assert main(fleet.words("rollback", "--only", "dock-1")) == 0
     assert states(report(capsys)) == {"dock-1": "done"}
     assert fleet.running() == {"dock-1": 1, "dock-2": 2, "gate-1": 1}

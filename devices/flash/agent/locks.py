@@ -47,6 +47,12 @@ class Lock:
         os.pwrite(handle, json.dumps(entry).encode(), 0)
         self._handle = handle
 
+    @property
+    def handle(self) -> int:
+        """Of the file, once it is taken: a child that gets it holds the lock as well."""
+        assert self._handle is not None
+        return self._handle
+
     def release(self) -> None:
         """Lets go of it."""
         if self._handle is not None:

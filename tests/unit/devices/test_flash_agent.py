@@ -20,7 +20,7 @@ from support.waiting import until
 
 from narrowcast.devices.flash.agent import boot, environment, jobs, locks, report, store, trust
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import point, write_json
+from narrowcast.devices.flash.agent.files import point, read_json_of, write_json
 from narrowcast.devices.flash.agent.journal import Journal
 from narrowcast.devices.flash.agent.services import services_for
 from narrowcast.devices.flash.agent.state import State
@@ -132,6 +132,21 @@ def test_at_boot_what_nobody_confirmed_gives_way(layout):
     state.save()
     boot.boot(agent)
     assert (layout.running(), State(layout).pending) == (old, None)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "giant", "deep"])
+def test_a_status_file_cannot_hold_root_up_or_lead_it_elsewhere(layout, tmp_path, kind):
+    path = layout.daemon_status
+    path.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(path)  # opened as a file it would wait for who writes
+    elif kind == "link":
+        write_json(tmp_path / "secret.json", {"ready": True})
+        path.symlink_to(tmp_path / "secret.json")
+    else:
+        path.write_text('{"ready": "' + "x" * (1 << 20) + '"}' if kind == "giant" else "[" * 100_000)
+    assert read_json_of(path) is None
+    assert report.status(layout, services_for(layout, "supervised"))["daemon"] is None
 
 
 # ---------------------------------------------------------------- locks
