@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import io
 import json
@@ -150,6 +151,20 @@ def test_a_lock_names_who_has_it_and_ends_with_its_process(layout):
 
 
 # ---------------------------------------------------------------- uploads
+
+
+def test_who_only_looks_keeps_nobody_from_taking_a_lock(layout, monkeypatch):
+    """As ``flash status`` does, or who waits for the worker, at the moment at which the worker begins."""
+    path = layout.flash / "work.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: os.close(looking))
+    lock = locks.Lock(path, "ann@laptop")
+    lock.take()
+    assert locks.holder(path).startswith("ann@laptop (since ")
+    lock.release()
 
 
 def test_uploads_go_on_and_count_only_when_they_are_whole(layout):
