@@ -48,6 +48,7 @@ class There(TypedDict):
     previous_release: dict[str, Any] | None
     pending: dict[str, Any] | None
     highest: dict[str, int]
+    environments: list[str]
     edge: str | None
     tls: dict[str, str]
     service: Service

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from narrowcast.devices.flash.agent.environment import WHOLE
 from narrowcast.devices.flash.agent.facts import facts
 from narrowcast.devices.flash.agent.files import read_json, sha256_of
 from narrowcast.devices.flash.agent.layout import Layout
@@ -28,6 +29,7 @@ def status(layout: Layout, services: Services) -> dict[str, Any]:
         "current": _record(layout, running),
         "previous": state.previous,
         "previous_release": _record(layout, state.previous),
+        "environments": [path.parent.name for path in layout.envs.glob(f"*/{WHOLE}")],
         "highest": state.highest,
         "edge": _edge(layout, running),
         "tls": _tls(layout),
