@@ -38,6 +38,10 @@ def boot(agent: Path, start: str = "") -> None:
             state.previous, state.pending = None, None
             state.save()
             _end(job, "committed", layout)
+    for place in layout.jobs.iterdir() if layout.jobs.is_dir() else []:
+        job = jobs.journal(layout, place.name)
+        if job.has("rollback", "begin"):  # the power went on the way back, behind the decision
+            _end(job, "rolled-back", layout)
     if start and layout.running() is not None:
         services_for(layout, start).restart()
 

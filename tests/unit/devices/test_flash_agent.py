@@ -135,6 +135,25 @@ def test_at_boot_what_nobody_confirmed_gives_way(layout):
     assert (layout.running(), State(layout).pending) == (old, None)
 
 
+def test_at_boot_a_way_back_that_the_power_cut_short_is_over(layout):
+    """So that the same flash once more is a new one, and does not tell the old one's end."""
+    old = release(layout, "m-1-a")
+    point(layout.current, layout.point_to(old))
+    agent = layout.flash / "agent.pyz"
+    write_json(layout.flash / "layout.json", layout.as_dict())
+    for name, states in (("job-1", []), ("job-2", ["begin"]), ("job-3", ["begin", "done"])):
+        place = layout.jobs / name
+        place.mkdir(parents=True)
+        journal = Journal(place / "journal.jsonl")
+        journal.write("switch", "done")
+        for state in states:
+            journal.write("rollback", state)
+    boot.boot(agent)
+    ends = [jobs.journal(layout, name).ended() for name in ("job-1", "job-2", "job-3")]
+    assert ends[0] is None
+    assert [(end["state"], end["release"]) for end in ends[1:]] == [("rolled-back", old)] * 2
+
+
 # ---------------------------------------------------------------- locks
 
 
