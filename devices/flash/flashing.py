@@ -118,7 +118,7 @@ class Flashing:
         current = there["current"] or {}
         if current.get("id") == name and there["pending"] is None and there["service"]["active"]:
             return self._report("unchanged", {"previous": there["previous"]}, self.steps, name)
-        sent = [*files, *wheel_files(wheels)]
+        sent = [*files, *(wheel_files(wheels) if env not in there["environments"] else [])]
         have = session.call("want", files=[{"sha256": file.sha256, "bytes": len(file.data)} for file in sent])
         missing = sum(len(file.data) for file in sent) - sum(have)
         check_disk(facts, [] if env in there["environments"] else wheels, missing)

@@ -37,5 +37,9 @@ def boot(agent: Path, start: str = "") -> None:
             state.previous, state.pending = None, None
             state.save()
             jobs.end(job, "committed", REASON, layout.running())
+    for place in layout.jobs.iterdir() if layout.jobs.is_dir() else []:
+        job = jobs.journal(layout, place.name)
+        if job.has("rollback", "begin"):  # the power went on the way back, behind the decision
+            jobs.end(job, "rolled-back", REASON, layout.running())
     if start and layout.running() is not None:
         services_for(layout, start).restart()

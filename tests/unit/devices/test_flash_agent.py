@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import io
 import json
@@ -149,6 +150,25 @@ def test_a_status_file_cannot_hold_root_up_or_lead_it_elsewhere(layout, tmp_path
     assert report.status(layout, services_for(layout, "supervised"))["daemon"] is None
 
 
+def test_at_boot_a_way_back_that_the_power_cut_short_is_over(layout):
+    """So that the same flash once more is a new one, and does not tell the old one's end."""
+    old = release(layout, "m-1-a")
+    point(layout.current, layout.point_to(old))
+    agent = layout.flash / "agent.pyz"
+    write_json(layout.flash / "layout.json", layout.as_dict())
+    for name, states in (("job-1", []), ("job-2", ["begin"]), ("job-3", ["begin", "done"])):
+        place = layout.jobs / name
+        place.mkdir(parents=True)
+        journal = Journal(place / "journal.jsonl")
+        journal.write("switch", "done")
+        for state in states:
+            journal.write("rollback", state)
+    boot.boot(agent)
+    ends = [jobs.journal(layout, name).ended() for name in ("job-1", "job-2", "job-3")]
+    assert ends[0] is None
+    assert [(end["state"], end["release"]) for end in ends[1:]] == [("rolled-back", old)] * 2
+
+
 # ---------------------------------------------------------------- locks
 
 
@@ -165,6 +185,20 @@ def test_a_lock_names_who_has_it_and_ends_with_its_process(layout):
 
 
 # ---------------------------------------------------------------- uploads
+
+
+def test_who_only_looks_keeps_nobody_from_taking_a_lock(layout, monkeypatch):
+    """As ``flash status`` does, or who waits for the worker, at the moment at which the worker begins."""
+    path = layout.flash / "work.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: os.close(looking))
+    lock = locks.Lock(path, "ann@laptop")
+    lock.take()
+    assert locks.holder(path).startswith("ann@laptop (since ")
+    lock.release()
 
 
 def test_uploads_go_on_and_count_only_when_they_are_whole(layout):
