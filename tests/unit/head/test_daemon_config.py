@@ -56,6 +56,7 @@ def test_paths_are_the_files_own(tmp_path):
         (OWN + SOURCE + 'data_cap = "1GB"\n', "a data cap of '1GB'"),
         (OWN + SOURCE + 'raw = "4x"\n', "raw frames of '4x'"),
         (OWN + SOURCE + "fps = 0\n", r"sources\[0\].fps"),
+        (OWN + SOURCE + "max_packet_bytes = 24\n", "max_packet_bytes"),  # a header alone
         (OWN + "sources = []\n", "sources"),
         (OWN, "sources"),
         (OWN.replace("one:1", "one:port") + SOURCE, "'one:port' is no address"),
