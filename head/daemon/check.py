@@ -12,6 +12,7 @@ from narrowcast.head.daemon.clients import check_source, policy_of, sends_by_ref
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.http import check_listen
 from narrowcast.head.daemon.model import Backends, Model, load_model
+from narrowcast.head.daemon.output_config import LinesOutput, Output, SocketOutput
 from narrowcast.head.daemon.outputs import make_sink
 from narrowcast.head.sources import open_source
 from narrowcast.head.sources.raw import RawForm
@@ -62,7 +63,7 @@ def check(config: DaemonConfig, preferred: Backends) -> Findings:
     for source in config.sources:
         found.attempt(f"source {source.name!r}", lambda source=source: _source(config, source, models))  # type: ignore[misc]
     for output in config.outputs:
-        found.attempt("output", lambda output=output: make_sink(output).name + _durable(output))  # type: ignore[misc]
+        found.attempt("output", lambda output=output: _output(output))  # type: ignore[misc]
     if not config.outputs:
         found.facts.append("output: stdout, since none is named")
     if config.metrics.listen is not None or config.metrics.textfile is not None:
@@ -97,8 +98,26 @@ def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> 
     return f"{name}{note}{how}; while no server answers: {policy}"
 
 
-def _durable(output: object) -> str:
-    return ", kept on disk until it is delivered" if getattr(output, "durable", False) else ""
+def _output(output: Output) -> str:
+    sink = make_sink(output)
+    if isinstance(output, LinesOutput) and output.path != "-":
+        path = Path(output.path)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"{path} cannot be written by this user, or its folder is not there")
+    if isinstance(output, SocketOutput):
+        _folder_for(Path(output.path).parent)
+    return sink.name + (", kept on disk until it is delivered" if getattr(output, "durable", False) else "")
+
+
+def _folder_for(folder: Path) -> None:
+    """Returns if a folder is there, or can be made, and files in it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be written by this user")
 
 
 def _metrics(config: DaemonConfig) -> str:
@@ -118,9 +137,7 @@ def _metrics(config: DaemonConfig) -> str:
 
 def _state(config: DaemonConfig) -> str:
     folder = config.state_folder
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder} cannot be written by this user")
+    _folder_for(folder)
     return f"{folder}; status.json in {config.run_folder}"
 
 

@@ -25,6 +25,7 @@ from narrowcast.head.spool.spool import Overflow, Sync
 from narrowcast.head.video.wanted import VideoChoice
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import ConfigError, NarrowcastError
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.structs import Settings, from_mapping, read_toml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -70,7 +71,7 @@ class SourceConfig(Settings, frozen=True):
     deadline_ms: Positive | None = None
     budget: str | None = None
     data_cap: str | None = None
-    max_packet_bytes: Count | None = None
+    max_packet_bytes: Annotated[int, Meta(gt=STREAM_HEADER_BYTES, le=1_000_000)] | None = None
     window: Annotated[int, Meta(ge=1, le=256)] = 8
     priority: Priority = "normal"
     way: Way = "symbols"

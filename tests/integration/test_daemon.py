@@ -314,7 +314,9 @@ def test_check_says_all_that_is_wrong_and_changes_nothing(settings, tmp_path):
     bad.write_text(
         settings(
             '[[sources]]\nname = "cam"\nuri = "nowhere/"\non_outage = "local"\n[[outputs]]\nkind = "webhook"\n'
-            'url = "http://far.example/"\n[metrics]\nlisten = "0.0.0.0:9"\n[tls]\ndir = "none"\n[runtime]\ncpus = "4000"\n',
+            'url = "http://far.example/"\n[[outputs]]\nkind = "lines"\npath = "nowhere/results"\n'
+            '[[outputs]]\nkind = "socket"\npath = "good.toml/out.sock"\n'
+            '[metrics]\nlisten = "0.0.0.0:9"\n[tls]\ndir = "none"\n[runtime]\ncpus = "4000"\n',
             state=f"{tmp_path}/good.toml/state",
         )
     )
@@ -322,6 +324,6 @@ def test_check_says_all_that_is_wrong_and_changes_nothing(settings, tmp_path):
     assert found.returncode == 2
     for words in (
         "processor 4000 is not here", "no image or folder", "would not be encrypted", "can be reached from other machines",
-        "/none", "good.toml/state cannot be written",
+        "/none", "good.toml/state cannot be written", "/nowhere/results cannot be written", "good.toml cannot be written",
     ):  # fmt: skip
         assert words in found.stderr
