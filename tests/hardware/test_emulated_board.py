@@ -36,6 +36,7 @@ GATE_SECONDS = 600.0
 WAIT_SECONDS = 600.0
 # Frames without a camera, for ever: raw ones, all black.
 SOURCES = [{"name": "camera", "uri": "/dev/zero", "raw": "8x8", "fps": 2.0}]
+STEPS_CUT = ["environment", "verify", "choose", "selftest", "install", "switch", "gate", "commit"]
 PYTHON = "/opt/narrowcast/current/venv/bin/python"
 
 
@@ -251,17 +252,22 @@ def test_two_at_once_are_kept_apart_and_losing_the_link_changes_nothing(shop):
     shop.settle(2)
 
 
-@pytest.mark.parametrize("step", ["environment", "verify", "choose", "selftest", "install", "switch", "gate", "commit"])
-def test_a_power_cut_at_any_step_leaves_the_old_release_running(shop, step):
-    """Each goes on where the one before was cut; `commit` is the step after which the new one would stay."""
-    observer = Interfering(step, shop.board.power_cycle)
-    with pytest.raises((BoardError, RolledBackError)):
-        shop.flash(3, observer)
-    assert observer.done
-    shop.settle(2)
+@pytest.mark.parametrize(("step", "number"), [(step, k) for k, step in enumerate(STEPS_CUT, start=1)], ids=STEPS_CUT)
+def test_a_power_cut_at_any_step_leaves_the_old_release_running(shop, step, number):
+    """The board's worker and its guardian stop dead as the step begins; then the power goes, and comes back."""
+    before = shop.current()
+    settings = {"sources": SOURCES, "drain_seconds": float(number)}  # a job of its own, none that goes on
+    with pytest.raises(BoardError):
+        shop.flash(before + 1, drill=f"halt {step} begin", settings=settings)
+    shop.board.power_cycle()
+    shop.settle(before)
 
 
 def test_after_all_the_power_cuts_the_release_goes_out(shop):
+    observer = Interfering("verify", shop.board.power_cycle)  # this one goes on where it was cut
+    with pytest.raises((BoardError, RolledBackError)):
+        shop.flash(3, observer)
+    assert observer.done
     assert shop.flash(3).outcome == "committed"
     shop.settle(3)
 
