@@ -184,7 +184,11 @@ def _checked(
         if (first.value < second.value) != (said < 0):
             if lie_apart(first, second):
                 against.append(name)
-        elif link.up_kbit and found.uplink_mbit is not None:
+            continue
+        # As it would be at the break-even's round trip: there, a far link's own would decide, and not its rate.
+        nearer = found.round_trip_ms - link.round_trip_ms
+        first, second = _moved(first, nearer * one.remote), _moved(second, nearer * other.remote)
+        if link.up_kbit and found.uplink_mbit is not None and lie_apart(first, second):
             wins_below = (first.value < second.value) == (found.outcome == "below")
             mbit = link.up_kbit / 1000
             if wins_below and mbit <= found.uplink_mbit:
@@ -200,6 +204,11 @@ def _checked(
 
 def _median(ways: Sequence[Way], name: str, link: str) -> Estimate | None:
     return next((way.median_ms for way in ways if _name(way) == name and way.link in (link, None)), None)
+
+
+def _moved(one: Estimate, by_ms: float) -> Estimate:
+    low, high = (None if end is None else end + by_ms for end in (one.low, one.high))
+    return Estimate(value=one.value + by_ms, low=low, high=high)
 
 
 def lie_apart(first: Estimate, second: Estimate) -> bool:
@@ -222,7 +231,7 @@ def _text(found: BreakEven, way: str, against: str) -> str:
         elif measured:
             seen = f"measured on one side, at {measured[0]} Mbit/s"
         else:
-            seen = "on neither side measured"
+            seen = "measured clearly on neither side"
         text = f"{way} is faster than {against} {found.outcome} {rate:.3g} Mbit/s (model, {trip}; {seen})"
     if found.contradicted_by:
         text += f"; measured otherwise on {', '.join(found.contradicted_by)}"

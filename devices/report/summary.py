@@ -19,9 +19,9 @@ _GOALS: dict[Goal, str] = {
 }
 _FORMS = {"ms": human_ms, "J": human_joules, "B": human_bytes, "share": percent}
 _ANSWERS = {
-    True: "Splitting pays here",
-    False: "Splitting does not pay here",
-    None: "Whether splitting pays cannot be told",
+    True: "Splitting pays{where}",
+    False: "Splitting does not pay{where}",
+    None: "Whether splitting pays{where} cannot be told",
 }
 
 
@@ -30,7 +30,8 @@ def summary(entry: Entry) -> Markup:
     verdict = entry.run.verdict
     kind = {True: "yes", False: "no", None: None}[verdict.pays]
     words = [text for text in verdict.text if text.strip()]
-    answer = _ANSWERS[verdict.pays]
+    where = f" over {link_words(entry.links[0].name)}" if entry.links else ""
+    answer = _ANSWERS[verdict.pays].format(where=where)
     return join([
         tag("div", None if words and words[0].startswith(answer) else tag("p", answer, class_="answer"),
             [tag("p", text, class_=None if k else "lead") for k, text in enumerate(words)],
@@ -126,11 +127,13 @@ def _all_links(entry: Entry) -> Markup | None:
     names = list(dict.fromkeys(b.link for b in best))
     if len(names) < 2:
         return None
+    goals = [goal for goal in _GOALS if any(b.goal == goal and b.way for b in best)]  # why there is none, its card says
     rows: list[list[Child]] = []
     for name in names:
         found = {b.goal: b for b in best if b.link == name}
-        rows.append([link_words(name), *(_cell(entry, found.get(goal)) for goal in _GOALS)])
-    return table("The best way, link by link", ["link", *_GOALS.values()], rows, words=range(1, 5))
+        rows.append([link_words(name), *(_cell(entry, found.get(goal)) for goal in goals)])
+    columns = ["link", *(_GOALS[goal] for goal in goals)]
+    return table("The best way, link by link", columns, rows, words=range(1, len(columns)))
 
 
 def _cell(entry: Entry, best: Best | None) -> Child:

@@ -107,8 +107,8 @@ def curves(
     box = Box(left_room(y), top, width - 14, height - 44)
     x = logarithmic([*xs, *x_values], box.left, box.right, x_label, x_form)
     parts = [axes(box, x, y), _uprights(above, box, x, 14 if beside else 0)]
-    parts += [_level(c, box, y) for c in series if c.level is not None]
     parts += [_curve(c, x, y) for c in series]
+    parts += [_level(c, box, y) for c in series if c.level is not None]  # last: its name is to be read
     parts += _beside([one for one in uprights if one.beside], box, x)
     return drawing(width, height, title, description, parts)
 
@@ -119,7 +119,7 @@ def _level(curve: Curve, box: Box, y: Scale) -> list[Markup]:
     name = shortened(curve.name, box.right - box.left)
     return [
         path([(box.left, at), (box.right, at)], f"line {curve.style.colour}", curve.style.dash or "4 4"),
-        text(name, box.right - 2, at - 5, "end", "halo"),
+        text(name, box.left + 4, at - 5, kind="halo"),
     ]
 
 

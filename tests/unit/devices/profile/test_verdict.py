@@ -87,6 +87,15 @@ def test_break_even_of_split_and_local_lies_where_the_model_says_and_measurement
     assert "measured to lie between 0.5 and 50 Mbit/s" in found.text
 
 
+def test_a_far_link_says_nothing_of_rates():
+    """Over 20 ms more the split is slower than local for its round trip alone; with that taken off it is faster."""
+    local, splits = make_way("local", 40.0, link=None, kind="local"), sent("split-0", 24.0, 500.0, kind="split")
+    found = break_even(splits[0], local, [local, *splits], FIGURES, 1.0)
+    assert splits[1].median_ms.value > 40
+    assert (found.outcome, found.measured_low_mbit, found.measured_high_mbit) == ("above", None, 0.5)
+    assert "measured on one side, at 0.5 Mbit/s" in found.text
+
+
 def test_break_even_of_split_and_image():
     splits, images = sent("split-0", 20.0, 500.0, kind="split"), sent("jpeg-75", 8.0, 20_000.0, kind="image")
     found = break_even(splits[0], images[0], [*splits, *images], FIGURES, 1.0)

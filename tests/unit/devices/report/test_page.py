@@ -71,7 +71,8 @@ def example() -> Run:
 def test_everything_is_on_the_page(example):
     found = read(example)
     for expected in (
-        "Splitting pays here", example.verdict.text[0], "What weakens these figures", "none of these values was measured",
+        "Splitting pays over the real link", example.verdict.text[0], "What weakens these figures",
+            "none of these values was measured",
         "lowest latency", "Accuracy over bytes", "Where the time goes", "Latency against the uplink", "Energy a frame",
         "Power over the run", "How latency spreads", "Every figure", "Raspberry Pi 5 Model B Rev 1.0", "Cortex-A76",
         "the sum of the PMIC's rails", "1.31 % of one core", "known to ± 0.40 ms", "birds, release 12",
@@ -130,18 +131,22 @@ def test_what_is_said_once_is_not_said_again(example):
         example,
         warnings=["the board was slowed down: under-voltage"],
         conditions=replace(example.conditions, throttled=["under-voltage"]),
-        verdict=Verdict(text=["Whether splitting pays cannot be told: nothing was split."]),
+        verdict=Verdict(text=["Whether splitting pays over the real link cannot be told: nothing was split."]),
     )
     text = read(slow).text
-    assert text.count("slowed down: under-voltage") == text.count("Whether splitting pays cannot be told") == 1
+    assert text.count("slowed down: under-voltage") == text.count("Whether splitting pays over the real link") == 1
     assert "the board was slowed down during the run: under-voltage" in read(replace(slow, warnings=[])).text
 
 
 def test_where_it_does_not_pay_it_says_so_first():
     run = replace(make_run(), verdict=Verdict(pays=False, text=["Running all of it on the board is faster."]))
     text = read(run).text
-    assert text.index("Splitting does not pay here") < text.index("Running all of it") < text.index("Left is less")
-    assert "Whether splitting pays cannot be told" in read(replace(run, verdict=Verdict())).text
+    assert (
+        text.index("Splitting does not pay over the real link")
+        < text.index("Running all of it")
+        < text.index("Left is less")
+    )
+    assert "Whether splitting pays over the real link cannot be told" in read(replace(run, verdict=Verdict())).text
 
 
 def test_what_was_not_measured_is_said_with_the_reason():
