@@ -213,8 +213,9 @@ def test_a_board_that_cannot_measure_says_why(measured, tmp_path):
 def test_the_words_of_a_profile():
     layout = layout_of("/b", DeployPaths())
     words = profile_words(layout, "tail:1", True, {"link": ["lte", "wifi"], "no_real": True, "read-each": False})
-    assert words[:6] == ["/b/current/venv/bin/python", "-m", "narrowcast", "profile", "/b/current/model.ncb", "--to"]
-    assert words[6:] == [
+    assert words[:4] == ["/b/current/venv/bin/python", "-I", "-m", "narrowcast"]  # nothing from the folder it runs in
+    assert words[4:7] == ["profile", "/b/current/model.ncb", "--to"]
+    assert words[7:] == [
         "tail:1", "--trust", "/b/etc/trusted.pub", "--tls", "/b/etc/tls", "--link", "lte", "--link", "wifi", "--no-real",
     ]  # fmt: skip
 
