@@ -150,6 +150,22 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def devices(host: str = "") -> set[str]:
+    """Numbers, never given twice, of the devices here that carry links; with an address, of the one that it is behind.
+
+    Others emulate links as well, on the same machine at the same time.
+    """
+    name = "nclink*"
+    if host:
+        third, fourth = (int(part) for part in host.split(".")[2:])
+        name = f"nclink{64 * third + fourth // 4}"
+    found = set()
+    for file in Path("/sys/class/net").glob(f"{name}/ifindex"):
+        with contextlib.suppress(OSError):  # another's, which is gone by now
+            found.add(file.read_text())
+    return found
+
+
 @each
 def test_whoever_is_killed_nothing_stays(how, tmp_path):
     """The program that wanted the link, and the process that emulates it."""
@@ -163,6 +179,7 @@ def test_whoever_is_killed_nothing_stays(how, tmp_path):
         workers = children(parent.pid)
         everyone = [*workers, *(one for worker in workers for one in children(worker))]
         assert len(everyone) == (2 if how == "packets" else 1)
+        mine = devices(host) if how == "packets" else set()
         parent.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone), "all processes are gone")
     if how == "relay":  # the other address is one of a network that is gone
@@ -171,13 +188,14 @@ def test_whoever_is_killed_nothing_stays(how, tmp_path):
     with emulated("lte", "127.0.0.1:9", how=how) as link:
         worker = link._process.pid
         everyone = [worker, *children(worker)]
+        mine |= devices(link.address.partition(":")[0]) if how == "packets" else set()
         os.kill(worker, signal.SIGKILL)
         link._process.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone), "all processes are gone")
         with pytest.raises(LinkUnavailableError, match="is gone"):
             link.counts()
-    if how == "packets":
-        assert not list(Path("/sys/class/net").glob("nclink*"))
+    assert len(mine) == (2 if how == "packets" else 0)
+    assert not mine & devices()
 
 
 def test_what_is_wrong_or_missing_is_named(monkeypatch, echo):
