@@ -93,7 +93,8 @@ class AsyncClient:
             Must not block.
         ledger: goes on with the account of a client before; a new one if None.
         refusal_is_outage: treat servers that refuse this client as if there were none, where somebody else answers or keeps
-            its frames: for what runs unattended. ``failure`` says so then.
+            its frames: for what runs unattended. ``failure`` says so then. With ``block`` frames wait for them, and they are
+            asked again.
         offload: where frames are answered (``docs/rate-control.md``): ``split`` and ``image`` are ``way``; ``local``: by the
             bundle's uncut network here, and nothing is sent; ``auto``: frame by frame where most is answered rightly in
             time, of what is as good the cheapest.
@@ -174,6 +175,7 @@ class AsyncClient:
         link = partial(Link, address, manifest.name, tails=[tail.name for tail in answers.tails], tls=tls)
         self._link = link(
             fingerprint, window=window, give_up_seconds=policy.give_up_seconds, keep_trying=policy.gives_up,
+            hold_refused=policy.hold_refused,
             on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
             listener=self.rate, video=self.session.video_codec(way) if video else None,
         )  # fmt: skip
@@ -200,6 +202,7 @@ class AsyncClient:
                 manifest.input.size, fingerprint, is_busy=self._room.locked, on_replayed=on_replayed,
             )  # fmt: skip
         self._next_id = 0
+        self._given_up = False
 
     @property
     def counters(self) -> LinkCounters:
@@ -342,17 +345,28 @@ class AsyncClient:
         return None if limit_ms is None else time.monotonic() + limit_ms / 1000 - (time.perf_counter() - started)
 
     async def retire(self) -> None:
-        """No more spooled frames are sent, so that another client may take the spool over; those under way are answered."""
+        """Another client takes over, and the spool: no more spooled frames are sent.
+
+        Frames under way are answered; where they wait for servers that refuse them, they fail.
+        """
+        self._link.hold_refused = False
         if self._replayer is not None:
             await self._replayer.close()
 
-    async def close(self) -> None:
-        """Ends the link; unanswered frames fail, or are spooled."""
+    async def give_up(self) -> None:
+        """Ends the link: frames without an answer, and those that are still handed over, are spooled, or fail."""
+        if self._given_up:
+            return
+        self._given_up = True
         if self.rate is not None:
             self.rate.close()
         if self._replayer is not None:
             await self._replayer.close()
         await self._link.close()
+
+    async def close(self) -> None:
+        """Ends all; unanswered frames fail, or are spooled."""
+        await self.give_up()
         if self._spool is not None:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._spool.close()

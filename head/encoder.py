@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, get_args
 
 from narrowcast.head.accounting import Ledger
@@ -82,15 +84,24 @@ class FrameEncoder:
 
     def encode(self, frame: Image | Ready, level: int | None = None) -> Encoded:
         """What is to be sent of a frame, whatever rate control and the offload decision say."""
-        sending = self._sending
+        with self._accounted():
+            return self._encode(frame, level)
+
+    @contextmanager
+    def _accounted(self) -> Iterator[None]:
+        """A frame that nothing can be made of has its end here, whichever way it was to go."""
         try:
-            if sending.way == "image":
-                return self._encode_image(frame)
-            level = sending.level if level is None else level
-            return self._session.encode(frame, level, keep_source=sending.keep_source)
+            yield
         except Exception:
             self._ledger.drop("not encoded")
             raise
+
+    def _encode(self, frame: Image | Ready, level: int | None) -> Encoded:
+        sending = self._sending
+        if sending.way == "image":
+            return self._encode_image(frame)
+        level = sending.level if level is None else level
+        return self._session.encode(frame, level, keep_source=sending.keep_source)
 
     def _encode_image(self, frame: Image | Ready) -> Encoded:
         codec = IMAGE_CODECS[self._sending.image_codec]
@@ -104,12 +115,14 @@ class FrameEncoder:
         A call that names a level has it, within the limits.
         """
         limit_ms = self._limit_ms(deadline_ms)
-        if self._offload is None:
-            return self._split(frame, level, started, limit_ms)
-        wanted = self._named_level if level is None else level
-        return self._offload.prepare(
-            frame, started, limit_ms, split=lambda one: self._split(one, wanted, started, limit_ms), image=self._as_image
-        )  # fmt: skip
+        with self._accounted():
+            if self._offload is None:
+                return self._split(frame, level, started, limit_ms)
+            wanted = self._named_level if level is None else level
+            return self._offload.prepare(
+                frame, started, limit_ms, split=lambda one: self._split(one, wanted, started, limit_ms),
+                image=self._as_image,
+            )  # fmt: skip
 
     def _limit_ms(self, deadline_ms: float | None) -> float | None:
         """By when a frame's answer is wanted, or is given here."""
@@ -122,9 +135,9 @@ class FrameEncoder:
 
     def _split(self, frame: Image | Ready, level: int | None, started: float, limit_ms: float | None) -> Encoded:
         if self._rate is None:
-            return self.encode(frame, level)
+            return self._encode(frame, level)
         return self._rate.encode(
-            frame, level, self._sending.level, started, limit_ms, encode=self.encode, drop=self._dropped
+            frame, level, self._sending.level, started, limit_ms, encode=self._encode, drop=self._dropped
         )  # fmt: skip
 
     def _as_image(self, frame: Image | Ready) -> Encoded:

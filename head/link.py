@@ -24,6 +24,7 @@ from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
 from narrowcast.head.stream import HungError, NotServingError, Stream, StreamError
 from narrowcast.head.unanswered import Answered, LinkCounters, Listener, Unanswered
 from narrowcast.head.video.chain import Source
+from narrowcast.head.wire import let_go
 from narrowcast.transport.errors import TransportError
 from narrowcast.transport.packet import VERSION, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -67,6 +68,7 @@ class Link:
         window: how many frames may be unanswered; the server may allow fewer.
         give_up_seconds: how long to try without any answer before frames fail; None for ever.
         keep_trying: never to fail for want of a server; ``give_up_seconds`` then ends silent streams alone.
+        hold_refused: nor where every server refuses: they are asked again and again; may be changed.
         on_trouble: told, in a line, whenever the link breaks and is tried again.
         tls: what the server is known by, and this client; None for plain TCP.
         priority: which frames go first where they have to wait.
@@ -92,6 +94,7 @@ class Link:
         window: int = 8,
         give_up_seconds: float | None = 30.0,
         keep_trying: bool = False,
+        hold_refused: bool = False,
         on_trouble: Callable[[str], None] | None = None,
         tls: ClientTls | None = None,
         priority: Priority = "normal",
@@ -109,6 +112,7 @@ class Link:
         self._window = max(1, window)
         self._give_up_seconds = give_up_seconds
         self._keep_trying = keep_trying
+        self.hold_refused = hold_refused
         self._on_trouble = on_trouble or (lambda line: None)
         self._tls = tls
         self._priority = PRIORITIES[priority]
@@ -202,7 +206,8 @@ class Link:
         while running:  # a call that fails in the moment in which it is cancelled takes the cancelling with it
             for task in running:
                 task.cancel()
-            _, running = await asyncio.wait(running, timeout=0.2)
+            ended, running = await asyncio.wait(running, timeout=0.2)
+            let_go(ended)
         self.endpoints.close()
 
     def _fail(self, error: LinkError) -> None:
@@ -293,6 +298,7 @@ class Link:
         except asyncio.CancelledError:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+            let_go([running])
             raise
         finally:
             draining.cancel()
@@ -327,7 +333,7 @@ class Link:
         else:
             raise error
         self.endpoints.failed(endpoint, trouble, refused=refused, hung=isinstance(error, HungError))
-        if not self._is_hopeless() and self.endpoints.refusals() is None:
+        if not self._is_hopeless() and (self.hold_refused or self.endpoints.refusals() is None):
             self._tell(endpoint, trouble)
 
     def _tell(self, endpoint: Endpoint, trouble: str) -> None:
@@ -337,7 +343,7 @@ class Link:
 
     def _is_over(self) -> bool:
         """Whether there is no point in another try; fails the link then."""
-        if (refusals := self.endpoints.refusals()) is not None:
+        if (refusals := self.endpoints.refusals()) is not None and not self.hold_refused:
             self._fail(RefusedError(refusals))
         elif self._is_hopeless():
             troubles = self.endpoints.troubles()

@@ -71,7 +71,6 @@ class OffloadControl:
         session: the head.
         mode: ``auto``: among all ways that the bundle has the parts and figures for; ``local``: here alone.
         rate: of the same client, which follows the link; None with ``local``.
-        whole: the uncut network; loaded here if None.
         image_codec: of images, with their quality.
         joules: that the board spends on a frame, by way: measured by whoever knows (``narrowcast profile``).
         link_is_down: whether the link is known to be.
@@ -92,7 +91,6 @@ class OffloadControl:
         mode: Literal["auto", "local"],
         rate: RateControl | None,
         *,
-        whole: WholeSession | None = None,
         image_codec: tuple[str, int] = ("jpeg", 75),
         joules: Mapping[WayName, float] | None = None,
         link_is_down: Callable[[], bool] = lambda: False,
@@ -105,14 +103,14 @@ class OffloadControl:
         if not set(self._joules) <= set(WAYS) or not all(0 < one < float("inf") for one in self._joules.values()):
             raise ConfigError(f"joules a frame by way {self._joules}: above 0 each, of {', '.join(WAYS)}")
         self._lock = threading.Lock()
-        self._whole, self._image = whole, None
-        if self._whole is None:
-            try:
-                self._whole = WholeSession(session.bundle, backend=session.choice.backend.split()[0])
-            except MissingPartError as error:
-                if mode == "local":
-                    raise
-                self.left_out["local"] = str(error)
+        self._image: ImageFigures | None = None
+        self._whole: WholeSession | None = None
+        try:
+            self._whole = session.whole
+        except MissingPartError as error:
+            if mode == "local":
+                raise
+            self.left_out["local"] = str(error)
         if mode == "auto":
             try:
                 self._image = ImageFigures(session.bundle.manifest, *image_codec)

@@ -29,6 +29,7 @@ class Policy(NamedTuple):
         exit_after_seconds: how long a frame then waits for the server.
         give_up_seconds: how long to wait for servers at all; None for ever.
         refusal_is_outage: servers that refuse this client are treated as if there were none.
+        hold_refused: frames wait for servers that refuse this client, too.
     """
 
     local_exit: bool
@@ -36,6 +37,7 @@ class Policy(NamedTuple):
     exit_after_seconds: float
     give_up_seconds: float | None
     refusal_is_outage: bool
+    hold_refused: bool
 
     @classmethod
     def of(
@@ -78,7 +80,8 @@ class Policy(NamedTuple):
             raise ConfigError(f"the local exit answers as the tail {MAIN!r} does, which is not asked for")
         answers_here = there_is_exit and main_is_asked if local_exit is None else local_exit
         gives_up = answers_here or on_outage in ("drop", "spool")
-        return cls(answers_here, gives_up, exit_after_seconds, give_up_seconds, refusal_is_outage)
+        hold_refused = refusal_is_outage and on_outage == "block"
+        return cls(answers_here, gives_up, exit_after_seconds, give_up_seconds, refusal_is_outage, hold_refused)
 
 
 class Note(msgspec.Struct, frozen=True):

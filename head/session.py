@@ -18,6 +18,7 @@ from narrowcast.head.choice import Wanted, load_head
 from narrowcast.head.errors import BackendError
 from narrowcast.head.selfcheck import SelfCheckReport, run_self_check
 from narrowcast.head.timing import FrameTimes
+from narrowcast.head.whole import WholeSession
 from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.contract import Image, Placement
@@ -182,6 +183,16 @@ class HeadSession:
             if other == "onnxruntime":
                 raise
             return load_exit(other, model, threads=self._threads)
+
+    @cached_property
+    def whole(self) -> WholeSession:
+        """The bundle's uncut network, loaded when it is first asked for, by what runs the head.
+
+        Raises:
+            MissingPartError: the bundle has none.
+            BackendError: it does not load.
+        """
+        return WholeSession(self.bundle, backend=self.choice.backend.split()[0])
 
     def answer(self, symbols: npt.NDArray[np.uint8], level: int) -> dict[str, Array]:
         """The task's outputs by name, without the batch, by the local exit: on the device alone.

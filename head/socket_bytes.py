@@ -10,7 +10,8 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from narrowcast.head.liveness import Moved
 # all u64
 _BYTES_ACKED, _BYTES_RECEIVED, _BYTES_SENT = 120, 128, 200
 _INFO_BYTES = 232
+# Connections that a meter tells apart, far more than are ever open at once.
+MAX_REMEMBERED = 256
 
 
 class SocketBytes(NamedTuple):
@@ -42,20 +45,41 @@ class _Connection(NamedTuple):
 class SocketMeter:
     """Counts the bytes of this process's TCP connections to some ports, over reconnects (all clients together).
 
-    Connections are told apart by their socket's inode; each is remembered with its last counters, so :meth:`read` must be
-    called once before a connection closes for its bytes to count.
+    Connections are told apart by their socket's inode; :meth:`read` must be called once before a connection closes for its
+    bytes to count. Of those that were closed long ago, the sum alone is remembered.
     """
 
     def __init__(self, *ports: int) -> None:
         self._ports = set(ports)
+        # By inode, those that were there last at the end. One that is missing need not be closed: where there is no handle
+        # left to look with, none is seen.
         self._seen: dict[int, SocketBytes] = {}
+        self._past = SocketBytes(0, 0)
+        self._mutex = threading.Lock()
 
     def read(self) -> SocketBytes | None:
         """The bytes so far; None where the kernel cannot be asked."""
-        self._seen.update((found.inode, found.total) for found in _connections() if found.peer[1] in self._ports)
-        if not self._seen:
-            return None
-        return SocketBytes(sum(c.sent for c in self._seen.values()), sum(c.received for c in self._seen.values()))
+        with self._mutex:
+            for inode, total in self._there().items():
+                before = self._seen.pop(inode, total)
+                if before.sent > total.sent or before.received > total.received:  # the number is another socket's now
+                    self._past = _sum([self._past, before])
+                self._seen[inode] = total
+            while len(self._seen) > MAX_REMEMBERED:
+                self._past = _sum([self._past, self._seen.pop(next(iter(self._seen)))])
+            return _sum([self._past, *self._seen.values()]) if self._seen else None
+
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._there())
+
+    def _there(self) -> dict[int, SocketBytes]:
+        """By inode."""
+        return {found.inode: found.total for found in _connections() if found.peer[1] in self._ports}
+
+
+def _sum(counts: Sequence[SocketBytes]) -> SocketBytes:
+    return SocketBytes(sum(one.sent for one in counts), sum(one.received for one in counts))
 
 
 class SocketWatch:

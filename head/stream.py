@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import grpc
 
@@ -13,16 +13,15 @@ from narrowcast.head import liveness
 from narrowcast.head.audit import AuditFrames
 from narrowcast.head.endpoints import Endpoint
 from narrowcast.head.errors import RefusedError
-from narrowcast.head.health import Health, check
+from narrowcast.head.health import Health
 from narrowcast.head.socket_bytes import SocketWatch
 from narrowcast.head.unanswered import Unanswered, Waiting
 from narrowcast.head.video.chain import SentAs
 from narrowcast.head.video.outgoing import Outgoing
+from narrowcast.head.wire import Wire, first_of, let_go
 from narrowcast.transport.packet import Kind
 from narrowcast.transport.rpc import tail_pb2 as pb
-from narrowcast.transport.rpc.channels import CLIENT_OPTIONS
-from narrowcast.transport.rpc.credentials import ClientTls, open_channel
-from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
+from narrowcast.transport.rpc.credentials import ClientTls
 from narrowcast.transport.video import VideoCodec
 
 # After the time that a server gives for answering what it has, so much more for its last answers' way.
@@ -60,19 +59,6 @@ class _Sent(NamedTuple):
         return self.packet.size
 
 
-def _channel(endpoint: Endpoint, tls: ClientTls | None) -> grpc.aio.Channel:
-    """The one place where a connection is made.
-
-    Raises:
-        TransportError: the TLS files cannot be used (any more).
-    """
-    options: list[tuple[str, Any]] = list(CLIENT_OPTIONS)
-    if tls is not None and tls.server_name is None and endpoint.name != endpoint.address.host:
-        # The certificate names the host, the connection its address.
-        options.append(("grpc.ssl_target_name_override", endpoint.name))
-    return open_channel(endpoint.address, tls, options)
-
-
 class Stream:
     """An open stream. Made by :meth:`open`.
 
@@ -88,8 +74,7 @@ class Stream:
     def __init__(
         self,
         endpoint: Endpoint,
-        channel: grpc.aio.Channel,
-        call: Any,
+        wire: Wire,
         socket: SocketWatch,
         frames: Unanswered,
         at_end: Callable[[], object],
@@ -102,8 +87,7 @@ class Stream:
         self.answers = 0
         self.unavailable: str | None = None
         self._grace_seconds = 0.0
-        self._channel = channel
-        self._call = call
+        self._wire = wire
         self._socket = socket
         self._frames = frames
         self._at_end = at_end
@@ -118,7 +102,6 @@ class Stream:
         self._silence = liveness.Silence()
         self._answered_at = time.perf_counter()
         self._question: asyncio.Task[None] | None = None
-        self._sent_at = time.monotonic()  # the last message
         self._pings = self._pongs = 0
         self._ping_due = False
         self._promised_seconds = 0.0
@@ -157,10 +140,9 @@ class Stream:
             grpc.aio.AioRpcError: what the server or the connection says.
         """
         socket = SocketWatch(endpoint.address.host, endpoint.address.port)
-        channel = _channel(endpoint, tls)
-        call = TailServiceStub(channel).Stream()
-        stream = cls(endpoint, channel, call, socket, frames, at_end, audit, video)
-        health = asyncio.ensure_future(check(channel, opening.model)) if ask_health else None
+        wire = Wire(endpoint, tls)
+        stream = cls(endpoint, wire, socket, frames, at_end, audit, video)
+        health = asyncio.ensure_future(wire.health(opening.model)) if ask_health else None
         begun = asyncio.ensure_future(stream._begin(opening, health))
         try:
             # Not wait_for: until Python 3.12 it forgets that it was cancelled where that coincides with what it waits for,
@@ -177,15 +159,17 @@ class Stream:
             if health is not None:
                 health.cancel()
                 await asyncio.gather(health, return_exceptions=True)
+                let_go([health])
+            let_go([begun])
+            del begun, health
         return stream
 
     async def _begin(self, opening: pb.Open, health: asyncio.Future[Health | None] | None) -> None:
         self._promised_seconds = self.endpoint.pace.promise_seconds(0, self.endpoint.patience)
         opening.silence_limit_ms = round(self._promised_seconds * 1000)
         self._outgoing.ask(opening)
-        await self._call.write(pb.StreamRequest(open=opening))
-        response = await self._call.read()
-        if response is grpc.aio.EOF or not response.HasField("opened"):
+        response = await self._wire.open(opening)
+        if response is None or not response.HasField("opened"):
             raise RefusedError("it does not answer like a tail server of this protocol")
         if health is not None and await health is Health.NOT_SERVING:
             raise NotServingError(f"its health service does not call {opening.model} serving")
@@ -209,7 +193,7 @@ class Stream:
             grpc.aio.AioRpcError: what the server or the connection says.
         """
         try:
-            await _first_of(self._receive_all(), self._send_all(), self._watch(give_up_seconds))
+            await first_of(self._receive_all(), self._send_all(), self._watch(give_up_seconds))
         finally:
             self._frames.release(self, self._in_flight)
             await self._close()
@@ -218,8 +202,7 @@ class Stream:
         if self._question is not None:
             self._question.cancel()
         self._at_end()
-        self._call.cancel()
-        await self._channel.close()
+        await self._wire.close()
 
     async def _send_all(self) -> None:
         """Sends what no stream carries, in order, never more than the window unanswered."""
@@ -234,7 +217,7 @@ class Stream:
                     await self._frames.changed.wait()
             elif not await self._promise_more(len(waiting.data)):
                 await self._send(waiting)
-        await self._call.done_writing()
+        await self._wire.done_writing()
         ends = time.monotonic() + self._grace_seconds
         while self._in_flight and time.monotonic() < ends:
             await asyncio.sleep(min(self._grace_seconds, liveness.TICK_SECONDS))
@@ -266,7 +249,7 @@ class Stream:
             self._frames.listener.sent(waiting.frame_id, size)
         waiting.times_sent += 1
         waiting.carrier = self
-        await self._write(pb.StreamRequest(packet=data, deadline_ms=waiting.left_ms()))
+        await self._wire.write(pb.StreamRequest(packet=data, deadline_ms=waiting.left_ms()))
 
     async def _send_source(self) -> bool:
         """Sends the source of a frame, where the server wants one and nothing else is to be sent."""
@@ -277,7 +260,7 @@ class Stream:
         if not 0 < self._max_packet_bytes < len(data):
             await self._promise_more(len(data))
             self._images += len(data)
-            await self._write(pb.StreamRequest(audit=data))
+            await self._wire.write(pb.StreamRequest(audit=data))
         return True
 
     async def _promise_more(self, size: int) -> bool:
@@ -293,17 +276,10 @@ class Stream:
         self._ping_due = False
         self._pings += 1
         limit_ms = round(self._promised_seconds * 1000)
-        await self._write(pb.StreamRequest(ping=pb.Ping(number=self._pings, silence_limit_ms=limit_ms)))
-
-    async def _write(self, request: pb.StreamRequest) -> None:
-        try:
-            await self._call.write(request)
-        except asyncio.InvalidStateError:  # the call is over; whoever reads it is told why
-            await asyncio.Event().wait()
-        self._sent_at = time.monotonic()
+        await self._wire.write(pb.StreamRequest(ping=pb.Ping(number=self._pings, silence_limit_ms=limit_ms)))
 
     async def _receive_all(self) -> None:
-        while (response := await self._call.read()) is not grpc.aio.EOF:
+        while (response := await self._wire.read()) is not None:
             self._silence.broken()
             kind = response.WhichOneof("message")
             if kind == "result":
@@ -398,31 +374,16 @@ class Stream:
         if self.drained.is_set():  # nothing more may be said on the stream itself
             if quiet and (self._question is None or self._question.done()):
                 self._question = asyncio.create_task(self._ask())
-        elif (quiet and self._pongs == self._pings) or self._unheard_seconds() > self._promised_seconds / 3:
+        elif (
+            quiet and self._pongs == self._pings
+        ) or time.monotonic() - self._wire.sent_at > self._promised_seconds / 3:
             self._ping_due = True
             self._frames.changed.set()
-
-    def _unheard_seconds(self) -> float:
-        """How long the server has heard nothing from here."""
-        return time.monotonic() - self._sent_at
 
     async def _ask(self) -> None:
         """Whether somebody is there at all: it may just be slow."""
         try:
-            await check(self._channel, "")
+            await self._wire.health("")
         except grpc.aio.AioRpcError:
             return  # the stream itself says what is wrong
         self._silence.broken()
-
-
-async def _first_of(*running: Coroutine[Any, Any, None]) -> None:
-    """Runs all until one of them ends, which ends the others; its error is raised."""
-    tasks = [asyncio.create_task(one) for one in running]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

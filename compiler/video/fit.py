@@ -85,20 +85,22 @@ def fit_video(
     with progress.task("fitting video tables", 1 + 2 * spec.levels, "steps") as task:
         tables = fit_tables_to(symbols, spec.alphabet)
         task.advance(1)
-        wanted = networks.teacher(_flat(clips.fitted))
+        # Also by what the networks were not trained on: of what they were, they are surer than of anything else.
+        fitted, unseen = networks.teacher(_flat(clips.fitted)), networks.teacher(_flat(clips.held))
+        both = {name: np.concatenate([values, unseen[name]]) for name, values in fitted.items()}
         limits, measured = [], []
         for level in range(spec.levels):
-            found = limit_of_change(symbols[level, :count], _at(networks.tail, level), wanted, still[level])
+            shown = np.concatenate([symbols[level, :count], held[level]])
+            found = limit_of_change(shown, _at(networks.tail, level), both, still[level])
             limits.append(found[0])
             measured.append(found[1])
             task.advance(1)
         tables = replace(tables, unchanged=np.array(limits, np.uint32))
         data = tables.to_bytes()
         video = VideoCodec(spec, data)
-        wanted = networks.teacher(_flat(clips.held))
         rows = []
         for level in range(spec.levels):
-            row = worth(codec, video, held[level], level, _at(networks.tail, level), wanted)
+            row = worth(codec, video, held[level], level, _at(networks.tail, level), unseen)
             rows.append({"level": level, "unchanged": limits[level], **row, "noise": measured[level]["noise"]})
             task.advance(1)
     return data, {"clips": len(clips.held), "frames": CLIP_FRAMES, "levels": rows}

@@ -1,4 +1,4 @@
-"""Up to which change of its symbols a frame counts as unchanged: measured, so that skipping it loses no accuracy."""
+"""Up to which change of its symbols a frame counts as unchanged: only so far as is proven to lose no accuracy."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ Floats = npt.NDArray[np.float64]
 SPARE_ERROR = 0.01
 # Of frames of still scenes, in which noise is all that changes, so many count as unchanged; and none that change more.
 STILL_SHARE = 0.95
+# A limit above 0 wants so many pairs of frames within it. Where none of them is worse, less than 1 % of all are, with 95 %
+# confidence (the "rule of three", 3 / n); with fewer, what is called harmless may only have been lucky.
+LEAST_PAIRS = 300
 
 
 def errors_of(answers: Outputs, wanted: Outputs) -> Floats:
@@ -39,20 +42,27 @@ def errors_of(answers: Outputs, wanted: Outputs) -> Floats:
 
 
 def limit_of_change(
-    clips: Symbols, answers: Callable[[Symbols], Outputs], wanted: Outputs, still: Symbols
+    clips: Symbols,
+    answers: Callable[[Symbols], Outputs],
+    wanted: Outputs,
+    still: Symbols,
+    *,
+    least_pairs: int = LEAST_PAIRS,
 ) -> tuple[int, dict[str, float]]:
     """The largest change with which a frame may have an earlier frame's answer.
 
     Frames of clips are paired with those before them. With every limit, the frames within it would have the earlier frame's
-    answer; how wrong that is, is compared with how wrong their own answers are. The limit is the largest with which the
-    former is no more than the latter, as with every smaller one, and no more than noise changes in nearly all frames of
-    a still scene.
+    answer; how wrong that is, is compared with how wrong their own answers are. The limit is the largest with which no
+    frame's top class becomes wrong (without class scores: the error hardly grows), as with every smaller one, and no more
+    than noise changes in nearly all frames of a still scene. Where that rests on too few pairs it is 0, which loses
+    nothing: the same symbols have the same answer.
 
     Args:
         clips: uint8 ``[N, T, C, H, W]``, of one level.
         answers: the tail's outputs for symbols uint8 ``[n, C, H, W]``.
         wanted: the teacher's for all ``N * T`` frames.
         still: clips of scenes in which nothing happens, of the same shape.
+        least_pairs: how many pairs, besides those that do not differ at all, have to be within a limit above 0.
 
     Returns:
         the limit, and what was measured within it.
@@ -67,13 +77,16 @@ def limit_of_change(
     skipped = errors_of({name: values[earlier] for name, values in outputs.items()}, target)
     order = np.argsort(changes, kind="stable")
     changes, own, skipped = changes[order], own[order], skipped[order]
-    spare = 0.0 if top_class(outputs) is not None else SPARE_ERROR
     ends = np.flatnonzero(np.append(changes[1:] != changes[:-1], True))  # all frames of one change, or none
-    harmless = np.cumsum(skipped)[ends] <= (1 + spare) * np.cumsum(own)[ends] + 1e-9
+    if top_class(outputs) is not None:  # an answer that a skip puts right by chance makes good none that it spoils
+        harmless = np.cumsum(skipped > own)[ends] == 0
+    else:
+        harmless = np.cumsum(skipped)[ends] <= (1 + SPARE_ERROR) * np.cumsum(own)[ends] + 1e-9
     cap = np.quantile(_still_changes(still), STILL_SHARE, method="lower")
-    # With the first net loss the limit is reached: gains of luck behind it make nothing good.
     allowed = np.logical_and.accumulate(harmless & (changes[ends] <= cap))
     limit = int(changes[ends][allowed][-1]) if allowed.any() else 0
+    if np.count_nonzero((changes > 0) & (changes <= limit)) < least_pairs:
+        limit = 0
     within = changes <= limit
     figures = {"pairs": float(len(changes)), "pairs_within": float(within.sum()), "noise": float(cap)}
     return limit, figures

@@ -22,6 +22,7 @@ class Facts(TypedDict):
     kernel: str
     glibc: str
     python: str
+    executable: str
     venv: bool
     modules: dict[str, str]
     systemd: bool
@@ -48,6 +49,7 @@ class There(TypedDict):
     previous_release: dict[str, Any] | None
     pending: dict[str, Any] | None
     highest: dict[str, int]
+    environments: list[str]
     edge: str | None
     tls: dict[str, str]
     service: Service
@@ -68,15 +70,27 @@ class Entry(TypedDict, total=False):
 
 
 def checked(found: Any, kind: type[T], board: str) -> T:
-    """``found`` as a ``kind``; what it has beside that is left out.
+    """``found`` as a ``kind``, its texts fit for a terminal; what it has beside that is left out.
 
     Raises:
         BoardError: it is none.
     """
     try:
-        return msgspec.convert(found, kind)
+        return msgspec.convert(_clean(found), kind)
     except msgspec.ValidationError as error:
         raise BoardError(f"{board} answered what is no answer: {error}; is its agent of another release?") from error
+
+
+def _clean(found: Any) -> Any:
+    """Every text in an answer as :func:`printable` has it, but for the daemon's configuration, which is a file of lines."""
+    if isinstance(found, str):
+        return printable(found)
+    if isinstance(found, dict):
+        return {
+            printable(str(key)): value if key == "edge" and isinstance(value, str) else _clean(value)
+            for key, value in found.items()
+        }
+    return [_clean(one) for one in found] if isinstance(found, list) else found
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from narrowcast.devices.flash.answers import There, checked, printable
 from narrowcast.devices.flash.board import connected, hello, layout_of, services_of
@@ -92,9 +93,12 @@ def rollback(
 
     Args:
         destination: as of :func:`flash`.
-        options: of these, connection, prefix, services and the gate's count.
+        options: of these, connection, prefix, services, ``keep``, ``dry_run`` and the gate's count.
         target: whose paths count; the usual ones if None.
         observer: is told of every step.
+
+    Returns:
+        what was done; its ``outcome`` is ``planned`` (a dry run) or ``committed``.
 
     Raises:
         NoReleaseError: there is nothing to go back to.
@@ -111,17 +115,21 @@ def rollback(
             raise NoReleaseError(
                 f"{destination} has no release to go back to; narrowcast flash status shows what it has"
             )
+        report = FlashReport(
+            destination=destination, outcome="planned", release=record["id"], model=record.get("model") or "",
+            number=record.get("number") or 0, target=record.get("target"),
+        )  # fmt: skip
+        if options.dry_run:
+            return report
         job = {
             "id": f"rollback-{record['id']}", "kind": "rollback", "by": flashed_by(), "services": manager,
-            "release": record, "gate": gate_of(options), "keep": options.keep, "drill": options.drill,
+            "release": record, "gate": options.for_gate(), "keep": options.keep, "drill": options.drill,
         }  # fmt: skip
         session.call("lock", by=flashed_by(), job=job["id"])
         session.call("start", job=job)
         ended, steps = follow(session, str(job["id"]), observer)
-        return outcome(ended, FlashReport(
-            destination=destination, outcome="committed", release=record["id"], previous=ended.get("previous"),
-            model=record.get("model", ""), number=record.get("number", 0), target=record.get("target"), steps=steps,
-        ))  # fmt: skip
+        report = msgspec.structs.replace(report, outcome="committed", previous=ended.get("previous"), steps=steps)
+        return outcome(ended, report)
 
 
 def logs(
@@ -169,11 +177,6 @@ def trust(
             session.call("lock", by=flashed_by())
         found = session.call("trust", add=add.line if add else "", remove=remove)
         return checked(found, list[dict[str, str]], destination)
-
-
-def gate_of(options: FlashOptions) -> dict[str, Any]:
-    """The gate's settings, for the board."""
-    return {"kind": options.gate, "frames": options.gate_frames, "seconds": options.gate_seconds}
 
 
 def _paths(target: str | Path | None) -> DeployPaths:

@@ -21,7 +21,7 @@ from narrowcast.transport.errors import ConfigError
 
 # In the order of preference: what people put there, then the system's newest.
 _CANDIDATES = (
-    "python3 python3.13 python3.12 python3.11 python3.10 $HOME/.local/bin/python3.* "
+    "python3 python3.13 python3.12 python3.11 python3.10 /opt/python/*/bin/python3 $HOME/.local/bin/python3.* "
     "$HOME/.local/share/uv/python/*/bin/python3"
 )
 

@@ -19,7 +19,7 @@ from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import FlashOptions
 from narrowcast.devices.flash.plan import Plan
 from narrowcast.devices.flash.planning import make_plan
-from narrowcast.devices.flash.preflight import check_board, check_release, check_servers, choose_target
+from narrowcast.devices.flash.preflight import check_board, check_disk, check_release, check_servers, choose_target
 from narrowcast.devices.flash.release import (
     Sent,
     describe,
@@ -118,8 +118,10 @@ class Flashing:
         current = there["current"] or {}
         if current.get("id") == name and there["pending"] is None and there["service"]["active"]:
             return self._report("unchanged", {"previous": there["previous"]}, self.steps, name)
-        sent = [*files, *wheel_files(wheels)]
+        sent = [*files, *(wheel_files(wheels) if env not in there["environments"] else [])]
         have = session.call("want", files=[{"sha256": file.sha256, "bytes": len(file.data)} for file in sent])
+        missing = sum(len(file.data) for file in sent) - sum(have)
+        check_disk(facts, [] if env in there["environments"] else wheels, missing)
         enrol = self._enrolment(there)
         plan = make_plan(
             self, ssh, rights, facts, name=name, target=target, manager=manager, sent=sent, have=have, enrols=bool(enrol),
@@ -196,7 +198,7 @@ class Flashing:
             "python": rights.python, "system_site": system_site, "backends": list(target.backends),
             "precision": options.precision, "enrol": enrol, "unsigned": self.bundle.signed_by is None,
             "allow_downgrade": options.allow_downgrade, "drill": options.drill,
-            "gate": {"kind": options.gate, "frames": options.gate_frames, "seconds": options.gate_seconds},
+            "gate": options.for_gate(),
             "wheels": [{"name": wheel.path.name, "sha256": wheel.sha256, "bytes": wheel.size} for wheel in wheels],
             "files": [{"path": file.path, "sha256": file.sha256, "secret": file.secret} for file in files],
             "keep_from": (there["current"] or {}).get("id"),
@@ -238,7 +240,8 @@ def units_for(target: Target, rights: Rights, user: str) -> dict[str, str]:
         ):
             text = text.replace(str(usual), str(here))
         text = text.replace("ExecStart=PYTHON", f"ExecStart={rights.python}")
-        text = text.replace("User=narrowcast\nGroup=narrowcast", f"User={user}\nGroup={user}") if user else text
+        # The group is the user's own, whatever it is called.
+        text = text.replace("User=narrowcast\nGroup=narrowcast\n", f"User={user or 'root'}\n")
         if "tensorrt" in target.backends:
             text = text.replace("#DeviceAllow=", "DeviceAllow=")
         found[f"{name}.service"] = text

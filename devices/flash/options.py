@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from narrowcast.transport.bundle import PublicKey
+from narrowcast.transport.errors import ConfigError
 
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
 Services = Literal["auto", "systemd", "supervised"]
 Gate = Literal["frames", "ready"]
 
@@ -97,3 +100,13 @@ class FlashOptions:
     link_check: bool = True
     dry_run: bool = False
     drill: str = ""
+
+    def __post_init__(self) -> None:
+        if self.user and not _USER.fullmatch(self.user):
+            raise ConfigError(
+                f"--user {self.user!r}: letters, digits, '.', '_' and '-', beginning with a letter or '_'"
+            )
+
+    def for_gate(self) -> dict[str, object]:
+        """The gate's settings, for the board."""
+        return {"kind": self.gate, "frames": self.gate_frames, "seconds": self.gate_seconds}

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from narrowcast.devices.flash.answers import Facts, There
-from narrowcast.devices.flash.board import Rights, kind_of
-from narrowcast.devices.flash.errors import DowngradeError, PreflightError, ServerUnreachableError, WrongTargetError
+from narrowcast.devices.flash.board import Rights, kind_of, services_of
+from narrowcast.devices.flash.errors import (
+    DiskSpaceError,
+    DowngradeError,
+    PreflightError,
+    ServerUnreachableError,
+    WrongTargetError,
+)
 from narrowcast.devices.flash.options import FlashOptions
+from narrowcast.devices.flash.wheelhouse import Wheel
 from narrowcast.devices.targets import Target
+from narrowcast.text import human_bytes
 from narrowcast.transport.bundle import Manifest
 
 # A clock that is further off makes certificates and captured times wrong.
 SKEW_SECONDS = 120.0
-# What a release takes beside its wheels, unpacked.
-SPARE_BYTES = 64 * 1024 * 1024
+# Where neither the daemon's user nor its unit (ProtectHome) gets to.
+_PRIVATE = ("/home/", "/root/", "/run/user/")
 
 
 def choose_target(wanted: Target | None, facts: Facts, options: FlashOptions) -> Target:
@@ -50,6 +59,12 @@ def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOpti
         PreflightError: it cannot be.
     """
     notes = []
+    private = facts["executable"].startswith(_PRIVATE) and not options.environment
+    if private and services_of(options.services, facts, options.prefix) == "systemd":
+        raise PreflightError(
+            f"{facts['executable']} lies in a home folder, where the daemon's unit and user do not get to: bring it along "
+            "outside (sudo env UV_PYTHON_INSTALL_DIR=/opt/python $(command -v uv) python install 3.10), then flash again"
+        )
     if not facts["venv"] and not options.environment:
         raise PreflightError("the board's Python has no module venv: apt install python3-venv")
     if rights.version not in target.python:
@@ -65,6 +80,20 @@ def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOpti
     if target.power.sensor in ("ina3221", "pi5-pmic", "rapl") and target.power.sensor not in facts["power_sensors"]:
         notes.append(f"no power sensor {target.power.sensor} is seen there: {target.power.fix}")
     return notes
+
+
+def check_disk(facts: Facts, wheels: Sequence[Wheel], missing_bytes: int) -> None:
+    """Whether an environment that is to be made fits: what is sent stays beside it until the release is confirmed.
+
+    Raises:
+        DiskSpaceError: it does not.
+    """
+    wanted = missing_bytes + sum(wheel.unpacked_bytes for wheel in wheels)
+    if wheels and wanted > facts["free_bytes"]:
+        raise DiskSpaceError(
+            f"the release wants {human_bytes(wanted)} with its environment, and {human_bytes(facts['free_bytes'])} "
+            "are free: free some space there"
+        )
 
 
 def check_release(manifest: Manifest, there: There, target: Target, options: FlashOptions) -> list[str]:

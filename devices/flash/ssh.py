@@ -144,8 +144,8 @@ class Ssh:
         if settings.config is not None:
             words += ["-F", str(settings.config)]
         options = [
+            "StrictHostKeyChecking=yes",  # of two, ssh takes the first: nobody's options switch it off
             *settings.options,
-            "StrictHostKeyChecking=yes",
             f"BatchMode={'no' if settings.interactive else 'yes'}",
             f"ConnectTimeout={settings.connect_seconds}",
             "ServerAliveInterval=5",
@@ -153,6 +153,7 @@ class Ssh:
             "ControlMaster=no",
             f"ControlPath={self._folder}/%C",
             "RequestTTY=no",
+            "RemoteCommand=none",
             "LogLevel=ERROR",
         ]
         return [*words, *(f"-o{option}" for option in options)]
@@ -164,8 +165,8 @@ class Ssh:
         given = [f"-o{option}" for option in (*options, *settings.options)]
         words = [
             settings.ssh, *own, *given, "-oBatchMode=yes", "-oPreferredAuthentications=none", "-oControlMaster=no",
-            "-oControlPath=none", "-oHashKnownHosts=no", f"-oConnectTimeout={settings.connect_seconds}", "-T",
-            *self.destination.words, "true",
+            "-oControlPath=none", "-oRemoteCommand=none", "-oHashKnownHosts=no",
+            f"-oConnectTimeout={settings.connect_seconds}", "-T", *self.destination.words, "true",
         ]  # fmt: skip
         return self._run(words).stderr.decode("utf-8", "replace")
 

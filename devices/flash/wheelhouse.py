@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,15 @@ class Wheel:
     path: Path
     sha256: str
     size: int
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What it takes once it is installed; 0 of what is no wheel, which the board says."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return sum(entry.file_size for entry in archive.infolist())
+        except (OSError, zipfile.BadZipFile):
+            return 0
 
     @classmethod
     def of(cls, path: Path) -> Wheel:

@@ -140,12 +140,13 @@ async def _pump(listening: socket.socket, to: tuple[str, int]) -> None:
             mine.add(there)
             writers.add(there)
             await asyncio.gather(one_way(reader, there), one_way(there_reader, writer))
+            for one in mine:
+                one.close()  # what was written last is still on its way
         except OSError:  # whichever end is gone, the other one is told
-            pass
-        finally:
-            writers.difference_update(mine)
             for one in mine:
                 one.transport.abort()
+        finally:
+            writers.difference_update(mine)
 
     def abort() -> None:
         for writer in list(writers):

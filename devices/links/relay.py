@@ -46,7 +46,8 @@ class Relay:
         self.connections = 0
         self._to = job.to
         self._moved = asyncio.Event()
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._writers: dict[asyncio.StreamWriter, asyncio.StreamWriter | None] = {}  # with the other end of each
+        self._ended: set[asyncio.StreamWriter] = set()  # have been told that nothing more comes
         self._tasks: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
@@ -60,20 +61,21 @@ class Relay:
         for writer in self._writers:
             break_off(writer)
         self._writers.clear()
+        self._ended.clear()
         for way in (self.up, self.down):
             way.clear()
 
     async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         self.connections += 1
-        self._writers.add(writer)
+        self._writers[writer] = None
         try:
             send_at_once(writer)
             there_reader, there = await asyncio.open_connection(*self._to, limit=KERNEL_BUFFER_BYTES)
         except OSError:
             self._gone(writer)
             return
-        self._writers.add(there)
+        self._writers |= {writer: there, there: writer}
         writer.transport.set_write_buffer_limits(KERNEL_BUFFER_BYTES)
         there.transport.set_write_buffer_limits(KERNEL_BUFFER_BYTES)
         # A handshake takes a round trip before the first byte may leave.
@@ -114,7 +116,8 @@ class Relay:
             self._gone(source)
 
     def _gone(self, writer: asyncio.StreamWriter) -> None:
-        self._writers.discard(writer)
+        self._writers.pop(writer, None)
+        self._ended.discard(writer)
         break_off(writer)
 
     async def deliver(self) -> None:
@@ -135,13 +138,25 @@ class Relay:
                     await asyncio.wait_for(self._moved.wait(), left)
 
     def _hand_over(self, piece: _Piece) -> None:
-        if piece.to.transport.is_closing():
-            return
+        gone = piece.to.transport.is_closing()
         if piece.data:
-            piece.to.write(piece.data)
-        elif piece.to.can_write_eof():
+            if not gone:
+                piece.to.write(piece.data)
+            return
+        if not gone and piece.to.can_write_eof():
             with contextlib.suppress(OSError):  # it has gone by itself
                 piece.to.write_eof()
+        self._end(piece.to)
+
+    def _end(self, writer: asyncio.StreamWriter) -> None:
+        """One end has all that the other one said. Once both have, the connection is over: asyncio leaves it open."""
+        self._ended.add(writer)
+        other = self._writers.get(writer)
+        if other is not None and other in self._ended:
+            for one in (writer, other):
+                self._writers.pop(one, None)
+                self._ended.discard(one)
+                one.close()
 
 
 async def _serve(job: Job) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from narrowcast.head.affinity import check_cpus
-from narrowcast.head.daemon.clients import check_source, policy_of, tls_of
+from narrowcast.head.daemon.clients import check_source, policy_of, sends_by_reference, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.http import check_listen
 from narrowcast.head.daemon.model import Backends, Model, load_model
+from narrowcast.head.daemon.output_config import LinesOutput, Output, SocketOutput
 from narrowcast.head.daemon.outputs import make_sink
 from narrowcast.head.sources import open_source
 from narrowcast.head.sources.raw import RawForm
@@ -35,7 +36,8 @@ class Findings:
         try:
             self.facts.append(f"{what}: {work()}")
         except (NarrowcastError, OSError) as error:
-            self.problems.append(f"{what}: {error}")
+            said = str(error)
+            self.problems.append(said if said.startswith(f"{what}: ") else f"{what}: {said}")
 
 
 def check(config: DaemonConfig, preferred: Backends) -> Findings:
@@ -61,7 +63,7 @@ def check(config: DaemonConfig, preferred: Backends) -> Findings:
     for source in config.sources:
         found.attempt(f"source {source.name!r}", lambda source=source: _source(config, source, models))  # type: ignore[misc]
     for output in config.outputs:
-        found.attempt("output", lambda output=output: make_sink(output).name + _durable(output))  # type: ignore[misc]
+        found.attempt("output", lambda output=output: _output(output))  # type: ignore[misc]
     if not config.outputs:
         found.facts.append("output: stdout, since none is named")
     if config.metrics.listen is not None or config.metrics.textfile is not None:
@@ -86,15 +88,36 @@ def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> 
         raise ConfigError(f'frames from {source.uri} are raw: say what they are like (raw = "640x480:rgb")')
     if source.uri.startswith("/dev/") and not Path(source.uri).exists():
         note = " (not there now: it is waited for)"
-    policy = source.on_outage or "as the bundle says"
+    policy, how = source.on_outage or "as the bundle says", ""
     if models:
         check_source(config, source, models[0])
         policy = policy_of(source, models[0].session)
-    return f"{name}{note}; while no server answers: {policy}"
+        how = "; frames by reference to earlier ones" if sends_by_reference(source, models[0].session) else ""
+    if source.offload is not None:
+        how += f"; offload {source.offload}"
+    return f"{name}{note}{how}; while no server answers: {policy}"
 
 
-def _durable(output: object) -> str:
-    return ", kept on disk until it is delivered" if getattr(output, "durable", False) else ""
+def _output(output: Output) -> str:
+    sink = make_sink(output)
+    if isinstance(output, LinesOutput) and output.path != "-":
+        path = Path(output.path)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"{path} cannot be written by this user, or its folder is not there")
+    if isinstance(output, SocketOutput):
+        _folder_for(Path(output.path).parent)
+    return sink.name + (", kept on disk until it is delivered" if getattr(output, "durable", False) else "")
+
+
+def _folder_for(folder: Path) -> None:
+    """Returns if a folder is there, or can be made, and files in it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be written by this user")
 
 
 def _metrics(config: DaemonConfig) -> str:
@@ -114,9 +137,7 @@ def _metrics(config: DaemonConfig) -> str:
 
 def _state(config: DaemonConfig) -> str:
     folder = config.state_folder
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{folder} cannot be written by this user")
+    _folder_for(folder)
     return f"{folder}; status.json in {config.run_folder}"
 
 

@@ -18,13 +18,14 @@ from narrowcast.head.rate.control import RateControl
 from narrowcast.head.replay import Replayed
 from narrowcast.head.session import HeadSession
 from narrowcast.head.spool import Spool
+from narrowcast.head.video.wanted import by_reference
 from narrowcast.transport.errors import ConfigError, MissingPartError
 from narrowcast.transport.rpc.credentials import ClientTls, client_tls
 
 MIB = 1024 * 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A client in use.
 
@@ -57,12 +58,19 @@ def policy_of(source: SourceConfig, session: HeadSession) -> OnOutage:
     return source.on_outage or ("local" if session.has_exit else "drop")
 
 
+def sends_by_reference(source: SourceConfig, session: HeadSession) -> bool:
+    """Whether its frames refer to earlier ones."""
+    return by_reference(
+        source.video, session.bundle, source.uri, watch=source.watch, way=source.way, offload=source.offload
+    )  # fmt: skip
+
+
 def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> None:
-    """Returns if :func:`make_client` will find nothing wrong.
+    """Returns if :func:`make_client` will find nothing wrong. May load parts of the model: not for an event loop.
 
     Raises:
         ConfigError: a tail or level that the bundle has not, or settings that do not go together.
-        MissingPartError: answers from a local exit that it has not.
+        MissingPartError: a local exit, video tables or an uncut network are asked for that it has not.
         CertificateError, KeyFileError, TokenError: files for TLS that are no good.
     """
     session, manifest = model.session, model.manifest
@@ -81,12 +89,15 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
         raise ConfigError(
             f"source {source.name!r}: level = {source.level}; {manifest.name} has levels 0..{session.levels - 1}"
         )
-    if source.level == "auto":
-        if source.way == "image":
-            raise ConfigError(
-                f'source {source.name!r}: images have no levels to choose from: level = "auto" goes with symbols'
-            )
-        RateControl(manifest, automatic=True)
+    try:
+        if "auto" in (source.level, source.offload):
+            RateControl(manifest, automatic=True)
+        if sends_by_reference(source, session):
+            session.video_codec()
+        if source.offload == "local" or (source.offload == "auto" and session.bundle.has("whole")):
+            _ = session.whole  # now, as the exit, and here, where it may take its time
+    except (ConfigError, MissingPartError) as error:
+        raise type(error)(f"source {source.name!r}: {error}") from error
     tls_of(config)
 
 
@@ -112,7 +123,8 @@ def make_client(
         image_quality=source.image_quality, data_cap=cap, max_packet_bytes=source.max_packet_bytes,
         budget_kbit=None if source.budget is None else parse_rate(source.budget) * 8 / 1000,
         on_outage=policy_of(source, session), spool=spool, ledger=ledger, refusal_is_outage=True,
-        on_replayed=lambda replayed: on_replayed(teller, replayed),
+        on_replayed=lambda replayed: on_replayed(teller, replayed), video=sends_by_reference(source, session),
+        offload=source.offload, way_joules=source.way_joules,
     )  # fmt: skip
     return Running(client, teller)
 

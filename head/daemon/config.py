@@ -13,14 +13,19 @@ from msgspec import Meta
 
 from narrowcast.head.affinity import parse_cpus
 from narrowcast.head.daemon.output_config import Output
+from narrowcast.head.encoder import ImageCodec
 from narrowcast.head.endpoints import parse_endpoints
 from narrowcast.head.link import Priority
+from narrowcast.head.offload import Offload, Way, check_offload
 from narrowcast.head.outage import OnOutage
 from narrowcast.head.rate.budget import parse_cap, parse_rate
+from narrowcast.head.rate.offload import WayName
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.head.spool.spool import Overflow, Sync
+from narrowcast.head.video.wanted import VideoChoice
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import ConfigError, NarrowcastError
+from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.structs import Settings, from_mapping, read_toml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -48,8 +53,9 @@ class SourceConfig(Settings, frozen=True):
         uri: what ``narrowcast stream`` takes as SOURCE.
         watch, raw, camera_size, fps, watchdog_seconds: see ``docs/sources.md``.
         queue: captured frames that may wait.
-        level, deadline_ms, budget, data_cap, max_packet_bytes: see ``docs/rate-control.md``.
+        level, deadline_ms, budget, data_cap, max_packet_bytes, offload, way_joules: see ``docs/rate-control.md``.
         window, priority, way, image_codec, image_quality, tails, on_outage, exit_after_seconds: see ``docs/client.md``.
+        video: see ``docs/video.md``.
         spool: with ``on_outage = "spool"``, which has one also where this is left out.
     """
 
@@ -65,12 +71,15 @@ class SourceConfig(Settings, frozen=True):
     deadline_ms: Positive | None = None
     budget: str | None = None
     data_cap: str | None = None
-    max_packet_bytes: Count | None = None
+    max_packet_bytes: Annotated[int, Meta(gt=STREAM_HEADER_BYTES, le=1_000_000)] | None = None
     window: Annotated[int, Meta(ge=1, le=256)] = 8
     priority: Priority = "normal"
-    way: Literal["symbols", "image"] = "symbols"
-    image_codec: Literal["jpeg", "webp"] = "jpeg"
+    way: Way = "symbols"
+    image_codec: ImageCodec = "jpeg"
     image_quality: Annotated[int, Meta(ge=1, le=100)] = 75
+    video: VideoChoice = "auto"
+    offload: Offload | None = None
+    way_joules: dict[WayName, Positive] | None = None
     tails: list[str] | None = None
     on_outage: OnOutage | None = None
     exit_after_seconds: NotNegative = 2.0
@@ -88,8 +97,12 @@ class SourceConfig(Settings, frozen=True):
             for parse, text in ((parse_rate, self.budget), (parse_cap, self.data_cap), (RawForm.parse, self.raw)):
                 if text is not None:
                     parse(text)
+            sent = check_offload(self.offload, self.way, self.way_joules)
         except ConfigError as error:
             raise ValueError(f"source {self.name!r}: {error}") from error
+        if sent == "image" and (self.video == "on" or self.level == "auto"):
+            what = 'video = "on"' if self.video == "on" else 'level = "auto"'
+            raise ValueError(f"source {self.name!r}: {what} is for symbols, and it sends images")
 
     @property
     def kept(self) -> tuple[Any, ...]:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
-COLLECT_SECONDS = 30.0
 # Without a watchdog, a frame that has not got on for so long makes the daemon not ready.
 STUCK_SECONDS = 30.0
 # A source that blocks may wait for a server that is there and has no room for it, again and again.
@@ -80,7 +79,7 @@ class Daemon:
         self._reload = asyncio.Event()
         self._running = self._ending = False
         self._told_stuck = False
-        self._textfile_at = self._looked_at = self._collected_at = 0.0
+        self._textfile_at = self._looked_at = 0.0
 
     def reload(self) -> None:
         """Settings and bundle are read again, soon. For SIGHUP."""
@@ -115,14 +114,12 @@ class Daemon:
         started = time.monotonic()
         self._stamp = stamp_of(self._config.bundle)
         self._model = await asyncio.to_thread(load_model, self._config, self._preferred)
-        for source in self._config.sources:
-            check_source(self._config, source, self._model)
+        await _check_sources(self._config, self._model)
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
         await self._listen(self._config.metrics.listen)
-        # Calls of grpc.aio are rings of objects that keep their connection until they are collected. What is there by now
-        # stays in any case, so that looking for rings among the rest takes a millisecond.
+        # What is there by now stays: looking for rings of objects among the rest takes a millisecond.
         gc.collect()
         gc.freeze()
         for source in self._config.sources:
@@ -219,9 +216,6 @@ class Daemon:
             await self._reload_all()
         for lane in list(self.lanes.values()):
             await lane.tick()
-        if time.monotonic() - self._collected_at >= COLLECT_SECONDS:
-            self._collected_at = time.monotonic()
-            gc.collect()
         if time.monotonic() - self._looked_at >= self._config.check_bundle_seconds:
             self._looked_at = time.monotonic()
             await self._look_at_bundle()
@@ -264,8 +258,7 @@ class Daemon:
         self._stamp = stamp
         try:
             model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
-            for source in config.sources:
-                check_source(config, source, model)
+            await _check_sources(config, model)
         except Exception as error:  # noqa: BLE001  (whatever a bundle does to a library: what runs goes on)
             self._refuse(
                 "bundle", f"{str(error) or type(error).__name__}; release {self._model.manifest.release} goes on"
@@ -303,8 +296,7 @@ class Daemon:
             model = await self._load(config, stamp)
             config = msgspec.structs.replace(config, **old.model) if model is None else config
         try:
-            for source in config.sources:
-                check_source(config, source, model or self._model)
+            await _check_sources(config, model or self._model)
             if config.metrics.listen != old.metrics.listen:
                 await self._listen(config.metrics.listen)
             await self._outputs.change(list(config.outputs) or [LinesOutput()])
@@ -384,3 +376,9 @@ class Daemon:
             await self._http.stop()
         if self.figures:
             log.info("ended: %s", self._line())
+
+
+async def _check_sources(config: DaemonConfig, model: Model) -> None:
+    """See :func:`check_source`."""
+    for source in config.sources:
+        await asyncio.to_thread(check_source, config, source, model)

@@ -90,7 +90,7 @@ class HttpServer:
             if self._open <= MAX_CONNECTIONS:
                 await asyncio.wait_for(self._answer(reader, writer), SECONDS)
         except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # whoever asks like this gets nothing
+            writer.transport.abort()  # whoever asks like this, or does not read, gets nothing
         finally:
             self._open -= 1
             writer.close()

@@ -7,7 +7,6 @@ end there, new ones go to the new one, and none is lost between.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import threading
 import time
@@ -31,6 +30,8 @@ from narrowcast.transport.errors import NarrowcastError
 
 log = logging.getLogger(__name__)
 # A link that has failed for good (servers refuse this client) is tried anew: the fault may be theirs, and be mended.
+# At the end, for putting on disk what has no answer; a few frames, unless the disk hangs.
+SPOOLING_SECONDS = 2.0
 FIRST_RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 5.0, 300.0
 
 
@@ -70,6 +71,7 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._mutex = threading.Lock()  # which client is used, and by how many frames
         self._old: set[asyncio.Task[None]] = set()
+        self._retired: set[Running] = set()  # whose last frames are still under way
         self._room = threading.Semaphore(source.window)
         self._stopping = self._giving_up = False
         self._encoding_since: float | None = None
@@ -220,7 +222,8 @@ class Lane:
         if result.fate == "answered":
             self.figures.answered_at = now
             self._renewal_seconds = FIRST_RENEWAL_SECONDS
-        self._tell(sent.running.teller.result(result, client.stream_id, capture_us, sent.captured.name))
+        teller, payload = sent.running.teller, sent.encoded.kind
+        self._tell(teller.result(result, client.stream_id, capture_us, sent.captured.name, payload))
 
     async def change(self, config: DaemonConfig, source: SourceConfig, model: Model) -> None:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
@@ -229,12 +232,13 @@ class Lane:
         """
         self._config, self.source, self._model = config, source, model
         old = self._running
+        await old.client.retire()
         if self.spool is not None:  # one client at a time sends what is in it
-            await old.client.retire()
             await asyncio.to_thread(self.spool.rewind)
         new = self._make()
         with self._mutex:
             self._running = new
+        self._retired.add(old)
         task = asyncio.create_task(self._end(old))
         self._old.add(task)
         task.add_done_callback(self._old.discard)
@@ -245,7 +249,7 @@ class Lane:
             await asyncio.sleep(0.02)
         await old.client.close()
         self.figures.end_client(old.client.counters)
-        gc.collect()  # lets go of its connection; see Daemon
+        self._retired.discard(old)
 
     async def tick(self) -> None:
         """Once a second: a link that has failed for good is made anew, now and then."""
@@ -278,6 +282,10 @@ class Lane:
         self.figures.opened += counters.openings
         self.figures.hangs += counters.hangs
         await asyncio.wait(self._tasks, timeout=seconds)
+        if self.spool is not None and not self.ended:
+            # Also what was captured and has not come to the head yet: there is a place for it.
+            await asyncio.gather(*(one.client.give_up() for one in (*self._retired, self._running)))
+            await asyncio.wait(self._tasks, timeout=SPOOLING_SECONDS)
         self._giving_up = True
         for _ in range(self.source.window):
             self._room.release()

@@ -11,7 +11,8 @@ import numpy as np
 
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.replay import Replayed
-from narrowcast.head.results import Result
+from narrowcast.head.results import KINDS, Result
+from narrowcast.transport.packet import Kind
 from narrowcast.transport.sinks import Record, summarize
 from narrowcast.transport.sinks.records import SCHEMA, record_id
 from narrowcast.transport.tasks import MAIN, Answer, Detections
@@ -48,11 +49,13 @@ class Teller:
     def __init__(self, source: str, model: Model) -> None:
         self._source, self._manifest, self._labels = source, model.manifest, model.labels
 
-    def result(self, result: Result, stream_id: bytes, capture_us: int, name: str) -> Telling:
-        """Of a frame that ended; ``name`` is the frame's, for people."""
+    def result(
+        self, result: Result, stream_id: bytes, capture_us: int, name: str, payload: Kind = Kind.SYMBOLS
+    ) -> Telling:
+        """Of a frame that ended; ``name`` is the frame's, for people, and ``payload`` what was made of it to be sent."""
 
         def make() -> Record:
-            body = {
+            body: dict[str, Any] = {
                 **self._place(stream_id, result.frame_id, capture_us, result.level),
                 "frame": name, "packet_bytes": result.packet_bytes,
                 "latency_ms": round(result.latency_ms, 3),
@@ -69,6 +72,10 @@ class Teller:
                     if "boxes" in answer:
                         answer["source_size"] = list(result.placement.source)
                 body |= {"from": result.source, "code": 0, "answers": answers}
+                if result.source == "server":
+                    body["kind"] = _kind(result, payload)
+                if result.reference is not None:
+                    body["reference"] = result.reference
             return self._record(record_id(stream_id, result.frame_id), "result", body)
 
         return Telling(make, sum(values.nbytes for values in result.outputs.values()))
@@ -112,6 +119,11 @@ class Teller:
             if entry["class"] < len(self._labels):
                 entry.setdefault("name", self._labels[entry["class"]])
         return found | {tail: _told(answer) for tail, answer in answers.items()}
+
+
+def _kind(result: Result, payload: Kind) -> str:
+    """How a frame was sent, as servers call it."""
+    return next((kind for kind, sent in KINDS.items() if sent == result.kind), payload).name.lower()
 
 
 def _told(answer: Answer) -> dict[str, Any]:

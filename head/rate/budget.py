@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import math
 import os
 import re
@@ -18,6 +20,8 @@ from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import Settings, from_json, to_json
 
+log = logging.getLogger(__name__)
+
 # A budget that was not used may be used up within so long.
 BURST_SECONDS = 2.0
 # A day's bytes are taken from the file in portions: what a process has of its portion when it is killed counts as used.
@@ -25,6 +29,8 @@ PORTION_BYTES = 256 * 1024
 DAY_SECONDS = 86_400.0
 # A clock that jumps ahead, again and again, gets another day's bytes no more often than that.
 LEAST_DAY_SECONDS = 3600.0
+# A disk that does not take the file is asked again so often.
+RETRY_SECONDS = 1.0
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -96,7 +102,7 @@ class DailyCap:
 
     The day is the clock's, in UTC. A clock that goes back does not give the bytes of the day again; one that jumps ahead
     gives another day's, once an hour at the most. Where the clock stays behind the file's day for 24 h of running, the day
-    is over.
+    is over. While the disk is full, or the file cannot be written any more, nothing is left.
 
     Args:
         most_bytes: a day, on the socket, both ways.
@@ -123,10 +129,14 @@ class DailyCap:
         self._day = ""
         self._begun = running()
         self._renewed: float | None = None
+        self._free = 0
+        self._failed_at: float | None = None  # the file could not be written then, nor since
         try:
-            self._take(0)
+            self._add(0)
         except OSError as error:
-            raise ConfigError(f"--data-cap cannot keep what is used: {error}") from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise ConfigError(f"--data-cap cannot keep what is used: {error}") from error
+            self._fail(error)
 
     def left(self) -> float:
         """What is left of today; 0 or less where the cap is reached."""
@@ -137,20 +147,41 @@ class DailyCap:
         """So many bytes were spent, or are about to be."""
         self._turn()
         self._mine -= count
-        if self._mine < 0:
-            self._take(math.ceil(-self._mine / self._portion) * self._portion)
+        if self._mine < 0 and self._failed_at is None:
+            self._take(self._owed)
+
+    @property
+    def _owed(self) -> int:
+        """What has to be taken for what is spent, in whole portions."""
+        return math.ceil(max(0.0, -self._mine) / self._portion) * self._portion
 
     def _turn(self) -> None:
-        """A new day?"""
+        """A new day? And where the disk did not take the file: does it now?"""
         now = self._running()
+        if self._failed_at is not None and (now - self._failed_at < RETRY_SECONDS or not self._take(self._owed)):
+            return
         today = self._today()
         later = today > self._day and (self._renewed is None or now - self._renewed >= LEAST_DAY_SECONDS)
-        if later or now - self._begun >= DAY_SECONDS:
+        if (later or now - self._begun >= DAY_SECONDS) and self._take(0, day=today):
             self._begun = self._renewed = now
             self._mine = 0.0
-            self._take(0, day=today)
 
-    def _take(self, count: int, day: str | None = None) -> None:
+    def _take(self, count: int, day: str | None = None) -> bool:
+        """As :meth:`_add`; False where the disk does not take it: what restarts would forget is not to be had."""
+        try:
+            self._add(count, day)
+        except OSError as error:
+            self._fail(error)
+            return False
+        self._failed_at = None
+        return True
+
+    def _fail(self, error: OSError) -> None:
+        if self._failed_at is None:
+            log.warning("what is used of a data cap cannot be kept, so that nothing more is sent: %s", error)
+        self._free, self._failed_at = 0, self._running()
+
+    def _add(self, count: int, day: str | None = None) -> None:
         """Adds to what is taken; to that of another ``day``, if it is not the file's already."""
         with self._locked():
             used = self._read()

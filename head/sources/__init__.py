@@ -14,9 +14,25 @@ from narrowcast.head.sources.video import Camera, Video
 from narrowcast.transport.errors import ConfigError, FrameError
 from narrowcast.transport.frames import SUFFIXES
 
-__all__ = ["Captured", "Feed", "FeedCounters", "ImageFiles", "Source", "SourceError", "WatchedFolder", "open_source"]
+__all__ = [
+    "Captured",
+    "Feed",
+    "FeedCounters",
+    "ImageFiles",
+    "Source",
+    "SourceError",
+    "WatchedFolder",
+    "is_film",
+    "open_source",
+]
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp")
+
+
+def is_film(uri: str, *, watch: bool = False) -> bool:
+    """Whether a source's frames follow one another: a camera's, a stream's, a video's; images of a folder need not."""
+    path = Path(uri)
+    return not watch and ("://" in uri or not (path.is_dir() or path.suffix.lower() in SUFFIXES))
 
 
 def open_source(

@@ -112,7 +112,7 @@ class Feed:
 
     def _keep(self) -> None:
         """Opens the source, and again where it is live."""
-        pause = FIRST_PAUSE_SECONDS
+        pause, told = FIRST_PAUSE_SECONDS, ""
         try:
             while not self._closed:
                 before = self.counters.frames + self.counters.dropped + len(self._frames)
@@ -125,7 +125,10 @@ class Feed:
                     break
                 if self.counters.frames + self.counters.dropped + len(self._frames) > before:
                     pause = FIRST_PAUSE_SECONDS
-                self._on_trouble(f"{self.source.name}: {trouble or 'it has ended'}; opening it again in {pause:.1f} s")
+                what = str(trouble or "it has ended")
+                if what != told or pause < LONGEST_PAUSE_SECONDS:  # a camera that is gone for months is no news
+                    self._on_trouble(f"{self.source.name}: {what}; opening it again in {pause:.1f} s")
+                told = what
                 self._rest(pause * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         except BaseException as error:  # noqa: BLE001  (raised again where frames are taken)

@@ -18,8 +18,8 @@ from narrowcast.transport.video import Memory, VideoCodec
 
 # Frames with more symbols are compared and coded on another thread: on the event loop they would take milliseconds.
 MAX_SYMBOLS_ON_LOOP = 1 << 16
-# After references that the server did not have, one upon the other, so many frames are key frames: 0, 2, 6, ... at most.
-MAX_REST = 254
+# After references that the server did not have, one upon the other, so many frames are key frames: 0, 2, 6, ... 254.
+MOST_MISSES = 8
 
 
 class Source(NamedTuple):
@@ -116,8 +116,8 @@ class Chain:
                 self._last is not None and self._last is sent.reference
             ):  # others that were under way say no more than this
                 self._last = None
-                self._misses += 1
-                self._rest = min(2**self._misses - 2, MAX_REST)
+                self._misses = min(self._misses + 1, MOST_MISSES)  # a server may forget everything for months
+                self._rest = 2**self._misses - 2
         elif result.code == 0 and sent.source is not None:
             if sent.reference is not None:
                 self._misses = 0

@@ -32,6 +32,7 @@ _KEYS = {
     "window": "sources.window", "priority": "sources.priority", "way": "sources.way",
     "image_codec": "sources.image_codec", "image_quality": "sources.image_quality", "tail": "sources.tails",
     "on_outage": "sources.on_outage", "exit_after": "sources.exit_after_seconds",
+    "video": "sources.video", "offload": "sources.offload", "way_joules": "sources.way_joules",
 }  # fmt: skip
 _OWN = {"config", "check", "quiet", "debug"}
 

@@ -28,7 +28,7 @@ def add_action(actions: Any) -> None:
     enrol.add_argument("--withdraw", default="", metavar="ID", help="take this one's no more")
     enrol.add_argument("--yes", action="store_true", help="without a question")
     enrol.add_argument("--json", action="store_true", help="JSON on stdout")
-    flashing.add_place(enrol)
+    flashing.add_place(enrol, services=False)
     flashing.add_connection(enrol)
 
 

@@ -32,11 +32,13 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-sudo", action="store_true", help="nothing is done as root")
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Where things lie on a board, and who runs the daemon."""
+def add_place(parser: argparse.ArgumentParser, *, services: bool = True) -> None:
+    """Where things lie on a board, and who runs the daemon, where that counts."""
     group = parser.add_argument_group("on the board")
     group.add_argument("--target", metavar="T", help="kind of board, or a file of your own (default: recognised)")
     group.add_argument("--prefix", default="", metavar="DIR", help="everything below this folder: no root needed")
+    if not services:
+        return
     group.add_argument(
         "--services", choices=["auto", "systemd", "supervised"], default="auto",
         help="who keeps the daemon running (default: systemd where it is, and root is at hand)",

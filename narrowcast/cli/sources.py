@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from narrowcast.cli.options import at_least, seconds
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.frames import SUFFIXES
 
 if TYPE_CHECKING:
     from narrowcast.head.client import Client
@@ -80,12 +79,6 @@ def source_of(args: argparse.Namespace, on_trouble: Callable[[str], None]) -> So
 
     raw = None if args.raw is None else RawForm.parse(args.raw)
     return open_source(args.source, watch=args.watch, raw=raw, size=args.camera_size, on_trouble=on_trouble)
-
-
-def is_film(args: argparse.Namespace) -> bool:
-    """Whether the source's frames follow one another: a camera's, a stream's, a video's; images of a folder need not."""
-    path = Path(args.source)
-    return "://" in args.source or not (path.is_dir() or path.suffix.lower() in SUFFIXES)
 
 
 @contextlib.contextmanager

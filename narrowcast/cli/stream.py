@@ -158,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.devices.probe import preferred_backends
     from narrowcast.head.client import Client
     from narrowcast.head.session import HeadSession
+    from narrowcast.head.video.wanted import by_reference
     from narrowcast.transport.rpc.credentials import client_tls
 
     progress = TerminalProgress(quiet=args.quiet)
@@ -186,7 +187,9 @@ def run(args: argparse.Namespace) -> int:
         on_trouble=progress.note, local_exit=False if args.no_exit else None, exit_after_seconds=args.exit_after,
         deadline_ms=args.deadline_ms, priority=args.priority, way=args.way, image_codec=args.image_codec,
         image_quality=args.image_quality, audit=audit_consent(args), on_outage=args.on_outage, spool=spool,
-        video=_by_reference(args, bundle),
+        video=by_reference(
+            args.video, bundle, args.source, watch=args.watch, way=args.way, offload=args.offload
+        ),
         on_replayed=lambda replayed: tell(_replayed_line(replayed, labels, full=args.full)), tls=tls,
         **rating.client_options(args),
     ) as client, sources.feed_of(source, args, client, progress.note) as feed:  # fmt: skip
@@ -206,13 +209,6 @@ def run(args: argparse.Namespace) -> int:
                 f"{spool.waiting} frames wait in {spool.folder}: they are sent when there is a server, also by a later run"
             )
     return 1 if failed or getattr(source, "skipped", 0) else 0
-
-
-def _by_reference(args: argparse.Namespace, bundle: Bundle) -> bool:
-    """Whether frames may refer to earlier ones."""
-    if args.video != "auto":
-        return bool(args.video == "on")
-    return bundle.has("video") and args.way == "symbols" and sources.is_film(args)
 
 
 def _drain(spool: Spool, seconds: float) -> None:

@@ -42,6 +42,7 @@ def profile_words(layout: Layout, to: str, tls: bool, options: Mapping[str, Any]
     """
     words = [
         f"{layout.current}/venv/bin/python",
+        "-I",
         "-m",
         "narrowcast",
         "profile",

@@ -36,7 +36,7 @@ GATE_SECONDS = 600.0
 WAIT_SECONDS = 600.0
 # Frames without a camera, for ever: raw ones, all black.
 SOURCES = [{"name": "camera", "uri": "/dev/zero", "raw": "8x8", "fps": 2.0}]
-STEPS_CUT = ["environment", "verify", "choose", "selftest", "install", "switch", "gate", "commit"]
+NEVER = 10**6  # frames: a gate that wants so many does not open
 PYTHON = "/opt/narrowcast/current/venv/bin/python"
 
 
@@ -70,6 +70,10 @@ class Shop:
         }  # fmt: skip
         path = self.bundle(bundle) if isinstance(bundle, int) else bundle
         return flash(path, self.board.destination, target, options=FlashOptions(**settings), observer=observer)
+
+    def on_disk(self, pattern: str) -> list[Path]:
+        """What the flash has put on the board's disk, whether or not the board is on."""
+        return list(self.board.root.glob(f"opt/narrowcast/{pattern}"))
 
     def current(self) -> int | None:
         """The release that `current` shows."""
@@ -122,11 +126,40 @@ def test_nothing_is_on_the_board_before_the_first_flash(shop):
         status(shop.board.destination, connection=Connection(config=shop.board.ssh_config, options=unknown))
 
 
-def test_a_bare_board_becomes_an_edge_device(shop):
+class Interfering(Observer):
+    """Calls something when a step begins, once."""
+
+    def __init__(self, step: str, do) -> None:
+        self._step, self._do, self.done = step, do, False
+
+    def step(self, name: str, state: str, detail: str) -> None:
+        if name == self._step and state == "begin" and not self.done:
+            self.done = True
+            self._do()
+
+
+def test_a_power_cut_on_a_bare_board_leaves_half_an_environment_and_nothing_that_runs(shop):
+    def cut() -> None:
+        until(lambda: bool(shop.on_disk("envs/*/lib/*/site-packages/*.dist-info")), "half an environment", WAIT_SECONDS)
+        shop.board.off()
+        assert not shop.on_disk("envs/*/.complete")
+        assert not shop.on_disk("current")
+        shop.board.boot()
+
+    observer = Interfering("environment", cut)
+    with pytest.raises(BoardError, match="goes on where it stopped"):
+        shop.flash(1, observer)
+    assert observer.done
+    assert sum(path.stat().st_size for path in shop.on_disk("flash/files/*")) > 40_000_000, (
+        "the wheels are brought along"
+    )
+
+
+def test_the_same_flash_once_more_makes_it_an_edge_device(shop):
     report = shop.flash(1)
     assert report.outcome == "committed"
     assert report.precision == "fp32"
-    assert report.uploaded_bytes > 40_000_000, "the wheels are brought along"
+    assert report.uploaded_bytes == 0, "all of it had arrived"
     assert [step.name for step in report.steps][-3:] == ["gate", "commit", "tidy"]
     shop.settle(1)
     assert shop.board.ssh("systemctl is-enabled narrowcast-edge").strip() == "enabled"
@@ -225,18 +258,6 @@ def test_a_full_disk_is_said_and_the_release_runs_on(shop):
     shop.settle(1)
 
 
-class Interfering(Observer):
-    """Calls something when a step begins, once."""
-
-    def __init__(self, step: str, do) -> None:
-        self._step, self._do, self.done = step, do, False
-
-    def step(self, name: str, state: str, detail: str) -> None:
-        if name == self._step and state == "begin" and not self.done:
-            self.done = True
-            self._do()
-
-
 def test_two_at_once_are_kept_apart_and_losing_the_link_changes_nothing(shop):
     """While release 2 goes out, another flash is refused; then sshd is killed: the board goes on by itself."""
 
@@ -249,27 +270,36 @@ def test_two_at_once_are_kept_apart_and_losing_the_link_changes_nothing(shop):
     report = shop.flash(2, observer)
     assert observer.done
     assert report.outcome == "committed"
+    assert report.uploaded_bytes < 100_000, "the environment is there: its wheels are not sent again"
     shop.settle(2)
 
 
-@pytest.mark.parametrize(("step", "number"), [(step, k) for k, step in enumerate(STEPS_CUT, start=1)], ids=STEPS_CUT)
-def test_a_power_cut_at_any_step_leaves_the_old_release_running(shop, step, number):
-    """The board's worker and its guardian stop dead as the step begins; then the power goes, and comes back."""
-    before = shop.current()
-    settings = {"sources": SOURCES, "drain_seconds": float(number)}  # a job of its own, none that goes on
-    with pytest.raises(BoardError):
-        shop.flash(before + 1, drill=f"halt {step} begin", settings=settings)
+def test_power_cuts_before_the_switch_and_behind_it_leave_the_old_release_running(shop):
+    """The board's worker and its guardian stop dead as the switch begins; the same flash goes on from there, and its
+    power goes while the new release runs and nobody has confirmed it.
+    """
+    with pytest.raises(BoardError, match="goes on where it stopped"):
+        shop.flash(3, drill="halt switch begin", gate_frames=NEVER)
     shop.board.power_cycle()
-    shop.settle(before)
+    shop.settle(2)
 
+    def cut() -> None:
+        shop.settle(3)
+        shop.board.power_cycle()
 
-def test_after_all_the_power_cuts_the_release_goes_out(shop):
-    observer = Interfering("verify", shop.board.power_cycle)  # this one goes on where it was cut
-    with pytest.raises((BoardError, RolledBackError)):
-        shop.flash(3, observer)
+    observer = Interfering("gate", cut)
+    with pytest.raises(RolledBackError, match="started again before the release was confirmed"):
+        shop.flash(3, observer, gate_frames=NEVER)
     assert observer.done
-    assert shop.flash(3).outcome == "committed"
+    shop.settle(2)
+
+
+def test_a_power_cut_right_behind_the_commit_leaves_the_new_release_running(shop):
+    with pytest.raises(BoardError, match="goes on where it stopped"):
+        shop.flash(3, drill="halt commit done")
+    shop.board.power_cycle()
     shop.settle(3)
+    assert shop.flash(3).outcome == "unchanged"
 
 
 def test_without_its_server_the_new_release_gives_way_to_the_old_one(shop):

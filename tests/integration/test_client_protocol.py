@@ -622,25 +622,26 @@ async def test_a_wall_clock_that_jumps_changes_nothing(session, monkeypatch):
 class TestThinLink:
     """Large packets take longer than the time after which nothing heard means hung."""
 
-    BYTES_PER_SECOND = 40_000
-    PACKET_BYTES = 24_000
+    BYTES_PER_SECOND = 20_000
+    PACKET_BYTES = 30_000
 
     async def test_it_does_not_flap(self, tiny, monkeypatch):
-        monkeypatch.setattr(liveness, "HUNG_SECONDS", 0.3)
-        monkeypatch.setattr(liveness, "PROMISE_SECONDS", 0.3)
+        # Well above what a busy machine holds a process up for; the rest is in proportion.
+        monkeypatch.setattr(liveness, "HUNG_SECONDS", 1.0)
+        monkeypatch.setattr(liveness, "PROMISE_SECONDS", 1.0)
         monkeypatch.setattr(liveness, "TICK_SECONDS", 0.02)
         monkeypatch.setattr(liveness, "ASSUMED_BYTES_PER_SECOND", self.BYTES_PER_SECOND)
         async with scripted(echo) as server, thin(server.address, self.BYTES_PER_SECOND) as relay:
             link = Link(relay.address, "tiny", tiny.codec().fingerprint, window=3)
             try:
-                answers = [await link.send(packet(link, k, self.PACKET_BYTES)) for k in range(5)]
+                answers = [await link.send(packet(link, k, self.PACKET_BYTES)) for k in range(3)]
                 results = [one.result for one in await asyncio.wait_for(asyncio.gather(*answers), 60)]
             finally:
                 await link.close()
-            assert [result.frame_id for result in results] == list(range(5))
+            assert [result.frame_id for result in results] == list(range(3))
             assert (link.counters.streams_opened, link.counters.hangs, link.counters.packets_resent) == (1, 0, 0)
             assert relay.connections == 1
-        assert server.streams[0].arrived == list(range(5))
+        assert server.streams[0].arrived == list(range(3))
 
 
 def packet(link: Link, frame_id: int, size: int) -> Packet:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+
 import pytest
 from support.local_board import LocalBoard
 from support.waiting import until
 
-PREPARING = ["environment", "verify", "choose", "selftest", "install"]
-SWITCHING = ["switch", "restart", "gate", "commit", "tidy"]
-# Between a step's end and the next one's begin nothing happens: where nothing was switched yet, ends will do.
+from narrowcast.devices.flash.agent import jobs, report
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.state import State
+
+# Between a step's end and the next one's begin nothing happens, and steps before the switch are alike: each begins anew over
+# what is there. Behind it every step's end counts, and the begin of those that decide.
 LINES = [
-    ("attempt", "begin"),
-    *((step, "done") for step in PREPARING),
-    *((step, state) for step in SWITCHING for state in ("begin", "done")),
-]
-DECISIVE = [
-    ("verify", "done"), ("switch", "begin"), ("switch", "done"), ("gate", "begin"), ("commit", "begin"), ("commit", "done"),
+    ("attempt", "begin"), ("verify", "done"), ("install", "done"), ("switch", "begin"), ("switch", "done"),
+    ("restart", "done"), ("gate", "done"), ("commit", "begin"), ("commit", "done"), ("tidy", "done"),
 ]  # fmt: skip
+# What is on disk then differs: a release that is laid out, one that is pending, one that passed, one that counts.
+DECISIVE = [("switch", "begin"), ("switch", "done"), ("gate", "done"), ("commit", "done")]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def test_a_killed_worker_goes_on_and_commits(board, step, state):
     until(board.runs_what_it_shows, "the new release runs")
 
 
-@pytest.mark.parametrize(("step", "state"), [("gate", "begin"), ("rollback", "begin"), ("rollback", "done")])
+@pytest.mark.parametrize(("step", "state"), [("rollback", "begin"), ("rollback", "done")])
 def test_a_killed_way_back_ends_at_the_old_release(board, step, state):
     before = board.layout.running()
     gate = {"kind": "frames", "frames": 3, "seconds": 0.5}
@@ -50,6 +56,74 @@ def test_a_killed_way_back_ends_at_the_old_release(board, step, state):
     assert "0 of 3 frames were answered" in ended["detail"]
     assert board.layout.running() == before
     until(board.runs_what_it_shows, "the old release runs")
+
+
+def test_a_killed_guardian_leaves_no_room_for_another_flash(board):
+    """Its worker holds the locks on, decides, and another flash is refused until then."""
+    before = board.layout.running()
+    job = board.job(to="nowhere:1", gate={"kind": "frames", "frames": 3, "seconds": 2.0})
+    board.start(job)
+    until(lambda: board.journal(job).has("gate", "begin"), "the gate waits")
+    os.kill(json.loads((board.layout.jobs / job["id"] / "guardian.lock").read_bytes())["pid"], signal.SIGKILL)
+    assert jobs.alive(board.layout, job["id"])
+    with pytest.raises(AgentError, match="wait until it has ended"):
+        jobs.check_free(board.layout, "another")
+    board.wait_idle(job)
+    assert board.journal(job).ended()["state"] == "rolled-back"
+    assert board.layout.running() == before
+    until(board.runs_what_it_shows, "the old release runs")
+
+
+def test_what_runs_already_is_its_own_way_back(board):
+    """The release that runs, flashed again while its server is away: the board is no worse than before."""
+    job = board.job()
+    assert board.carry_out(job)["state"] == "committed"
+    previous = State(board.layout).previous
+    board.services.stop()
+    gate = {"kind": "frames", "frames": 10**6, "seconds": 0.2}
+    ended = board.carry_out(board.job(number=board.number, gate=gate))
+    assert (ended["state"], ended["release"]) == ("rolled-back", job["id"])
+    assert board.layout.running() == job["id"]
+    until(board.runs_what_it_shows, "it runs, as well as it can")
+    assert board.carry_out(board.job(number=board.number))["state"] == "committed"
+    assert State(board.layout).previous == previous, "a release is not the one before itself"
+
+
+def test_a_disk_that_fills_up_behind_the_switch_is_no_obstacle_to_going_back(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    board = LocalBoard(tmp_path)
+    try:
+        assert board.carry_out(board.job())["state"] == "committed"
+        before = board.layout.running()
+        job = board.job(gate={"kind": "frames", "frames": 10**6, "seconds": 2.0})
+        board.start(job)
+        until(lambda: board.journal(job).has("gate", "begin"), "the gate waits")
+        with pytest.raises(OSError, match="No space"), (tmp_path / "filler").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        board.wait_idle(job)
+        assert board.journal(job).ended()["state"] == "rolled-back", board.worker_log(job)
+        assert (board.layout.running(), State(board.layout).pending) == (before, None)
+    finally:
+        board.close()
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_another_flash_ends_the_one_that_was_never_confirmed(board):
+    """Guardian and worker were killed at the gate: the next flash goes back first; the same once more begins anew."""
+    before = board.layout.running()
+    job = board.job(drill="halt gate begin")
+    board.start(job)
+    board.wait_idle(job)
+    assert board.layout.running() == job["id"]
+    assert report.status(board.layout, board.services)["previous"] == before, "where a rollback would go now"
+    assert board.carry_out(board.job(extra='wrong = "key"\n'))["kind"] == "EdgeConfigError"
+    assert board.layout.running() == before
+    assert board.journal(job).ended()["state"] == "rolled-back"
+    assert board.carry_out({**job, "drill": ""})["state"] == "committed"
 
 
 @pytest.mark.parametrize(("step", "state"), DECISIVE)

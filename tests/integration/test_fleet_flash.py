@@ -116,18 +116,21 @@ def test_a_fleet_is_flashed_asked_flashed_again_and_rolled_back(fleet, capsys):
     assert fleet.running() == dict.fromkeys(NAMES, 1)
 
     fleet.servers["dock-1"] = "tail:7433"
-    assert fleet.flash(2, "--group", "dock", "--parallel", "2") == 0
-    assert states(report(capsys)) == {"dock-1": "done", "dock-2": "done"}
+    assert fleet.flash(2, "--group", "gate") == 0
+    assert states(report(capsys)) == {"gate-1": "done"}
 
     assert main(fleet.words("status")) == 0
     found = report(capsys)["boards"]
     assert [board["name"] for board in found] == list(NAMES)
-    assert [board["current"]["number"] for board in found] == [2, 2, 1]
+    assert [board["current"]["number"] for board in found] == [1, 1, 2]
     assert all(board["service"]["active"] for board in found)
 
-    assert main(fleet.words("rollback", "--only", "dock-1")) == 0
-    assert states(report(capsys)) == {"dock-1": "done"}
-    assert fleet.running() == {"dock-1": 1, "dock-2": 2, "gate-1": 1}
+    assert main(fleet.words("rollback", "--only", "gate-1", "--dry-run")) == 0
+    assert states(report(capsys)) == {"gate-1": "planned"}
+    assert fleet.running()["gate-1"] == 2, "a dry run goes nowhere"
+    assert main(fleet.words("rollback", "--only", "gate-1")) == 0
+    assert states(report(capsys)) == {"gate-1": "done"}
+    assert fleet.running() == dict.fromkeys(NAMES, 1)
 
 
 def test_boards_that_cannot_be_reached_do_not_keep_the_others_from_it(fleet, capsys):

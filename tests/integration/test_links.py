@@ -78,6 +78,37 @@ def test_bytes_pass_whole_at_no_more_than_the_rate(echo, how):
     assert bool(link.unmodelled) is (how == "relay")
 
 
+@each
+def test_connections_that_are_over_leave_nothing_behind(echo, how):
+    data = os.urandom(40_000)
+    with emulated("50mbit,1ms", echo, how=how) as link:
+        for _ in range(12):
+            with connect(link) as connection:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                got = bytearray()
+                while piece := connection.recv(65_536):
+                    got += piece
+                assert bytes(got) == data
+        until(lambda: open_sockets(link) <= 3, "they are closed")  # the listening one, and asyncio's own two
+        assert link.counts().connections == 12
+
+
+def open_sockets(link: Emulation) -> int:
+    """Of the processes that emulate it."""
+    mine = [link._process.pid]
+    children = Path(f"/proc/{mine[0]}/task/{mine[0]}/children")
+    mine += [int(child) for child in children.read_text().split()]
+    counts = []
+    for process in mine:
+        files = []
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                files.append(str(file.readlink()))
+        counts.append(sum(name.startswith("socket:") for name in files))
+    return max(counts)
+
+
 @wants_packets
 def test_packets_are_lost_and_sent_again(echo):
     data = os.urandom(200_000)

@@ -14,7 +14,7 @@ from support.waiting import until
 from narrowcast.cli import main
 from narrowcast.head.client import Client
 from narrowcast.head.session import HeadSession
-from narrowcast.transport.errors import ConfigError, MissingPartError
+from narrowcast.transport.errors import ConfigError, FrameError, MissingPartError
 
 FRAMES = bundles.random_frames(12)
 FIGURES = {
@@ -68,6 +68,10 @@ def test_here_alone(session):
         assert client.counters.packets_sent == 0
         assert client.offload.chooser.chosen == {"local": 12}
         assert "12 local (only 12)" in client.offload.summary()
+        with pytest.raises(FrameError):
+            client.infer(FRAMES[0][:, :, :2])
+        account = client.ledger.account
+        assert (account.captured, account.dropped, account.adds_up) == (13, {"not encoded": 1}, True)
 
 
 def test_the_uncut_network_here_where_it_is_in_time(server, session):

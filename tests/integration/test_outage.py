@@ -127,7 +127,7 @@ def test_a_server_is_killed_and_comes_back(session, tiny_folder, tmp_path):
             yield FRAMES[k]
 
     with serving(tiny_folder, trust) as first, Spool(tmp_path) as spool:
-        options = {"on_outage": "spool", "spool": spool, "exit_after_seconds": 0.5, "on_replayed": replayed.append}
+        options = {"on_outage": "spool", "spool": spool, "exit_after_seconds": 1.0, "on_replayed": replayed.append}
         with Client(session, first.address, **options) as client:
             stream_id = client._client._link.context.stream_id
             for result in client.stream(frames()):
@@ -135,8 +135,8 @@ def test_a_server_is_killed_and_comes_back(session, tiny_folder, tmp_path):
                 if len(live) == 15:
                     first.kill()
             spooled = [result.frame_id for result in live if result.spooled]
-            assert spooled
-            assert spooled == list(range(spooled[0], 40))
+            # Nobody answers what is handed over afterwards; on a busy machine frames before may have waited too long.
+            assert spooled == sorted({*spooled, *range(24, 40)})
             assert counts(client) == (40 - len(spooled), 0, len(spooled), {})
             second = ServerProcess(tiny_folder, trust, listen=str(first.address))
             try:

@@ -176,7 +176,7 @@ def test_the_command_line(folder, server, tmp_path, capsys):
         Image.fromarray(frame).save(photos / f"{number:02d}.png")
     command = [
         "stream", str(folder / "rated.ncb"), str(photos), "--to", str(server.address), "--no-exit",
-        "--trust", str(folder / "test.pub"), "--level", "auto", "--deadline-ms", "2000",
+        "--trust", str(folder / "test.pub"), "--level", "auto", "--deadline-ms", "60000",
     ]  # fmt: skip
     assert main([*command, "--data-cap", "12kB/day", "--data-used", str(tmp_path / "used.json")]) == 0
     captured = capsys.readouterr()

@@ -50,14 +50,14 @@ class TestSlowReaders:
             await until(lambda: server.recorder.frames, "one is being written")
             await slow.send(*range(8, 40))
             await until(lambda: mine._no_more, "the window is exceeded")
-            assert len(mine._pending) == 8
+            assert len(mine._pending) <= 8  # a busy machine looks here late, when gRPC has taken another one
             await other.send(0)
             assert (await other.result()).code == 0
             code, responses = await slow.ending()
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
             frame_ids = [response.result.frame_id for response in responses]
             assert frame_ids == list(range(len(frame_ids)))
-            assert 8 < len(frame_ids) < 20  # eight, and what gRPC has taken off the server's hands
+            assert 8 <= len(frame_ids) < 40  # eight, and what gRPC has taken off the server's hands: not all
 
     async def test_bytes_that_wait_for_a_reader_are_bounded(self, model, monkeypatch):
         monkeypatch.setattr(open_stream, "MAX_PENDING_BYTES", 2000)
@@ -103,21 +103,29 @@ class TestTheReaderAnswers:
         monkeypatch.setattr(batching, "LIGHT_SECONDS", 3600.0)
 
     @staticmethod
-    async def writing(server, raw) -> open_stream.OpenStream:
-        """The stream, in the middle of a write by its reader: the client has read one answer, and does not read another."""
+    async def writing(server, raw) -> tuple[open_stream.OpenStream, int]:
+        """The stream, in the middle of a write by its reader, and the last of seven frames that are sent meanwhile.
+
+        The client has read one answer, and does not read another. gRPC may take an answer or two off the reader's hands.
+        """
         await raw.send(0)
         assert (await raw.result()).code == 0
         ((opened,),) = server.service._streams.values()
         (slot,) = server.table
-        await until(lambda: slot.batcher._sleeping and opened._awake is not None, "all is quiet")
-        for frame_id in range(1, 9):
-            await raw.send(frame_id)
-        await until(lambda: opened._reader_writes, "the reader writes")
-        before = len(server.recorder.frames)
-        await asyncio.sleep(0)
+        number, stands = 0, 0
+        while stands < 20:
+            if not opened._reader_writes:
+                await until(lambda: slot.batcher._sleeping and opened._awake is not None, "all is quiet")
+                number, stands = number + 1, 0
+                assert number < 20, "gRPC takes everything"
+                await raw.send(number)
+                await until(lambda number=number: len(server.recorder.frames) > number, "it is written")
+            await asyncio.sleep(0.005)
+            stands += 1
+        for behind in range(number + 1, number + 8):
+            await raw.send(behind)
         assert opened._reader_writes
-        assert len(server.recorder.frames) == before
-        return opened
+        return opened, number + 7
 
     async def test_every_frame_comes_once_and_in_order(self, free):
         async with running(free) as server, stream(server, free, window=4) as raw:
@@ -128,16 +136,15 @@ class TestTheReaderAnswers:
 
     async def test_what_comes_meanwhile_is_written_afterwards(self, large):
         async with running(large) as server, stream(server, large) as raw:
-            opened = await self.writing(server, raw)
+            opened, last = await self.writing(server, raw)
             opened.drain("age", True, 20.0)
             responses = []
             while not any(one.HasField("drain") for one in responses):
                 responses.append(await raw.read())
             await raw.call.write(pb.StreamRequest(ping=pb.Ping(number=3)))
-            while not responses[-1].HasField("pong"):
+            while not (any(one.HasField("pong") for one in responses) and frames_of(responses)[-1:] == [last]):
                 responses.append(await raw.read())
-            frames = [one.result.frame_id for one in responses if one.HasField("result")]
-            assert frames == list(range(1, 9))
+            assert frames_of(responses) == list(range(1, last + 1))
 
     async def test_its_write_is_cut_short_with_the_stream(self, large):
         async with running(large) as server, stream(server, large) as raw:
@@ -154,3 +161,8 @@ class TestTheReaderAnswers:
             await until(lambda: server.recorder.closed, "the stream is closed")
             assert server.recorder.closed[0][1] == "CANCELLED"
         assert "Traceback" not in caplog.text
+
+
+def frames_of(responses: list[pb.StreamResponse]) -> list[int]:
+    """The frames that are answered in them."""
+    return [one.result.frame_id for one in responses if one.HasField("result")]

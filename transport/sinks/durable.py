@@ -64,6 +64,7 @@ class DurableOutbox(Outbox[_Row]):
         ).fetchone()
         self._number = int(last) + 1
         self._waiting, self._kept_bytes, self._limit = int(count), int(size) + _OVERHEAD_BYTES * int(count), max_bytes
+        self._told: str | None = None  # why the file could not be read, last time
         self._rows: list[_Row] = []  # the batch that is being delivered
         self._done = 0  # rows up to it need not be delivered any more
         self._ended = threading.Event()
@@ -173,10 +174,14 @@ class DurableOutbox(Outbox[_Row]):
             found = self._reader.execute(
                 "SELECT number, record FROM waiting WHERE number > ? ORDER BY number LIMIT ?", (self._done, self._batch)
             )
-            return [_Row(*row) for row in found]
+            rows = [_Row(*row) for row in found]
         except sqlite3.Error as error:
-            log.warning("%s cannot be read: %s", self.file, error)
+            if self._told != str(error):  # it is tried again every second, perhaps for weeks
+                log.warning("%s cannot be read: %s", self.file, error)
+            self._told = str(error)
             return []
+        self._told = None
+        return rows
 
     def _sync(self) -> None:
         """Forces what was written to the disk, on a thread of its own: delivering may wait for long.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from narrowcast.devices.flash.agent import jobs
 from narrowcast.devices.flash.agent.files import read_json
-from narrowcast.devices.flash.agent.journal import END, Journal
 from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.services import services_for
 from narrowcast.devices.flash.agent.state import State, boot_id
@@ -28,7 +27,7 @@ def boot(agent: Path, start: str = "") -> None:
             print(
                 f"narrowcast: {state.pending['release']} was not confirmed; back to {state.go_back(REASON)}", flush=True
             )
-            _end(job, "rolled-back", layout)
+            jobs.end(job, "rolled-back", REASON, layout.running())
         else:
             print(
                 f"narrowcast: {state.pending['release']} was not confirmed, and nothing ran before: it stays",
@@ -37,12 +36,10 @@ def boot(agent: Path, start: str = "") -> None:
             state.tell(str(state.pending["release"]), "kept", REASON)
             state.previous, state.pending = None, None
             state.save()
-            _end(job, "committed", layout)
+            jobs.end(job, "committed", REASON, layout.running())
+    for place in layout.jobs.iterdir() if layout.jobs.is_dir() else []:
+        job = jobs.journal(layout, place.name)
+        if job.has("rollback", "begin"):  # the power went on the way back, behind the decision
+            jobs.end(job, "rolled-back", REASON, layout.running())
     if start and layout.running() is not None:
         services_for(layout, start).restart()
-
-
-def _end(journal: Journal, outcome: str, layout: Layout) -> None:
-    """The job is over too: the same flash once more begins anew."""
-    if journal.path.exists() and journal.ended() is None:
-        journal.write(END, outcome, REASON, release=layout.running(), kind="RolledBackError")

@@ -31,7 +31,7 @@ def facts(layout: Layout) -> dict[str, Any]:
         "kernel": platform.release(),
         "glibc": platform.libc_ver()[1],
         "python": platform.python_version(),
-        "executable": sys.executable,
+        "executable": os.path.realpath(sys.executable),
         "venv": _has_venv(),
         "modules": {name: found for name in ("tensorrt", "onnxruntime") if (found := _version(name))},
         "systemd": Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import read_json
+from narrowcast.devices.flash.agent.files import read_json_of
 from narrowcast.devices.flash.agent.services import SUPERVISOR, Seen
 from narrowcast.devices.flash.agent.work import Work
 
@@ -58,7 +58,7 @@ def pass_gate(work: Work) -> str:
         look = _look(work)
         missing = look.missing(work, settings)
         if not missing:
-            return _praise(look)
+            return _praise(look, look.seen.restarts - first)
         if look.seen.failed or look.seen.restarts - first > RESTARTS:
             again = f" after {look.seen.restarts} restarts" if look.seen.restarts else ""
             raise AgentError("RolledBackError", f"the daemon does not run{again}: {look.seen.why}{_last_words(work)}")
@@ -69,7 +69,7 @@ def pass_gate(work: Work) -> str:
 
 def _look(work: Work) -> _Look:
     """A status counts if the very process that runs now wrote it."""
-    seen, status = work.services.state(), read_json(work.layout.daemon_status)
+    seen, status = work.services.state(), read_json_of(work.layout.daemon_status)
     status = status if isinstance(status, dict) else {}
     pid = status.get("pid")
     fresh = isinstance(pid, int) and _belongs(pid, seen.pid)
@@ -98,10 +98,11 @@ def _about(status: dict[str, Any]) -> str:
     return f" (server {server or 'none'}, {captured} frames captured, dropped: {dropped or 'none'})"
 
 
-def _praise(look: _Look) -> str:
+def _praise(look: _Look, restarts: int) -> str:
+    again = f"{restarts or 'no'} restart{'s' * (restarts > 1)}"
     if not look.answered:
-        return "the daemon is ready"
-    return f"{look.answered} frames answered by {look.status.get('server') or 'the server'}, no restart"
+        return f"the daemon is ready, {again}"
+    return f"{look.answered} frames answered by {look.status.get('server') or 'the server'}, {again}"
 
 
 def _last_words(work: Work) -> str:

@@ -25,10 +25,14 @@ def guard(agent: Path, place: Path, layout_json: str) -> None:
         lock.take()
     try:
         journal = Journal(place / "journal.jsonl")
+        if journal.ended() is not None:  # the guardian before was killed behind the decision
+            return
         for attempt in range(ATTEMPTS):
             word = "work" if attempt < ATTEMPTS - 1 else "give-up"
             command = [sys.executable, "-IS", str(agent), word, str(place), layout_json]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+            # The worker holds the locks too: a guardian that is killed leaves nobody room for another flash.
+            held = [lock.handle for lock in locks]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, pass_fds=held)
             if journal.ended() is not None:
                 return
             print(f"guardian: the worker ended with {done.returncode} and without a decision", flush=True)

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import read_json, write_json
-from narrowcast.devices.flash.agent.journal import Journal
+from narrowcast.devices.flash.agent.files import read_json, write_atomic, write_json
+from narrowcast.devices.flash.agent.journal import BALLAST, BALLAST_BYTES, END, Journal
 from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.locks import holder
 from narrowcast.devices.flash.agent.services import spawn
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LAUNCH_SECONDS = 60.0
+# A guardian that is killed (where memory runs out, say) takes its worker along, and is started again; not one that gave up.
+RESTART = ("Restart=on-abnormal", "RestartSec=1", "StartLimitIntervalSec=3600", "StartLimitBurst=4")
 
 
 def folder(layout: Layout, job: str) -> Path:
@@ -35,9 +37,10 @@ def journal(layout: Layout, job: str) -> Journal:
     return Journal(folder(layout, job) / "journal.jsonl")
 
 
-def work_lock(layout: Layout) -> Path:
-    """Held by the worker."""
-    return layout.flash / "work.lock"
+def end(journal: Journal, outcome: str, reason: str, release: str | None) -> None:
+    """A job that somebody else has decided is over too: the same flash once more begins anew."""
+    if journal.path.exists() and journal.ended() is None:
+        journal.write(END, outcome, reason, release=release, kind="RolledBackError")
 
 
 def alive(layout: Layout, job: str) -> bool:
@@ -94,6 +97,8 @@ def start(layout: Layout, job: dict[str, Any]) -> str:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         write_json(place / "job.json", job, mode=0o600)
+    if not (place / BALLAST).exists():
+        write_atomic(place / BALLAST, bytes(range(256)) * (BALLAST_BYTES // 256), mode=0o600)
     _launch(layout, name, str(job["services"]))
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not alive(layout, name) and journal(layout, name).ended() is None:
@@ -119,7 +124,7 @@ def _launch(layout: Layout, job: str, services: str) -> None:
     if services == "systemd":
         words = [
             "systemd-run", "--quiet", "--collect", f"--unit={unit_of(job)}", "--description=narrowcast flash",
-            "--property=Restart=no", *words,
+            *(f"--property={one}" for one in RESTART), *words,
         ]  # fmt: skip
         done = subprocess.run(words, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
         if done.returncode != 0:
@@ -134,8 +139,9 @@ def layout_json(layout: Layout) -> str:
 
 
 def _unit_active(job: str) -> bool:
-    """Whether systemd still starts it: its lock is taken a moment later."""
+    """Whether systemd starts it, for the first time or again: its lock is taken a moment later."""
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None or os.geteuid() != 0:
         return False
-    words = ["systemctl", "is-active", "--quiet", f"{unit_of(job)}.service"]
-    return subprocess.run(words, capture_output=True, timeout=LAUNCH_SECONDS, check=False).returncode == 0
+    words = ["systemctl", "is-active", f"{unit_of(job)}.service"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
+    return done.stdout.strip() in ("active", "activating", "reloading", "deactivating")

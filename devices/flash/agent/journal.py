@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 END = "end"
+# Beside a journal: bytes that are given back where the disk is full, so that a failed flash can still be noted and undone.
+BALLAST = "ballast"
+BALLAST_BYTES = 256 * 1024
 
 
 class Journal:

@@ -97,3 +97,8 @@ class Layout:
     def point_to(self, release: str) -> str:
         """What ``current`` holds for a release."""
         return f"releases/{release}"
+
+
+def by_hand(path: Path) -> Path:
+    """Where a file or folder of the configuration is kept that somebody had made before the first flash."""
+    return path.with_name(f"{path.name}.before-flash")

@@ -12,6 +12,8 @@ from typing import Any
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import read_json
 
+LOOK_SECONDS = 0.005
+
 
 class Lock:
     """A lock file; the kernel lets go of it when its process dies, however that happens.
@@ -34,18 +36,25 @@ class Lock:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise AgentError(
-                "BusyError",
-                f"the board is being flashed by {holder(self._path) or 'somebody'}; wait until that has ended",
-            ) from error
+        while not _try(handle, fcntl.LOCK_EX):
+            if not _try(handle, fcntl.LOCK_SH):  # who only looks whether it is taken does not stand in the way for long
+                os.close(handle)
+                raise AgentError(
+                    "BusyError",
+                    f"the board is being flashed by {holder(self._path) or 'somebody'}; wait until that has ended",
+                )
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            time.sleep(LOOK_SECONDS)
         entry = {"by": self._by, "pid": os.getpid(), "since": round(time.time())}
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(entry).encode(), 0)
         self._handle = handle
+
+    @property
+    def handle(self) -> int:
+        """Of the file, once it is taken: a child that gets it holds the lock as well."""
+        assert self._handle is not None
+        return self._handle
 
     def release(self) -> None:
         """Lets go of it."""
@@ -61,14 +70,20 @@ def holder(path: Path) -> str:
     except OSError:
         return ""
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        entry: Any = read_json(path)
-        if not isinstance(entry, dict):
-            return "somebody"
-        since = time.strftime("%H:%M:%S UTC", time.gmtime(entry.get("since") or 0))
-        return f"{entry.get('by')} (since {since}, process {entry.get('pid')})"
-    else:
-        return ""
+        if _try(handle, fcntl.LOCK_SH):
+            return ""
     finally:
         os.close(handle)
+    entry: Any = read_json(path)
+    if not isinstance(entry, dict):
+        return "somebody"
+    since = time.strftime("%H:%M:%S UTC", time.gmtime(entry.get("since") or 0))
+    return f"{entry.get('by')} (since {since}, process {entry.get('pid')})"
+
+
+def _try(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from narrowcast.devices.flash.agent.errors import AgentError
 def main(words: list[str], agent: Path) -> int:
     """Runs one of the agent's programs; returns the exit code."""
     word, *rest = words or [""]
+    os.umask(0o022)  # the daemon's user reads what root writes, however strict root's own habits are
     try:
         if word == "session":
             from narrowcast.devices.flash.agent.session import serve

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import give, point, read_json, remove, write_atomic, write_json
+from narrowcast.devices.flash.agent.files import give, point, read_json, remove, sync_folder, write_atomic, write_json
+from narrowcast.devices.flash.agent.layout import by_hand
 from narrowcast.devices.flash.agent.state import State
 from narrowcast.devices.flash.agent.store import file_of
 from narrowcast.devices.flash.agent.trust import enrol, identity
@@ -111,17 +111,35 @@ def install(work: Work) -> str:
         target = f"{work.layout.current}/{inside}"
         if link.exists() and not link.is_symlink():
             _put_away(work, link, inside)
-        if not link.is_symlink() or str(link.readlink()) != target:
+        elif not link.is_symlink() or str(link.readlink()) != target:
             point(link, target)
     return "the daemon's configuration holds"
 
 
 def _put_away(work: Work, path: Path, inside: str) -> None:
-    """What somebody made by hand goes into the release that runs with it, if there is one: a rollback finds it there."""
+    """What somebody made by hand goes into the release that runs with it, if there is one: a rollback finds it there.
+
+    The copy is whole before the link takes the original's place, so that a power cut leaves one or the other.
+    """
     running = work.layout.running()
-    home = work.layout.release(running) / inside if running else path.with_name(f"{path.name}.before-flash")
-    remove(path.with_name(f"{path.name}.before-flash"))
-    shutil.move(path, home if not home.exists() else path.with_name(f"{path.name}.before-flash"))
+    home = work.layout.release(running) / inside if running else by_hand(path)
+    home = by_hand(path) if home.exists() else home
+    partial, old = home.with_name(f".{home.name}.partial"), path.with_name(f".{path.name}.old")
+    for one in (partial, old):
+        remove(one)
+    # As it is, owners included: the daemon that was set up by hand reads it there after a rollback.
+    done = subprocess.run(["cp", "-a", "--", str(path), str(partial)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        kind = "DiskSpaceError" if "No space left" in done.stderr else "BoardError"
+        raise AgentError(kind, f"{path} cannot be kept: {done.stderr.strip()}")
+    os.sync()
+    remove(home)
+    partial.rename(home)
+    sync_folder(home.parent)
+    if path.is_dir():  # no link can be renamed over a folder
+        path.rename(old)
+    point(path, f"{work.layout.current}/{inside}")
+    remove(old)
 
 
 def _lay(work: Work) -> None:
@@ -136,10 +154,11 @@ def _lay(work: Work) -> None:
         path.parent.mkdir(exist_ok=True)
         _copy(source, path, 0o600 if secret else 0o644, work.user if secret else "")
     if not any(str(entry["path"]).startswith("tls/") for entry in work.job["files"]):
-        keep, by_hand = work.job.get("keep_from"), Path(work.layout.config) / "tls"
-        _keep(
-            work, by_hand if not by_hand.is_symlink() else work.layout.release(str(keep)) / "tls", work.folder / "tls"
-        )
+        keep, there = work.job.get("keep_from"), Path(work.layout.config) / "tls"
+        if there.is_symlink():
+            there = work.layout.release(str(keep)) / "tls" if keep else by_hand(there)
+        _keep(work, there, work.folder / "tls")
+    sync_folder(work.layout.releases)
     for folder in (work.layout.state, work.layout.cache):
         path = Path(folder)
         if not path.exists():

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from narrowcast.devices.flash.agent.environment import WHOLE
 from narrowcast.devices.flash.agent.facts import facts
-from narrowcast.devices.flash.agent.files import read_json, sha256_of
-from narrowcast.devices.flash.agent.layout import Layout
+from narrowcast.devices.flash.agent.files import read_json, read_json_of, sha256_of
+from narrowcast.devices.flash.agent.layout import Layout, by_hand
 from narrowcast.devices.flash.agent.locks import holder
 from narrowcast.devices.flash.agent.services import Services
 from narrowcast.devices.flash.agent.state import State
@@ -18,19 +19,21 @@ from narrowcast.devices.flash.agent.trust import trusted_here
 def status(layout: Layout, services: Services) -> dict[str, Any]:
     """See :class:`narrowcast.devices.flash.report.BoardStatus`."""
     state, running = State(layout), layout.running()
-    daemon = read_json(layout.daemon_status)
+    daemon = read_json_of(layout.daemon_status)
     try:
-        age = round(time.time() - layout.daemon_status.stat().st_mtime, 1) if daemon is not None else None
+        age = round(time.time() - layout.daemon_status.lstat().st_mtime, 1) if daemon is not None else None
     except OSError:
         daemon, age = None, None
     seen = services.state()
+    before = state.previous if state.pending is None else state.pending.get("previous")
     return {
         "current": _record(layout, running),
-        "previous": state.previous,
-        "previous_release": _record(layout, state.previous),
+        "previous": before,
+        "previous_release": _record(layout, before),
+        "environments": [path.parent.name for path in layout.envs.glob(f"*/{WHOLE}")],
         "highest": state.highest,
         "edge": _edge(layout, running),
-        "tls": _tls(layout),
+        "tls": _tls(layout, running),
         "pending": state.pending,
         "releases": releases(layout),
         "service": {
@@ -58,15 +61,16 @@ def _record(layout: Layout, name: str | None) -> dict[str, Any] | None:
     return found
 
 
-def _tls(layout: Layout) -> dict[str, str]:
+def _tls(layout: Layout, running: str | None) -> dict[str, str]:
     """SHA-256 by path of the board's certificate; empty where it has none."""
     folder = Path(layout.config) / "tls"  # by way of `current`, or made by hand before the first flash
+    folder = by_hand(folder) if running is None and folder.is_symlink() else folder
     return {f"tls/{path.name}": sha256_of(path) for path in folder.iterdir()} if folder.is_dir() else {}
 
 
 def _edge(layout: Layout, running: str | None) -> str | None:
     """The daemon's configuration: of what runs, else what somebody wrote before the first flash."""
-    for path in ([layout.release(running) / "edge.toml"] if running else []) + [layout.edge]:
+    for path in [layout.release(running) / "edge.toml"] if running else [layout.edge, by_hand(layout.edge)]:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):

@@ -126,6 +126,7 @@ class Session:
 
 def serve(agent: Path) -> None:
     """Answers on this process' own stdin and stdout; whatever else prints goes to stderr."""
+    os.umask(0o022)  # the daemon's user reads what root writes, however strict root's own habits are
     incoming = sys.stdin.buffer  # the bootstrap has read from it, and it may have read ahead
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

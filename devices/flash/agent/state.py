@@ -18,7 +18,7 @@ class State:
     Attributes:
         pending: a release that is switched to and not confirmed: ``release``, ``previous``, ``boot``, ``job``; or None.
         previous: where ``rollback`` goes; None where there is nothing.
-        highest: by model, the highest ``release`` that was confirmed: what a downgrade is measured by.
+        highest: by model, the ``release`` that was confirmed last: what a downgrade is measured by.
         history: how flashes ended, newest first.
     """
 
@@ -43,15 +43,16 @@ class State:
         """Before ``current`` is touched: what it is about to show, and what it showed."""
         if self.pending is None or self.pending.get("release") != release:
             running = self.layout.running()
-            before = self.previous if running == release else running
-            self.pending = {"release": release, "previous": before, "boot": boot_id(), "job": job}
+            # What runs already is its own way back: where its daemon had ended, it is not made worse than it was.
+            self.pending = {"release": release, "previous": running, "boot": boot_id(), "job": job}
             self.save()
         point(self.layout.current, self.layout.point_to(release))
 
     def confirm(self, model: str, number: int) -> None:
         """The pending release is the one that counts."""
         assert self.pending is not None
-        self.previous = self.pending["previous"]
+        if self.pending["previous"] != self.pending["release"]:
+            self.previous = self.pending["previous"]
         self.highest[model] = number
         self.tell(self.pending["release"], "committed", "")
         self.pending = None

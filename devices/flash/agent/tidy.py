@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
-from narrowcast.devices.flash.agent.files import read_json, remove
+from narrowcast.devices.flash.agent.files import remove
 from narrowcast.devices.flash.agent.report import releases
 from narrowcast.devices.flash.agent.state import State
 from narrowcast.devices.flash.agent.work import Work
@@ -22,9 +22,7 @@ def tidy(work: Work) -> str:
         if path.name not in kept:
             remove(path)
             gone += 1
-    used: set[Any] = {
-        (read_json(layout.release(str(name)) / "release.json") or {}).get("env") for name in kept if name is not None
-    }
+    used = {_environment(layout.release(name)) for name in kept if name is not None}
     for path in list(layout.envs.iterdir()) if layout.envs.is_dir() else []:
         if path.name not in used:
             remove(path)
@@ -33,3 +31,11 @@ def tidy(work: Work) -> str:
         if path.name != work.job["id"]:
             remove(path)
     return f"{len(kept)} releases stay, {gone} removed"
+
+
+def _environment(release: Path) -> str:
+    """The name of a release's environment, by the link that it runs from."""
+    try:
+        return (release / "venv").readlink().name
+    except OSError:
+        return ""

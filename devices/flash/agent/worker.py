@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from narrowcast.devices.flash.agent import prepare, tidy
+from narrowcast.devices.flash.agent import jobs, prepare, tidy
 from narrowcast.devices.flash.agent.environment import build_environment
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import read_json, write_json
 from narrowcast.devices.flash.agent.gate import pass_gate
-from narrowcast.devices.flash.agent.journal import END, Journal
+from narrowcast.devices.flash.agent.journal import BALLAST, END, Journal
 from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.services import services_for
 from narrowcast.devices.flash.agent.state import State
@@ -32,23 +32,40 @@ def work(place: Path, layout_json: str) -> None:
         _failed(job, AgentError(str(back["kind"]), str(back["detail"])))
         return
     _recover(job)
+    if job.journal.has("switch") and not _ours(job):
+        _failed(job, AgentError("RolledBackError", "the board went back before this was confirmed"))
+        return
     try:
         for name, step in _steps(job.job["kind"]).items():
             _do(job, name, step)
     except AgentError as error:
         _failed(job, error)
         return
+    except OSError as error:  # the journal itself cannot be written
+        _failed(job, AgentError(*explain(error)))
+        return
     record: Any = read_json(job.folder / "release.json") or {}
     previous = State(job.layout).previous
     job.journal.write(END, "committed", release=job.release, previous=previous, head=record.get("head"))
+
+
+def _ours(job: Work) -> bool:
+    """Whether what this job switched to is still what counts, confirmed or not."""
+    pending = State(job.layout).pending
+    return job.layout.running() == job.release if pending is None else pending.get("release") == job.release
 
 
 def _recover(job: Work) -> None:
     """A release that another flash switched to and never confirmed is no release to go back to."""
     state = State(job.layout)
     if state.pending is not None and state.pending.get("job") != job.job["id"]:
-        state.go_back("another flash began before it was confirmed")
+        reason, other = (
+            "another flash began before it was confirmed",
+            jobs.journal(job.layout, str(state.pending["job"])),
+        )
+        before = state.go_back(reason)
         _settle(job)
+        jobs.end(other, "rolled-back", reason, before)
 
 
 def give_up(place: Path, layout_json: str) -> None:
@@ -82,8 +99,12 @@ def _do(job: Work, name: str, step: Step) -> None:
     started = time.monotonic()
     try:
         detail = step(job)
+    except AgentError:
+        raise
     except OSError as error:
         raise AgentError(*explain(error)) from error
+    except Exception as error:  # a fault of ours is a failed step too, and no reason to try it four times
+        raise AgentError("BoardError", f"{name} failed: {type(error).__name__}: {error}") from error
     job.journal.write(name, "done", detail, seconds=round(time.monotonic() - started, 3))
 
 
@@ -104,18 +125,22 @@ def _commit(job: Work) -> str:
     if state.pending is not None and state.pending.get("release") == job.release:
         record: Any = read_json(job.folder / "release.json") or {}
         write_json(job.folder / "release.json", {**record, "confirmed": True})
-        state.confirm(str(record.get("model", "")), int(record.get("number", 0)))
+        state.confirm(str(record.get("model") or ""), int(record.get("number") or 0))
     return job.release
 
 
 def _failed(job: Work, error: AgentError) -> None:
     """Goes back where something was switched already; says how it ended in either case."""
     more: dict[str, Any] = {"kind": error.kind}
+    (job.journal.path.with_name(BALLAST)).unlink(missing_ok=True)  # a full disk leaves room for the way back
     state = State(job.layout)
     if state.pending is None or state.pending.get("release") != job.release:
-        if job.journal.has("switch"):  # the way back was cut short after it had been noted
+        back = job.journal.has("rollback", "begin")
+        if job.journal.has("switch") and (back or job.layout.running() != job.release):  # a way back that was cut short
             _settle(job)
             job.journal.write(END, "rolled-back", error.message, release=job.layout.running(), **more)
+        elif job.journal.has("switch"):  # it was confirmed before: what failed is the tidying up
+            job.journal.write(END, "committed", error.message, release=job.release, previous=state.previous)
         else:
             job.journal.write(END, "failed", error.message, release=job.layout.running(), **more)
         return

@@ -39,6 +39,8 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
+cat /proc/sys/kernel/random/uuid >"$root/run/boot_id" # this machine's own stays the same when a board is switched on again
+mount --bind "$root/run/boot_id" "$root/proc/sys/kernel/random/boot_id"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 export container=lxc QEMU_CPU=cortex-a72
 exec chroot "$root" /lib/systemd/systemd --log-target=journal

@@ -121,12 +121,17 @@ def _units(root: Path) -> None:
     _link(etc, "multi-user.target.wants/ssh.service", "/lib/systemd/system/ssh.service")
     for unit in _MASKED:
         _link(etc, unit, "/dev/null")
-    # Under qemu's user mode a namespace's descriptor cannot be sent to another process, which is how systemd shares one.
+    # Under qemu's user mode a namespace's descriptor cannot be sent to another process, which is how systemd shares one
+    # (without that the check at boot does not start, and nothing goes back after a power cut).
     # And the /proc of a unit's own, which several of its restrictions imply, would show this machine's processor.
     shutil.copy(Path(__file__).with_name("cpuinfo"), root / CPUINFO)
-    limits = etc / "systemd/system/narrowcast-edge.service.d/emulated.conf"
-    limits.parent.mkdir(parents=True)
-    limits.write_text(f"[Service]\nPrivateIPC=no\nBindReadOnlyPaths=/{CPUINFO}:/proc/cpuinfo\n")
+    for unit, lines in {
+        "narrowcast-edge": f"PrivateIPC=no\nBindReadOnlyPaths=/{CPUINFO}:/proc/cpuinfo",
+        "narrowcast-flash-boot": "PrivateNetwork=no",
+    }.items():
+        limits = etc / f"systemd/system/{unit}.service.d/emulated.conf"
+        limits.parent.mkdir(parents=True)
+        limits.write_text(f"[Service]\n{lines}\n")
     for folder in ("opt", "srv", "usr/local"):
         (root / folder).mkdir(exist_ok=True)
 

@@ -14,7 +14,7 @@ from narrowcast.compiler.video.camera import SCENES, Camera
 from narrowcast.compiler.video.clips import CLIP_FRAMES, filmed, recorded
 from narrowcast.compiler.video.fit import fit_tables_to, material
 from narrowcast.compiler.video.follow import follow
-from narrowcast.compiler.video.unchanged import errors_of, limit_of_change
+from narrowcast.compiler.video.unchanged import LEAST_PAIRS, errors_of, limit_of_change
 from narrowcast.transport.codec import CodecSpec, open_codec
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
@@ -125,11 +125,11 @@ class TestUnchanged:
             clip[1, 1 if flip else 0, 1, 1] += change
         return clips
 
-    def found(self, changes, flips, noise: int, wanted=None) -> int:
+    def found(self, changes, flips, noise: int, wanted=None, least: int = 1) -> int:
         clips = self.clips(changes, flips)
         wanted = wanted or self.tail(clips.reshape(-1, *clips.shape[2:]))
         still = self.clips([noise] * 5, [False] * 5)
-        return limit_of_change(clips, self.tail, wanted, still)[0]
+        return limit_of_change(clips, self.tail, wanted, still, least_pairs=least)[0]
 
     def test_it_is_what_changes_no_answer(self):
         changes = [0, 2, 4, 6, 12, 20, 30]
@@ -148,6 +148,17 @@ class TestUnchanged:
     def test_it_is_no_more_than_noise_makes(self):
         assert self.found([0, 3, 6, 9], [False] * 4, noise=7) == 6
 
+    def test_few_pairs_prove_nothing_and_those_that_do_not_differ_are_none(self):
+        assert self.found([3] * 300, [False] * 300, noise=7, least=LEAST_PAIRS) == 3
+        assert self.found([3] * 299, [False] * 299, noise=7, least=LEAST_PAIRS) == 0
+        assert self.found([0] * 100 + [3] * 299, [False] * 399, noise=7, least=LEAST_PAIRS) == 0
+
+    def test_an_answer_that_a_skip_puts_right_makes_good_none_that_it_spoils(self):
+        clips = self.clips([2, 12, 14], [False, True, True])
+        right = self.tail(clips.reshape(-1, *clips.shape[2:]))
+        right["scores"][3] = right["scores"][2]  # the second clip's own second answer is wrong, its first one's right
+        assert self.found([2, 12, 14], [False, True, True], noise=99, wanted=right) == 12
+
     def test_an_answer_that_was_wrong_anyway_is_no_loss(self):
         clips = self.clips([10, 12], [True, False])
         right = self.tail(clips.reshape(-1, *clips.shape[2:]))
@@ -162,7 +173,7 @@ class TestUnchanged:
         clips[:10, 1] = clips[:10, 0]
         outputs = {"map": clips.reshape(40, 2, 3, 3).astype(np.float32)}
         wanted = {"map": outputs["map"] + random.normal(0, 1, (40, 2, 3, 3)).astype(np.float32)}
-        limit, figures = limit_of_change(clips, lambda symbols: outputs, wanted, clips)
+        limit, figures = limit_of_change(clips, lambda symbols: outputs, wanted, clips, least_pairs=1)
         assert limit == 0
         assert figures["pairs_within"] == 10
         assert errors_of(outputs, wanted).shape == (40,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 
 import pytest
 from support import bundles
@@ -20,6 +21,7 @@ from narrowcast.devices.flash.errors import (
     BoardError,
     BoardUnreachableError,
     DestinationError,
+    DiskSpaceError,
     DowngradeError,
     EdgeConfigError,
     FlashError,
@@ -35,9 +37,9 @@ from narrowcast.devices.flash.errors import (
 )
 from narrowcast.devices.flash.flashing import units_for
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
-from narrowcast.devices.flash.preflight import check_board, check_release, check_servers, choose_target
+from narrowcast.devices.flash.preflight import check_board, check_disk, check_release, check_servers, choose_target
 from narrowcast.devices.flash.ssh import Ssh
-from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras_for, from_folder
+from narrowcast.devices.flash.wheelhouse import BoardPython, Wheel, constraints, extras_for, from_folder
 from narrowcast.devices.targets import DeployPaths, load_target
 from narrowcast.transport.bundle import SecretKey
 from narrowcast.transport.bundle.signing import read_keys
@@ -52,8 +54,8 @@ def facts(**changes):
     """Of a Raspberry Pi 5."""
     return {
         "hostname": "pi", "architecture": "aarch64", "model": "Raspberry Pi 5 Model B Rev 1.0", "compatible": [],
-        "os": "Debian", "venv": True, "modules": {}, "clock": time.time(), "power_sensors": ["pi5-pmic"], "systemd": True,
-        "root": True, **changes,
+        "os": "Debian", "executable": "/usr/bin/python3.11", "venv": True, "modules": {}, "clock": time.time(),
+        "power_sensors": ["pi5-pmic"], "systemd": True, "root": True, **changes,
     }  # fmt: skip
 
 
@@ -201,6 +203,28 @@ def test_a_board_is_looked_at_before_anything_is_sent():
     ] == []
     with pytest.raises(PreflightError, match="no module venv"):
         check_board(facts(venv=False), pi, RIGHTS, FlashOptions())
+    brought = facts(executable="/home/pi/.local/share/uv/python/cpython-3.10/bin/python3.10")
+    with pytest.raises(PreflightError, match=r"home folder.* UV_PYTHON_INSTALL_DIR=/opt/python"):
+        check_board(brought, pi, RIGHTS, FlashOptions())
+    assert check_board(brought, pi, RIGHTS, FlashOptions(services="supervised", prefix="/home/pi/narrowcast")) == []
+
+
+def test_an_environment_must_fit_unpacked(tmp_path):
+    path = tmp_path / "big-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("big.py", bytes(1 << 20))
+    wheels = [Wheel.of(path)]
+    assert wheels[0].size < 1 << 12
+    check_disk(facts(free_bytes=(1 << 20) + 100), wheels, 100)
+    with pytest.raises(DiskSpaceError, match=r"wants 1\.05 MB with its environment"):
+        check_disk(facts(free_bytes=1 << 20), wheels, 100)
+    check_disk(facts(free_bytes=0), [], 100)  # what is sent is the board's own to judge
+
+
+@pytest.mark.parametrize("user", ["-o", "x\nExecStart=/bin/sh", "a b", "x" * 40])
+def test_a_user_is_a_name(user):
+    with pytest.raises(ConfigError, match="--user"):
+        FlashOptions(user=user)
 
 
 def test_a_bundle_must_be_for_such_a_board_and_newer():
@@ -270,6 +294,13 @@ def said_by(folder, text):
     return Ssh(Destination.parse("pi@x"), Connection(ssh=str(program)))
 
 
+def test_host_keys_are_checked_whatever_options_are_given():
+    loose = Connection(options=("StrictHostKeyChecking=no", "BatchMode=no"))
+    words = Ssh(Destination.parse("pi@x"), loose).command("true")
+    checks = [word for word in words if "StrictHostKeyChecking" in word]
+    assert checks[0] == "-oStrictHostKeyChecking=yes", "of two, ssh takes the first"
+
+
 def test_a_program_that_is_no_ssh(tmp_path):
     with pytest.raises(FlashError, match="install OpenSSH"):
         Ssh(Destination.parse("pi@x"), Connection(ssh=str(tmp_path / "none"))).call("true")
@@ -286,6 +317,8 @@ def test_a_board_that_answers_something_else_is_an_error(answer):
 
 def test_lines_of_a_board_cannot_move_the_cursor():
     assert printable("fine \ta\u20ac") == "fine \ta\u20ac"
+    found = checked_answer({"name": "\x1b[2Jpi", "edge": "a = 1\n"}, dict[str, str], "pi@x")
+    assert found == {"name": "\ufffd[2Jpi", "edge": "a = 1\n"}
     assert printable("\x1b[2Jgone\r\n") == "\ufffd[2Jgone\ufffd\ufffd"
 
 
@@ -317,7 +350,9 @@ def test_units_know_the_boards_paths_python_and_gpu():
     assert "\nDeviceAllow=/dev/nvmap" not in plain["narrowcast-edge.service"]
     jetson = units_for(load_target("jetson-orin-nano"), RIGHTS, "camera")
     assert "\nDeviceAllow=/dev/nvmap" in jetson["narrowcast-edge.service"]
-    assert "User=camera\nGroup=camera" in jetson["narrowcast-edge.service"]
+    assert "User=camera\n# The groups" in jetson["narrowcast-edge.service"], (
+        "in the user's own group, whatever its name"
+    )
 
 
 def test_a_plan_says_what_needs_root():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from support.waiting import until
 
 from narrowcast.devices.flash.agent import boot, environment, jobs, locks, report, store, trust
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import point, write_json
+from narrowcast.devices.flash.agent.files import point, read_json_of, write_json
 from narrowcast.devices.flash.agent.journal import Journal
 from narrowcast.devices.flash.agent.services import services_for
 from narrowcast.devices.flash.agent.state import State
@@ -134,6 +135,40 @@ def test_at_boot_what_nobody_confirmed_gives_way(layout):
     assert (layout.running(), State(layout).pending) == (old, None)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "giant", "deep"])
+def test_a_status_file_cannot_hold_root_up_or_lead_it_elsewhere(layout, tmp_path, kind):
+    path = layout.daemon_status
+    path.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(path)  # opened as a file it would wait for who writes
+    elif kind == "link":
+        write_json(tmp_path / "secret.json", {"ready": True})
+        path.symlink_to(tmp_path / "secret.json")
+    else:
+        path.write_text('{"ready": "' + "x" * (1 << 20) + '"}' if kind == "giant" else "[" * 100_000)
+    assert read_json_of(path) is None
+    assert report.status(layout, services_for(layout, "supervised"))["daemon"] is None
+
+
+def test_at_boot_a_way_back_that_the_power_cut_short_is_over(layout):
+    """So that the same flash once more is a new one, and does not tell the old one's end."""
+    old = release(layout, "m-1-a")
+    point(layout.current, layout.point_to(old))
+    agent = layout.flash / "agent.pyz"
+    write_json(layout.flash / "layout.json", layout.as_dict())
+    for name, states in (("job-1", []), ("job-2", ["begin"]), ("job-3", ["begin", "done"])):
+        place = layout.jobs / name
+        place.mkdir(parents=True)
+        journal = Journal(place / "journal.jsonl")
+        journal.write("switch", "done")
+        for state in states:
+            journal.write("rollback", state)
+    boot.boot(agent)
+    ends = [jobs.journal(layout, name).ended() for name in ("job-1", "job-2", "job-3")]
+    assert ends[0] is None
+    assert [(end["state"], end["release"]) for end in ends[1:]] == [("rolled-back", old)] * 2
+
+
 # ---------------------------------------------------------------- locks
 
 
@@ -150,6 +185,20 @@ def test_a_lock_names_who_has_it_and_ends_with_its_process(layout):
 
 
 # ---------------------------------------------------------------- uploads
+
+
+def test_who_only_looks_keeps_nobody_from_taking_a_lock(layout, monkeypatch):
+    """As ``flash status`` does, or who waits for the worker, at the moment at which the worker begins."""
+    path = layout.flash / "work.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: os.close(looking))
+    lock = locks.Lock(path, "ann@laptop")
+    lock.take()
+    assert locks.holder(path).startswith("ann@laptop (since ")
+    lock.release()
 
 
 def test_uploads_go_on_and_count_only_when_they_are_whole(layout):

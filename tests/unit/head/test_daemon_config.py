@@ -55,7 +55,15 @@ def test_paths_are_the_files_own(tmp_path):
         (OWN + SOURCE + 'budget = "much"\n', "a budget of 'much'"),
         (OWN + SOURCE + 'data_cap = "1GB"\n', "a data cap of '1GB'"),
         (OWN + SOURCE + 'raw = "4x"\n', "raw frames of '4x'"),
+        (OWN + SOURCE + 'offload = "cloud"\n', r"sources\[0\].offload"),
+        (OWN + SOURCE + 'video = "maybe"\n', r"sources\[0\].video"),
+        (OWN + SOURCE + 'offload = "local"\nway = "image"\n', "'gate'.*say different things"),
+        (OWN + SOURCE + 'offload = "image"\nvideo = "on"\n', "'gate': video = \"on\" is for symbols"),
+        (OWN + SOURCE + 'way = "image"\nlevel = "auto"\n', "'gate': level = \"auto\" is for symbols"),
+        (OWN + SOURCE + "way_joules = { local = 1 }\n", "'gate'.*for offload 'auto'"),
+        (OWN + SOURCE + 'offload = "auto"\nway_joules = { here = 1 }\n', r"sources\[0\].way_joules"),
         (OWN + SOURCE + "fps = 0\n", r"sources\[0\].fps"),
+        (OWN + SOURCE + "max_packet_bytes = 24\n", "max_packet_bytes"),  # a header alone
         (OWN + "sources = []\n", "sources"),
         (OWN, "sources"),
         (OWN.replace("one:1", "one:port") + SOURCE, "'one:port' is no address"),
@@ -106,10 +114,12 @@ def test_flags_win_over_variables_and_those_over_the_file(tmp_path, monkeypatch)
     monkeypatch.setenv("NARROWCAST_FPS", "7")
     monkeypatch.setenv("NARROWCAST_ALLOW_UNSIGNED", "1")
     found = flags(
-        "--config", "edge.toml", "--fps", "3", "--threads", "2", "--cpus", "0", "--level", "auto", "--trust", "k.pub"
-    )
+        "--config", "edge.toml", "--fps", "3", "--threads", "2", "--cpus", "0", "--level", "auto", "--trust", "k.pub",
+        "--video", "on", "--offload", "auto", "--way-joules", "local=1,split=0.5",
+    )  # fmt: skip
     assert found == {
         "to": "variable:1", "sources.fps": 3.0, "runtime.threads": 2, "runtime.cpus": "0", "sources.level": "auto",
+        "sources.video": "on", "sources.offload": "auto", "sources.way_joules": {"local": 1.0, "split": 0.5},
         "allow_unsigned": True, "trust": [str(Path("k.pub").absolute())],
     }  # fmt: skip
     file = tmp_path / "edge.toml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.waiting import eventually
 
-from narrowcast.head.daemon import logs
+from narrowcast.head.daemon import http, logs
 from narrowcast.head.daemon.http import MAX_REQUEST_BYTES, HttpServer, Page, check_listen
 from narrowcast.head.daemon.output_config import LinesOutput, MqttOutput, SocketOutput, WebhookOutput
 from narrowcast.head.daemon.outputs import Outputs, make_sink
@@ -224,3 +225,21 @@ def test_the_journal_gets_priorities():
         assert logs.for_journal(null, {"JOURNAL_STREAM": f"{state.st_dev}:{state.st_ino}"})
         assert not logs.for_journal(null, {"JOURNAL_STREAM": "1:1"})
     assert not logs.for_journal(sys.stderr, {})
+
+
+async def test_whoever_does_not_read_a_page_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(http, "SECONDS", 0.1)
+    body = bytes(64 * 1024 * 1024)
+    server = HttpServer("127.0.0.1:0", {"/large": lambda: Page("200 OK", "text/plain", body)})
+    await server.start()
+    host, _, port = server.where.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /large HTTP/1.1\r\n\r\n")
+    await eventually(lambda: server._open == 1, "it is asked")
+    await eventually(lambda: server._open == 0, "it is given up")
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        got = await reader.read(-1)
+    assert len(got) < len(body)
+    writer.close()
+    await server.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from narrowcast.head.rate import budget
 from narrowcast.head.rate.budget import Budget, DailyCap, parse_cap, parse_rate
 from narrowcast.head.rate.controller import PROBE_SECONDS, RateController
 from narrowcast.head.rate.estimate import LinkEstimate
@@ -228,6 +230,34 @@ def test_a_damaged_file_spends_nothing(tmp_path):
     cap = clocks.cap(1000, file)
     assert cap.left() <= 0
     clocks.pass_by(DAY)
+    assert cap.left() == 1000
+
+
+def test_a_full_disk_spends_nothing_until_there_is_room(tmp_path, monkeypatch, caplog):
+    clocks, file = Clocks(), tmp_path / "used.json"
+    cap = clocks.cap(1000, file)
+    cap.spend(100)
+    replacing = budget.replacing
+
+    def full(path, **how):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(budget, "replacing", full)
+    cap.spend(5)  # is sent already
+    assert cap.left() < 0
+    again = clocks.cap(1000, file)  # a restart, while the disk is full
+    assert again.left() <= 0
+    assert caplog.text.count("nothing more is sent") == 2
+    monkeypatch.setattr(budget, "replacing", replacing)
+    assert cap.left() < 0  # it is not tried all the time
+    clocks.running += 2
+    assert cap.left() == again.left() + 5 == 895
+    assert json.loads(file.read_bytes())["taken_bytes"] == 110
+    monkeypatch.setattr(budget, "replacing", full)
+    clocks.pass_by(DAY)
+    assert cap.left() == 5  # what was taken before
+    monkeypatch.setattr(budget, "replacing", replacing)
+    clocks.running += 2
     assert cap.left() == 1000
 
 

@@ -27,6 +27,32 @@ def test_bytes_are_counted_over_reconnects():
         assert meter.read() == (sent, received)
 
 
+def test_connections_that_were_closed_long_ago_are_remembered_by_their_sum_alone(monkeypatch):
+    monkeypatch.setattr("narrowcast.head.socket_bytes.MAX_REMEMBERED", 3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        meter = SocketMeter(listener.getsockname()[1])
+        for count in range(1, 21):
+            with socket.create_connection(listener.getsockname()) as client, listener.accept()[0]:
+                client.sendall(bytes(10))
+                until(lambda count=count: meter.read() == (10 * count, 0), f"10 bytes of {count} connections counted")
+                assert meter.connections() == 1
+        assert meter.read() == (200, 0)
+        assert meter.connections() == 0
+        assert len(meter._seen) == 3
+
+
+def test_a_connection_that_cannot_be_seen_for_a_while_counts_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        meter = SocketMeter(listener.getsockname()[1])
+        client.sendall(bytes(10))
+        until(lambda: meter.read() == (10, 0), "10 bytes counted")
+        with monkeypatch.context() as blind:
+            blind.setattr("narrowcast.head.socket_bytes.os.dup", lambda handle: (_ for _ in ()).throw(OSError()))
+            assert meter.read() == (10, 0)
+        client.sendall(bytes(10))
+        until(lambda: meter.read() == (20, 0), "20 bytes counted")
+
+
 def test_nothing_is_left_open():
     """Looking at handles duplicates them; every duplicate must be closed, also those that are no TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socketpair()[0]:

@@ -113,6 +113,16 @@ class TestFeed:
         assert "camera: it has ended; opening it again" in troubles[0]
         assert "camera: OSError: [Errno 19] No such device; opening it again" in troubles[1]
 
+    def test_one_that_is_gone_for_months_is_told_of_while_pauses_grow(self, monkeypatch):
+        monkeypatch.setattr(feeds, "LONGEST_PAUSE_SECONDS", 0.03)
+        troubles = []
+        source = Scripted(*[fails] * 30, brings(1), hangs)
+        with Feed(source, on_trouble=troubles.append) as feed:
+            assert next(iter(feed)).name == "1"
+            until(lambda: source.opened == 32, "it is opened again")
+        assert len(troubles) == 3  # 0.01 and 0.02 s, and that it has ended
+        assert "it has ended; opening it again in 0.0 s" in troubles[-1]
+
     def test_a_camera_that_hangs(self):
         """The watchdog closes it; a thread that hears nothing is left behind, and what it says later is not heard."""
         source = Scripted(hangs, stuck, brings(3), hangs)

@@ -129,3 +129,15 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be kept in"):
         DurableOutbox(Collector(), tmp_path / "file" / "box.db")
+
+
+def test_a_file_that_cannot_be_read_for_weeks_is_told_of_once(tmp_path, caplog):
+    box = DurableOutbox(Collector(), tmp_path / "box.db")
+    box._disk.execute("DROP TABLE waiting")
+    for _ in range(3):
+        assert box._next() == []
+    assert caplog.text.count("cannot be read: no such table") == 1
+    box._disk.execute("CREATE TABLE waiting (number INTEGER PRIMARY KEY, record BLOB NOT NULL)")
+    box.keep(record(1))
+    assert [row.number for row in box._next()] == [1]
+    box.close(0.1)
