@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.devices.batch_means import TIED, tie
-from narrowcast.devices.profile.figures import Agreement, Distribution, Estimate, Histogram
+from narrowcast.devices.profile.figures import Distribution, Estimate, Histogram
 
 Floats = npt.NDArray[np.float64]
 
 BINS_A_DECADE = 20
 MIN_BLOCKS = 6  # the least and the greatest of six hold the median with 97 %
 LEVEL = 0.95
-_Z95 = 1.959964
 LEAST_MS = 1e-3  # what is less lies in the first bin, from 0
 # At least two frames lie beyond each (the median wants five in all).
 LEAST_FRAMES = {50: 5, 90: 20, 95: 40, 99: 200}
@@ -54,25 +53,6 @@ def histogram(values: Floats) -> Histogram:
     edges[-1] = max(edges[-1], high)
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return Histogram(edges_ms=[float(edge) for edge in edges], counts=[int(count) for count in counts])
-
-
-def share_interval(share: float, frames: int) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a share of frames (J. Am. Stat. Assoc. 22, 1927)."""
-    if frames <= 0 or not 0 <= share <= 1:
-        return None
-    spread = _Z95**2 / frames
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / frames + spread / (4 * frames))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def share_estimate(found: Agreement) -> Estimate | None:
-    """An agreement, with its interval where frames either agree or do not; None where there is none."""
-    if found.share is None:
-        return None
-    interval = share_interval(found.share, found.frames) if found.metric == "top-1" else None
-    low, high = interval or (None, None)
-    return Estimate(value=found.share, low=low, high=high)
 
 
 def median_estimate(blocks: Sequence[Floats]) -> tuple[Estimate | None, str | None]:

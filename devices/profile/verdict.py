@@ -9,7 +9,7 @@ from narrowcast.devices.profile.figures import Estimate, Way
 from narrowcast.devices.profile.model import LinkFigures, break_even, lie_apart
 from narrowcast.devices.profile.names import capital, in_words
 from narrowcast.devices.profile.schema import Best, BreakEven, Goal, Link, Unit, Verdict
-from narrowcast.devices.profile.statistics import share_estimate
+from narrowcast.devices.profile.shares import share_estimate
 from narrowcast.text import human_bytes, human_ms, percent
 
 _UNITS: dict[Goal, Unit] = {"latency": "ms", "energy": "J", "bytes": "B", "accuracy": "share"}

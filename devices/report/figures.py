@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from narrowcast.devices.profile.figures import Bytes, Distribution, Energy, Estimate, Way
-from narrowcast.devices.profile.statistics import share_estimate, share_interval
+from narrowcast.devices.profile.shares import share_estimate, share_interval
 from narrowcast.devices.report.markup import Child, tag
 from narrowcast.devices.report.noise import Figure, Rule
 from narrowcast.text import human_bytes, human_joules, human_ms, percent

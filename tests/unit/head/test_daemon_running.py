@@ -158,8 +158,8 @@ async def test_what_was_captured_when_it_ends_is_spooled_to_the_last_frame(tmp_p
         await eventually((tmp_path / "in.sock").exists, "it listens")
         _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
         camera.write(bytes(8 * 8 * 3 * 8))
-        await eventually(lambda: run.daemon.lanes["in"].feed.counters.frames == 3, "two under way, one at the door")
-        await eventually(lambda: len(run.daemon.lanes["in"].feed._frames) == 5, "five wait")
+        await eventually(lambda: run.daemon.lanes["in"].feed.counters.frames == 4, "under way, at the door, ahead")
+        await eventually(lambda: len(run.daemon.lanes["in"].feed._frames) == 4, "four wait")
         run.stop.set()
         assert await run.task == 0
         ledger = run.daemon.status().ledger
