@@ -102,12 +102,33 @@ async def test_a_refused_stream_has_its_status(tiny, service):
     )
 
 
-async def test_a_client_that_goes_away_ends_the_servicer(tiny, service):
-    responses = BridgedContext(Caller(), each(requests_of(tiny, 2), asyncio.Event())).responses(service[0].Stream)
+async def test_a_client_that_goes_away_with_its_answers_ends_well(tiny, service):
+    responses = BridgedContext(Caller(), each(requests_of(tiny, 1), asyncio.Event())).responses(service[0].Stream)
     assert (await anext(responses)).HasField("opened")
     assert (await anext(responses)).result.frame_id == 0
     await responses.aclose()
-    assert service[1].reasons == ["OK"]  # what was answered has been handed over
+    assert service[1].reasons == ["OK"]
+
+
+async def test_a_client_that_goes_away_without_an_answer_is_told_apart(tiny):
+    table, observer = ModelTable(), Closed()
+    batcher = Batcher(load_model(tiny), max_delay_ms=3_600_000)  # a second frame never comes
+    table.publish(batcher)
+    servicer = TailService(table, observer=observer).Stream
+    sent = asyncio.Event()
+
+    async def requests():
+        async for request in each(requests_of(tiny, 1)):
+            yield request
+        sent.set()  # asked for more: the frame has been taken
+        await asyncio.Event().wait()
+
+    responses = BridgedContext(Caller(), requests()).responses(servicer)
+    assert (await anext(responses)).HasField("opened")
+    await sent.wait()
+    await responses.aclose()
+    assert observer.reasons == ["CANCELLED"]
+    await batcher.close()
 
 
 async def test_a_slow_taker_holds_the_servicer_back():
