@@ -1,7 +1,7 @@
 # Every chore is one command. `make demo` and `make test` make their own environment the first time.
 PYTHON ?= python3
 VENV ?= .venv
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard transport/coder/*.[
 demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes demo-output/report.html
 	$(BIN)/narrowcast demo
 
-test: $(STAMP) ## all tests, two files at a time (WORKERS=0: one after the other)
+test: $(STAMP) ## all tests, three files at a time: some of them wait (WORKERS=0: one after the other)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-board: $(STAMP) ## flash an emulated arm64 board (root, and Debian's packages; several minutes)

@@ -15,6 +15,7 @@ import onnx.version_converter
 import torch
 from torch import Tensor, nn
 
+from narrowcast.compiler.collector import collector_paused
 from narrowcast.compiler.errors import ExportError
 from narrowcast.compiler.exit import ExitNetwork
 from narrowcast.compiler.exporter_library import parse_once
@@ -134,7 +135,7 @@ def _export(
     module = module.cpu().eval()
     parse_once()
     try:
-        with _quiet():
+        with _quiet(), collector_paused():
             program = torch.onnx.export(
                 module, inputs, input_names=list(input_names), output_names=list(output_names),
                 opset_version=OPSET, dynamo=True, dynamic_shapes=dynamic, verbose=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import numpy as np
 import pytest
 from support import bundles
+
+# Tests make millions of objects beside the libraries' own millions: Python would look through all of them again and again.
+gc.freeze()
+gc.set_threshold(20_000, 20, 50)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

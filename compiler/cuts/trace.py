@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from narrowcast.compiler.collector import collector_paused
 from narrowcast.compiler.cuts.observe import BATCHES, Value, follows_batch, observe, outputs_equal
 from narrowcast.compiler.errors import TraceError
 
@@ -223,7 +224,8 @@ def _export(network: nn.Module, image: Tensor, multiple: int | None) -> fx.Graph
     sides: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=4096)}
     if multiple is not None:
         sides |= {2: multiple * torch.export.Dim("rows"), 3: multiple * torch.export.Dim("columns")}
-    return torch.export.export(network, (image,), dynamic_shapes=(sides,)).module()
+    with collector_paused():
+        return torch.export.export(network, (image,), dynamic_shapes=(sides,)).module()
 
 
 def size_of_batch(like: fx.Node, value: Any, other: Any) -> Any:

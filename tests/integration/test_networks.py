@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ PASSING = 0.95
 
 def test_timm_families_are_cut_and_put_together_again(timm, tmp_path):
     """Head and tail against the whole network, bit for bit. Prints the table, and why a network failed."""
+    faulthandler.cancel_dump_traceback_later()  # minutes of work on a busy machine; the bound is the one below
     rows_file = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "bench" / "networks.py"), "--quick", "--json", str(rows_file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
