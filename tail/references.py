@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.tail.errors import NeedKeyError
+from narrowcast.tail.errors import FrameRefusedError, NeedKeyError
 from narrowcast.tail.frame import Frame
 from narrowcast.transport.packet import Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -119,6 +119,27 @@ class References:
             if packet.payload != self.codec.skip_payload(kept.symbols.shape):
                 raise NeedKeyError(f"frame {packet.reference} is of another size")
         return kept
+
+    def refer(self, frame: Frame, codec: VideoCodec | None, release: int) -> FrameRefusedError | None:
+        """Finds what a frame refers to, and answers it where it is the same; why that is not possible.
+
+        Args:
+            frame: of any kind of packet.
+            codec: see :meth:`find`.
+            release: see there.
+        """
+        packet = frame.packet
+        frame.keep = packet.kind in (Kind.SYMBOLS, Kind.PREDICTED)
+        if not packet.kind.has_reference:
+            return None
+        try:
+            frame.reference = self.find(packet, codec, release)
+        except NeedKeyError as error:
+            return error
+        if packet.kind is Kind.SKIP:
+            frame.release = release
+            frame.finish(same_answer(packet))
+        return None
 
     def close(self) -> None:
         """The stream has ended."""
