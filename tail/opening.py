@@ -93,12 +93,12 @@ def choose_tails(batcher: Batcher, wanted: Sequence[str]) -> frozenset[str]:
     return frozenset(wanted) if wanted else MAIN_ALONE
 
 
-def references_for(slot: Slot, wanted: pb.Open, room: Room) -> References | None:
+def references_for(slot: Slot, wanted: pb.Open, room: Room, client: str) -> References | None:
     """What a client may refer to; None where it asks for nothing, or has other video tables than this server."""
     codec = slot.batcher.model.video
     if not wanted.references or codec is None or codec.fingerprint != wanted.video_fingerprint:
         return None
-    return References(codec, min(wanted.references, MAX_REFERENCES), room)
+    return References(codec, min(wanted.references, MAX_REFERENCES), room, client)
 
 
 def refusal_of(

@@ -124,7 +124,7 @@ class OpenStream:
         self._priority = self._gate.priority(client, priority_of(wanted.priority))
         self._deadline_ms, self._resume_from = wanted.deadline_ms, wanted.resume_from
         self._limit_silence(wanted.silence_limit_ms)
-        self._references = references_for(self.slot, wanted, self._room)
+        self._references = references_for(self.slot, wanted, self._room, client)
         self._agreed = StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us)
         await self._context.write(
             pb.StreamResponse(
