@@ -19,11 +19,13 @@ from narrowcast.head.daemon.config import DaemonConfig, load_config
 from narrowcast.head.daemon.daemon import Daemon
 from narrowcast.head.daemon.model import load_model
 from narrowcast.head.daemon.notify import Notifier
-from narrowcast.head.errors import ModelRefusedError, SourceError, StuckSourceError
+from narrowcast.head.errors import BackendError, ModelRefusedError, SourceError, StuckSourceError
+from narrowcast.head.session import HeadSession
 from narrowcast.head.sources import feed
 from narrowcast.transport.bundle import describe_part
 from narrowcast.transport.codec import open_codec
-from narrowcast.transport.errors import MissingPartError
+from narrowcast.transport.contract import InputContract
+from narrowcast.transport.errors import FrameError, MissingPartError
 from narrowcast.transport.selfcheck import SelfCheck, SymbolBound, reference_frames
 from narrowcast.transport.structs import to_json
 
@@ -168,6 +170,68 @@ async def test_what_was_captured_when_it_ends_is_spooled_to_the_last_frame(tmp_p
     found = told(tmp_path)
     assert [line["frame_id"] for line in found] == list(range(8))
     assert {line["type"] for line in found} == {"spooled"}
+
+
+@pytest.mark.parametrize("stage", ["head", "resize"])
+async def test_what_a_library_raises_loses_one_frame(tmp_path, monkeypatch, caplog, stage):
+    where = HeadSession if stage == "head" else InputContract
+    name = "encode" if stage == "head" else "prepare"
+    right, bad = getattr(where, name), FRAMES[1]
+
+    def fails(self, frame, *args, **more):
+        if np.array_equal(getattr(frame, "frame", frame), bad):
+            raise ValueError("could not broadcast")
+        return right(self, frame, *args, **more)
+
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, photos(tmp_path, 12))
+        monkeypatch.setattr(where, name, fails)
+        async with Run(config, tmp_path) as run:
+            assert await asyncio.wait_for(run.task, 60) == 0
+            ledger = run.daemon.status().ledger
+    assert (ledger.captured, ledger.answered, ledger.dropped) == (12, 9, {"not encoded": 3})
+    assert len(told(tmp_path)) == 9
+    told_of = [record for record in caplog.records if "could not be encoded" in record.message]
+    assert [record.args[-1] for record in told_of] == [1, 2], "not a line for each"
+    assert "001.png: ValueError('could not broadcast')" in told_of[0].message
+    assert told_of[0].exc_info is not None
+
+
+async def test_a_head_that_fails_again_and_again_ends_the_source_and_a_good_frame_begins_the_count_anew(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(lanes, "MAX_FAILURES", 3)
+    encode, frames = HeadSession.encode, 0
+
+    def fails(self, *args, **more):
+        nonlocal frames
+        frames += 1
+        if frames in (1, 2, 4, 5) or frames > 6:
+            raise RuntimeError("the device is lost")
+        return encode(self, *args, **more)
+
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, photos(tmp_path, 15))
+        monkeypatch.setattr(HeadSession, "encode", fails)
+        async with Run(config, tmp_path) as run:
+            with pytest.raises(BackendError, match=r"3 frames in a row .*008.png: RuntimeError.*the device is lost"):
+                await asyncio.wait_for(run.task, 60)
+            ledger = run.daemon.status().ledger
+    assert (ledger.captured, ledger.answered, ledger.dropped, ledger.under_way) == (9, 2, {"not encoded": 7}, 0)
+    assert any("in: the source ends: 3 frames in a row" in record.message for record in caplog.records)
+
+
+async def test_images_that_are_no_frames_end_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "MAX_FAILURES", 1)
+
+    def refuses(self, *args, **more):
+        raise FrameError("no frame")
+
+    config = settings(tmp_path, "127.0.0.1:9", photos(tmp_path, 10))
+    monkeypatch.setattr(HeadSession, "encode", refuses)
+    async with Run(config, tmp_path) as run:
+        assert await asyncio.wait_for(run.task, 60) == 0
+        assert run.daemon.status().ledger.dropped == {"not encoded": 10}
 
 
 async def test_a_source_that_is_lost_in_the_system_ends_it(tmp_path, monkeypatch):
