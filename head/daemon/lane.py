@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
-from narrowcast.head.daemon.clients import Running, make_client, make_spool
+from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_spool
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.model import Model
@@ -113,7 +113,7 @@ class Lane:
 
     def _make(self) -> Running:
         return make_client(
-            self._config, self.source, self._model, self.spool, self.figures.ledger, on_trouble=self._trouble,
+            self._config, self.source, self._model, self.spool, self.figures, on_trouble=self._trouble,
             on_replayed=self._replayed,
         )  # fmt: skip
 
@@ -254,7 +254,11 @@ class Lane:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
 
         The source itself, and what it is captured by, stay as they are.
+
+        Raises:
+            ConfigError: there is a data cap now, and what is used cannot be kept; nothing has changed then.
         """
+        make_cap(config, source, self.figures)
         self._config, self.source, self._model = config, source, model
         old = self._running
         await old.client.retire()

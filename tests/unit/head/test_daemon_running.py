@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 
@@ -20,6 +21,7 @@ from narrowcast.head.daemon.daemon import Daemon
 from narrowcast.head.daemon.model import load_model
 from narrowcast.head.daemon.notify import Notifier
 from narrowcast.head.errors import BackendError, ModelRefusedError, SourceError, StuckSourceError
+from narrowcast.head.rate import budget
 from narrowcast.head.session import HeadSession
 from narrowcast.head.sources import feed
 from narrowcast.transport.bundle import describe_part
@@ -232,6 +234,33 @@ async def test_images_that_are_no_frames_end_nothing(tmp_path, monkeypatch):
     async with Run(config, tmp_path) as run:
         assert await asyncio.wait_for(run.task, 60) == 0
         assert run.daemon.status().ledger.dropped == {"not encoded": 10}
+
+
+async def test_a_disk_that_turns_read_only_does_not_end_what_has_a_data_cap(tmp_path, monkeypatch, caplog):
+    def read_only(path, **how):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    async with scripted(echo) as server:
+        more = photos(tmp_path, 2) + 'data_cap = "100MB/day"'
+        config = settings(tmp_path, server.address, "check_bundle_seconds = 0.1\n" + more)
+        async with Run(config, tmp_path) as run:
+            await eventually(lambda: len(told(tmp_path)) == 2, "two frames")
+            monkeypatch.setattr(budget, "replacing", read_only)
+            cap = run.daemon.figures["in"].cap
+            left = cap.left()
+            cap.spend(90_000_000)
+            bundles.make(release=2).write(tmp_path / "new.ncb").rename(tmp_path / "tiny.ncb")
+            await eventually(lambda: run.task.done() or run.daemon.model_changes == 1, "the new model takes over")
+            config = tmp_path / "edge.toml"
+            config.write_text(config.read_text().replace("100MB", "95MB"))
+            run.daemon.reload()
+            await eventually(lambda: run.task.done() or cap.most_bytes == 95_000_000, "it is reloaded")
+            Image.fromarray(FRAMES[2]).save(tmp_path / "in" / "later.png")
+            await eventually(lambda: run.task.done() or len(told(tmp_path)) == 3, "a third frame")
+            assert not run.task.done()
+            assert 0 < cap.left() <= left - 95_000_000
+            assert run.daemon.status().ledger.answered == 3
+    assert caplog.text.count("counted in memory") == 1
 
 
 async def test_a_source_that_is_lost_in_the_system_ends_it(tmp_path, monkeypatch):
