@@ -189,6 +189,18 @@ def test_batches_follow_from_the_seed_and_the_step_and_cover_the_data(recipe_for
     assert not torch.equal(bench.data.batch(0, count).images, bench.data.batch(1, count).images)
 
 
+def test_what_killed_runs_left_is_cleared_away_at_the_next_start(recipe_for, tmp_path):
+    recipe = recipe_for()
+    number = 2**22 + 1  # no process has it
+    left = [tmp_path / "cache" / f".features-1.f16.{number}.partial"]
+    left.append(tmp_path / f"{recipe.name}-0123" / f".checkpoint.pt.{number}.partial")
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    jobs.Job(recipe, tmp_path, SILENT)
+    assert not [file for file in left if file.exists()]
+
+
 def test_cached_features_are_the_teachers(recipe_for, tmp_path):
     bench = Bench(recipe_for(), tmp_path)
     before = bench.data.batch(2, 8).features
