@@ -4,7 +4,8 @@
 
 Every row sees as many images, in the same order. Bytes are compared with the first row's at equal agreement with the teacher
 and at equal divergence of the answers (BD-rates, with 95 % intervals over the held-out images; the row with another order of
-images says how much is chance). Rows that are in the file already are not trained again: stop it and start it as you like.
+images says how much is chance). Rows that are in the file already, of as many images, are not trained again: stop it and
+start it as you like.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def main() -> None:
     missing = [name for name in ROWS if name not in rows and args.only in (None, name)]
     for name in missing[: args.rows]:
         figures = run(args.recipe, args.work, args.images, name)
-        keep(args.json, rows := {**kept(args.json, args.images), name: figures})
+        rows[name] = figures
+        keep(args.json, rows)
     if "as it is" in rows:
         show(rows)
 

@@ -155,15 +155,25 @@ def rate_against(one: Measured, other: Measured, by: str) -> tuple[float | None,
 
 
 def keep(path: Path, rows: dict[str, Any]) -> None:
-    """Writes rows as JSON, whole or not at all."""
+    """Writes rows as JSON, whole or not at all; others that are there stay."""
     with replacing(path) as out:
-        out.write((json.dumps(rows) + "\n").encode())
+        out.write((json.dumps({**_all(path), **rows}) + "\n").encode())
 
 
 def kept(path: Path, images: int) -> dict[str, Any]:
-    """Rows that :func:`keep` wrote; none without a file. Ends the program where they saw another number."""
+    """Rows that :func:`keep` wrote of trials that saw so many images; none without a file.
+
+    Those that saw another number are to be measured anew, and stay in the file until then.
+    """
+    found = _all(path)
+    same = {name: row for name, row in found.items() if row["images"] == images}
+    if len(same) < len(found):
+        print(
+            f"{path}: {len(found) - len(same)} rows saw another number of images than {images}, and are measured anew"
+        )
+    return same
+
+
+def _all(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    other = sorted({row["images"] for row in found.values()} - {images})
-    if other:
-        raise SystemExit(f"{path} has rows of {other[0]} images each, not {images}: choose another --json or --images")
     return found

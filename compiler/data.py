@@ -33,6 +33,7 @@ STEPS_AHEAD = 3
 TOO_LARGE = "too large for float16"
 
 S = TypeVar("S", bound=Source)
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -160,17 +161,19 @@ def prepare_images(
     """
     digest = digest_of(files, contract)
     data, index = cache / f"images-{digest}.u8", cache / f"images-{digest}.json"
-    streamed = len(files) * math.prod(contract.size) * 3 > limit_bytes and not index.exists()
+    image_bytes = math.prod(contract.size) * 3
+    listed = _read_index(index, len(files), data, image_bytes)
+    streamed = listed is None and len(files) * image_bytes > limit_bytes
     if streamed:
         index = cache / f"checked-{digest}.json"
-    if not index.exists():
+        listed = _read_index(index, len(files))
+    if listed is None:
         cache.mkdir(parents=True, exist_ok=True)
         rows = _prepared(files, contract, progress)
         if streamed:
-            _write_index(index, [problem for _, problem in rows])
+            listed = _write_index(index, [problem for _, problem in rows])
         else:
-            _write_array(data, np.uint8, rows, index)
-    listed = json.loads(index.read_text())
+            listed = _write_array(data, np.uint8, rows, index)
     kept = [file for file, problem in zip(files, listed, strict=True) if problem is None]
     skipped = [f"{file}: {problem}" for file, problem in zip(files, listed, strict=True) if problem is not None]
     if len(kept) < 2:
@@ -202,20 +205,40 @@ def _write_array(
     dtype: Any,
     rows: Iterable[tuple[npt.NDArray[Any] | None, str | None]],
     index: Path,
-) -> None:
-    """Writes rows to ``path``, then what became of each to ``index``; neither appears half-written."""
+) -> list[str | None]:
+    """Writes rows to ``path``, then what became of each to ``index``; neither appears half-written. Returns the latter."""
     problems: list[str | None] = []
     with replacing(path) as out:
         for row, problem in rows:
             problems.append(problem)
             if row is not None:
                 out.write(np.ascontiguousarray(row, dtype).tobytes())
-    _write_index(index, problems)
+    return _write_index(index, problems)
 
 
-def _write_index(path: Path, content: Any) -> None:
+def _write_index(path: Path, content: C) -> C:
     with replacing(path) as out:
         out.write(json.dumps(content).encode())
+    return content
+
+
+def _read_index(index: Path, count: int, data: Path | None = None, row_bytes: int = 0) -> list[str | None] | None:
+    """What became of each of ``count`` rows; None where there is no such cache, or one of its files is gone or cut short."""
+    try:
+        listed = json.loads(index.read_bytes())
+        there = None if data is None else data.stat().st_size
+    except (OSError, ValueError):
+        return None
+    if not isinstance(listed, list) or len(listed) != count:
+        return None
+    return listed if there is None or there == listed.count(None) * row_bytes else None
+
+
+def _is_too_large(index: Path) -> bool:
+    try:
+        return bool(json.loads(index.read_bytes()) == TOO_LARGE)
+    except (OSError, ValueError):
+        return False
 
 
 class TrainingData:
@@ -235,6 +258,7 @@ class TrainingData:
         self.problem = problem
         self.seed = seed
         self._cached: npt.NDArray[np.float16] | None = None
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the passes that batches are taken from now
 
     def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
         """Computes the features of all images once; whether they fit within ``limit_bytes``.
@@ -247,14 +271,15 @@ class TrainingData:
             return False
         name = hashlib.sha256(f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name}".encode()).hexdigest()
         path, index = folder / f"features-{name[:16]}.f16", folder / f"features-{name[:16]}.json"
-        if not index.exists():
+        if _is_too_large(index):
+            return False
+        if _read_index(index, len(self.prepared), path, math.prod(shape[1:]) * 2) is None:
             with progress.task("teacher features", len(self.prepared), "images") as task:
                 try:
                     _write_array(path, np.float16, self._compute(task.advance), index)
                 except OverflowError:
                     _write_index(index, TOO_LARGE)
-        if json.loads(index.read_text()) == TOO_LARGE:
-            return False
+                    return False
         self._cached = np.memmap(path, np.float16, "r", shape=shape)
         return True
 
@@ -285,8 +310,9 @@ class TrainingData:
     def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The part that process ``rank`` of ``ranks`` has in the batch of training step ``step``.
 
-        It is the same whenever it is asked for. Every pass over the data has an order of its own; a batch may straddle two
-        passes. Parts differ by one image at most.
+        It is the same whenever it is asked for, so also in a run that goes on where it was. Every pass over the data has an
+        order of its own, which NumPy's generator draws from ``(seed, pass)``; a batch may straddle passes. Parts differ by
+        one image at most.
         """
         if isinstance(self.prepared.images, StreamedImages):
             ahead = [self._drawn(step + k, size, rank, ranks) for k in range(STEPS_AHEAD + 1)]
@@ -298,12 +324,21 @@ class TrainingData:
         """Which images those are."""
         count = len(self.indices)
         wanted = np.arange(step * size, (step + 1) * size)
+        epochs = wanted // count
         rows = np.empty(size, np.int64)
-        for epoch in np.unique(wanted // count):
-            order = np.random.default_rng((self.seed, int(epoch))).permutation(count)
-            of_epoch = wanted // count == epoch
-            rows[of_epoch] = self.indices[order[wanted[of_epoch] % count]]
+        for epoch in np.unique(epochs).tolist():
+            of_epoch = epochs == epoch
+            rows[of_epoch] = self._order(epoch)[wanted[of_epoch] % count]
         return rows[rank * size // ranks : (rank + 1) * size // ranks]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The images of one pass over the data, in its order: drawn once, as of the two passes that a batch may straddle."""
+        order = self._orders.get(epoch)
+        if order is None:
+            self._orders = {epoch - 1: self._orders[epoch - 1]} if epoch - 1 in self._orders else {}
+            order = self.indices[np.random.default_rng((self.seed, epoch)).permutation(len(self.indices))]
+            self._orders[epoch] = order
+        return order
 
     def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None) -> Batch:
         """The images numbered ``rows`` as a batch."""

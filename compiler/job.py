@@ -53,7 +53,7 @@ from narrowcast.compiler.workers import train_in_workers
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Manifest, OutputSpec
 from narrowcast.transport.codec import CodecSpec
-from narrowcast.transport.files import replacing
+from narrowcast.transport.files import forget_partials, replacing
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
 ELSEWHERE = {"cache_gigabytes", "device", "devices", "precision", "tensorboard"}
@@ -100,6 +100,8 @@ class Job:
             writer_class()  # or it would be missing after an hour of preparations
         self.device = device or resolve_device(recipe.train.device)
         self.cache = work / "cache"
+        for place in (self.cache, *work.glob(f"{recipe.name}-*/")):
+            forget_partials(place)
         folder = Path(recipe.folder)
         self.targets = [load_target(name) for name in recipe.export.targets]
         self.start = start

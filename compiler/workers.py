@@ -2,7 +2,7 @@
 
 The processes are started by Lightning Fabric (``torch.multiprocessing``, over NCCL on GPUs, gloo on CPUs). Each loads the
 recipe for itself; images and teacher features are in the cache by then. Process 0 writes checkpoints and tells how far it
-is. Whatever ends one of them ends all.
+is. Whatever ends one of them ends all, and so does the end of the process that started them, however it comes.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _work(fabric: Fabric, recipe: Recipe, work: Path, start: Path | None, pipes:
     """One process, from its first line to its last."""
     from narrowcast.compiler.job import Job
 
+    _end_with_parent()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     rank = fabric.global_rank
     for other, pipe in enumerate(pipes):
@@ -133,6 +134,22 @@ def _work(fabric: Fabric, recipe: Recipe, work: Path, start: Path | None, pipes:
         raise
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, also by SIGKILL, also where that was before this call.
+
+    The system closes the pipe to it, which a thread waits for. torch asks the kernel for a SIGINT, which a process that
+    waits for another one deep in a library does not look at. What is written half is never taken for whole.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, name="parent's end", daemon=True).start()
 
 
 class _Sender:

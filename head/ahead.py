@@ -13,7 +13,6 @@ import numpy as np
 
 from narrowcast.head.sources.base import Captured
 from narrowcast.transport.contract import Image, InputContract, Prepared
-from narrowcast.transport.errors import NarrowcastError
 
 T = TypeVar("T")
 # The head's thread is done with its library and wants Python's lock, which another one holds for up to 5 ms by default.
@@ -79,7 +78,7 @@ def hand_over(frame: Image | Captured, contract: InputContract) -> HandedOver:
         image, captured_at = np.array(frame), time.monotonic()
     try:
         return HandedOver(made_ready(image, contract), captured_at, started)
-    except NarrowcastError:
+    except Exception:  # noqa: BLE001  (also what a library raises: it is raised again, where the frame is accounted for)
         return HandedOver(image, captured_at, started)
 
 

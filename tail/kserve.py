@@ -23,9 +23,8 @@ from narrowcast.tail.frame import Frame
 from narrowcast.tail.kserve_request import choose_outputs, read_frames, read_parameters
 from narrowcast.tail.kserve_tensors import Offered, inputs_metadata, outputs_metadata, to_outputs
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import Observer, Silent, StreamInfo
+from narrowcast.tail.observe import Observer, Silent, StreamInfo, record_of
 from narrowcast.tail.opening import EndedError, admit, rate_refusal, refusal_of
-from narrowcast.tail.stream import record_of
 from narrowcast.transport.codec import Codec, CodecSpec
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.rpc import open_inference_pb2 as pb

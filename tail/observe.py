@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.tail.frame import Frame
+from narrowcast.tail.references import whole_answer
 from narrowcast.transport.codec import Codec
 from narrowcast.transport.packet import Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -73,6 +75,21 @@ class FrameRecord(NamedTuple):
     def alone(self) -> Packet:
         """The frame as a packet that can be read without its stream."""
         return self.packet if self.key is None else self.key.of(self.packet)
+
+
+def record_of(stream: StreamInfo, frame: Frame, codec: Codec | None = None) -> FrameRecord:
+    """What observers are told of a frame; ``codec`` makes key frames of those that refer to others."""
+    assert frame.response is not None
+    result, key = frame.response.result, None
+    if frame.reference is not None and codec is not None and not result.code:
+        symbols = frame.reference.symbols if frame.kept is None else frame.kept[0]
+        key = KeyFrame(codec, symbols)
+        if frame.packet.kind is Kind.SKIP:
+            result = whole_answer(frame.packet, result, frame.reference)
+    return FrameRecord(
+        stream, frame.release, frame.packet, frame.packet_bytes, result,
+        frame.response.ByteSize(), frame.encode_ms, frame.profile, key,
+    )  # fmt: skip
 
 
 class Observer(Protocol):

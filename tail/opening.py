@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from narrowcast.tail.access import Context, Gate
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import AccessError, FrameRefusedError, ModelUnavailableError
 from narrowcast.tail.frame import MAIN_ALONE
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.references import References
+from narrowcast.tail.references import MAX_REFERENCES, References, Room
 from narrowcast.transport.packet import VERSION, Kind, Packet
+from narrowcast.transport.rpc import tail_pb2 as pb
 
+NO_MESSAGE = "bytes that are no message of this protocol"
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 _EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
@@ -39,6 +42,22 @@ def admit(gate: Gate, context: Context, model: str | None = None) -> str:
     except AccessError as error:
         raise EndedError(error.code, str(error)) from error
     return client
+
+
+async def first_message(context: Context) -> pb.Open:
+    """What a stream begins with.
+
+    Raises:
+        EndedError: it is something else, or nothing.
+    """
+    try:
+        request = await context.read()
+    except DecodeError as error:
+        raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, NO_MESSAGE) from error
+    if request is grpc.aio.EOF or not request.HasField("open"):
+        raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
+    wanted: pb.Open = request.open
+    return wanted
 
 
 def find_slot(models: ModelTable, model: str, fingerprint: bytes, packet_version: int) -> Slot:
@@ -72,6 +91,14 @@ def choose_tails(batcher: Batcher, wanted: Sequence[str]) -> frozenset[str]:
             f"no tail {unknown[0][:80]!r} in {batcher.model.name!r}, release {release}; it has {there}",
         )
     return frozenset(wanted) if wanted else MAIN_ALONE
+
+
+def references_for(slot: Slot, wanted: pb.Open, room: Room, client: str) -> References | None:
+    """What a client may refer to; None where it asks for nothing, or has other video tables than this server."""
+    codec = slot.batcher.model.video
+    if not wanted.references or codec is None or codec.fingerprint != wanted.video_fingerprint:
+        return None
+    return References(codec, min(wanted.references, MAX_REFERENCES), room, client)
 
 
 def refusal_of(
@@ -116,3 +143,12 @@ def rate_refusal(gate: Gate, client: str, packet_bytes: int) -> FrameRefusedErro
         return None
     message = f"{client} has used up its rate; send this frame again after {retry_ms} ms"
     return FrameRefusedError(_EXHAUSTED, message, retry_ms)
+
+
+def resumed_behind(packet: Packet, resume_from: int) -> FrameRefusedError:
+    """Why a packet is refused that lies before the frame from which its stream was resumed."""
+    return FrameRefusedError(
+        _INVALID,
+        f"frame {packet.frame_id} lies before {resume_from}, from where the client resumed: it said that this frame is "
+        "answered",
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.tail.errors import NeedKeyError
+from narrowcast.tail.errors import FrameRefusedError, NeedKeyError
 from narrowcast.tail.frame import Frame
 from narrowcast.transport.packet import Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -43,12 +43,69 @@ class Kept(NamedTuple):
     size: int
 
 
+class _Share:
+    """What of the room is one client's: bytes, and the streams that keep something."""
+
+    __slots__ = ("streams", "used")
+
+    def __init__(self) -> None:
+        self.streams: dict[References, None] = {}
+        self.used = 0
+
+
 class Room:
-    """Bytes that the references of all streams share."""
+    """Bytes that the references of all streams share, fairly among clients, and then among a client's streams.
+
+    While there is room, anybody may have it. Where there is none, whoever holds the most, the wanted frame included, gives
+    up what is oldest: of the clients, by name, the one with the most bytes; of its streams the one with the most. So a
+    client that opens many streams gets no more than another that wants as much, and all that the others leave.
+
+    Args:
+        limit: bytes.
+
+    Attributes:
+        used: bytes, of all streams.
+    """
 
     def __init__(self, limit: int = MAX_ALL_BYTES) -> None:
         self.limit = limit
         self.used = 0
+        self._shares: dict[str, _Share] = {}
+
+    @property
+    def clients(self) -> dict[str, int]:
+        """Bytes by client, of those that hold any."""
+        return {client: share.used for client, share in self._shares.items()}
+
+    def make(self, size: int, stream: References) -> bool:
+        """Finds room for so many bytes of a stream; False where it is the stream itself that would hold the most by them."""
+        while self.used + size > self.limit:
+            own = self._shares.get(stream.client)
+            share = max(self._shares.values(), key=lambda one: one.used, default=None)
+            if share is None or share.used <= size + (0 if own is None else own.used):
+                share = own
+            if share is None:
+                return False
+            most = max(share.streams, key=lambda one: one.bytes)
+            if share is own and most.bytes <= size + stream.bytes:
+                most = stream
+            if not most.forget_oldest():
+                return False
+        return True
+
+    def count(self, stream: References, size: int) -> None:
+        """A stream keeps so many bytes more, or fewer; its own ``bytes`` say so already."""
+        self.used += size
+        share = self._shares.get(stream.client)
+        if share is None:
+            share = self._shares[stream.client] = _Share()
+        share.used += size
+        if stream.bytes:
+            share.streams[stream] = None
+            return
+        share.streams.pop(stream, None)
+        if not share.streams:
+            del self._shares[stream.client]
 
 
 class References:
@@ -58,14 +115,19 @@ class References:
         codec: predicts frames.
         count: how many frames are kept, at most.
         room: for all streams.
+        client: whose stream it is: clients share the room.
+
+    Attributes:
+        bytes: of what is kept.
     """
 
-    def __init__(self, codec: VideoCodec, count: int, room: Room) -> None:
+    def __init__(self, codec: VideoCodec, count: int, room: Room, client: str = "") -> None:
         self.codec = codec
         self.count = count
+        self.client = client
+        self.bytes = 0
         self._room = room
         self._kept: OrderedDict[int, Kept] = OrderedDict()
-        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -81,17 +143,12 @@ class References:
             result, answer_bytes = None, 0
         size += answer_bytes
         self._forget(frame.packet.frame_id)
-        while self._kept and (
-            len(self._kept) >= self.count
-            or self._bytes + size > MAX_STREAM_BYTES
-            or self._room.used + size > self._room.limit
-        ):
-            self._forget(next(iter(self._kept)))
-        if self._bytes + size > MAX_STREAM_BYTES or self._room.used + size > self._room.limit:
+        while self._kept and (len(self._kept) >= self.count or self.bytes + size > MAX_STREAM_BYTES):
+            self.forget_oldest()
+        if self.bytes + size > MAX_STREAM_BYTES or not self._room.make(size, self):
             return
         self._kept[frame.packet.frame_id] = Kept(frame.packet.level, symbols, memory, frame.release, result, size)
-        self._bytes += size
-        self._room.used += size
+        self._count(size)
 
     def find(self, packet: Packet, codec: VideoCodec | None, release: int) -> Kept:
         """What a packet refers to.
@@ -120,16 +177,47 @@ class References:
                 raise NeedKeyError(f"frame {packet.reference} is of another size")
         return kept
 
+    def refer(self, frame: Frame, codec: VideoCodec | None, release: int) -> FrameRefusedError | None:
+        """Finds what a frame refers to, and answers it where it is the same; why that is not possible.
+
+        Args:
+            frame: of any kind of packet.
+            codec: see :meth:`find`.
+            release: see there.
+        """
+        packet = frame.packet
+        frame.keep = packet.kind in (Kind.SYMBOLS, Kind.PREDICTED)
+        if not packet.kind.has_reference:
+            return None
+        try:
+            frame.reference = self.find(packet, codec, release)
+        except NeedKeyError as error:
+            return error
+        if packet.kind is Kind.SKIP:
+            frame.release = release
+            frame.finish(same_answer(packet))
+        return None
+
     def close(self) -> None:
         """The stream has ended."""
-        for frame_id in list(self._kept):
-            self._forget(frame_id)
+        while self.forget_oldest():
+            pass
+
+    def forget_oldest(self) -> bool:
+        """Makes room by one frame; False where none is kept."""
+        if not self._kept:
+            return False
+        self._forget(next(iter(self._kept)))
+        return True
 
     def _forget(self, frame_id: int) -> None:
         kept = self._kept.pop(frame_id, None)
         if kept is not None:
-            self._bytes -= kept.size
-            self._room.used -= kept.size
+            self._count(-kept.size)
+
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        self._room.count(self, size)
 
 
 def same_answer(packet: Packet) -> pb.StreamResponse:

@@ -13,10 +13,10 @@ from narrowcast.tail.clock import stamp
 from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import Frame, priority_of
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import Auditor, Observer, Silent, StreamInfo
+from narrowcast.tail.observe import Auditor, Observer, Silent, StreamInfo, record_of
 from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
 from narrowcast.tail.references import Room
-from narrowcast.tail.stream import Ageing, OpenStream, record_of
+from narrowcast.tail.stream import Ageing, OpenStream
 from narrowcast.transport.errors import PacketError
 from narrowcast.transport.packet import VERSION, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb

@@ -14,14 +14,23 @@ from google.protobuf.message import DecodeError
 from narrowcast.tail.access import Context, Gate
 from narrowcast.tail.clock import stamp
 from narrowcast.tail.credits import MAX_WINDOW, Credits
-from narrowcast.tail.errors import FrameRefusedError, NeedKeyError
+from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority, priority_of
-from narrowcast.tail.loading import Model
 from narrowcast.tail.models import ModelTable, Slot
-from narrowcast.tail.observe import Auditor, FrameRecord, KeyFrame, Observer, Silent, StreamInfo
-from narrowcast.tail.opening import EndedError, admit, choose_tails, find_slot, rate_refusal, refusal_of
-from narrowcast.tail.references import MAX_REFERENCES, References, Room, same_answer, whole_answer
-from narrowcast.transport.codec import Codec
+from narrowcast.tail.observe import Auditor, Observer, Silent, StreamInfo, record_of
+from narrowcast.tail.opening import (
+    NO_MESSAGE,
+    EndedError,
+    admit,
+    choose_tails,
+    find_slot,
+    first_message,
+    rate_refusal,
+    references_for,
+    refusal_of,
+    resumed_behind,
+)
+from narrowcast.tail.references import References, Room
 from narrowcast.transport.errors import PacketError
 from narrowcast.transport.packet import Kind, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
@@ -31,8 +40,6 @@ LEAST_SILENCE_SECONDS = 1.0
 # A client that reads no answers must not fill the memory with what it sends.
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 _EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-_NO_MESSAGE = "bytes that are no message of this protocol"
-_INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 @dataclass(frozen=True)
@@ -106,13 +113,7 @@ class OpenStream:
         """
         client = admit(self._gate, self._context)
         self.info = StreamInfo(client, "", b"")
-        try:
-            request = await self._context.read()
-        except DecodeError as error:
-            raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE) from error
-        if request is grpc.aio.EOF or not request.HasField("open"):
-            raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream is `open`")
-        wanted = request.open
+        wanted = await first_message(self._context)
         self.info = StreamInfo(client, wanted.model, wanted.stream_id, wanted.audit)
         if len(wanted.stream_id) != 16:
             raise EndedError(grpc.StatusCode.INVALID_ARGUMENT, f"a stream id has 16 bytes, not {len(wanted.stream_id)}")
@@ -123,7 +124,7 @@ class OpenStream:
         self._priority = self._gate.priority(client, priority_of(wanted.priority))
         self._deadline_ms, self._resume_from = wanted.deadline_ms, wanted.resume_from
         self._limit_silence(wanted.silence_limit_ms)
-        self._references = self._kept_for(wanted)
+        self._references = references_for(self.slot, wanted, self._room, client)
         self._agreed = StreamContext(wanted.stream_id, wanted.codec_fingerprint, wanted.epoch_us)
         await self._context.write(
             pb.StreamResponse(
@@ -138,14 +139,6 @@ class OpenStream:
             )
         )
         self._heard = time.monotonic()
-
-    def _kept_for(self, wanted: pb.Open) -> References | None:
-        """What the client may refer to; None where it asks for nothing, or has other video tables than this server."""
-        assert self.slot is not None
-        codec = self.slot.batcher.model.video
-        if not wanted.references or codec is None or codec.fingerprint != wanted.video_fingerprint:
-            return None
-        return References(codec, min(wanted.references, MAX_REFERENCES), self._room)
 
     async def serve(self) -> None:
         """Until the stream's end. It must be open.
@@ -309,7 +302,7 @@ class OpenStream:
         except EndedError as ended:
             self._ending = ended
         except DecodeError:
-            self._ending = EndedError(grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE)
+            self._ending = EndedError(grpc.StatusCode.INVALID_ARGUMENT, NO_MESSAGE)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (the peer is gone, or broke the framing underneath)
@@ -372,35 +365,15 @@ class OpenStream:
             return
         refused = rate_refusal(self._gate, self.info.client, len(data))
         if refused is None and packet.frame_id < self._resume_from:
-            refused = FrameRefusedError(
-                _INVALID,
-                f"frame {packet.frame_id} lies before {self._resume_from}, from where the client resumed: it said "
-                "that this frame is answered",
-            )
+            refused = resumed_behind(packet, self._resume_from)
         refused = refused or refusal_of(batcher, packet, self._tails, self._references)
         if refused is None and self._references is not None:
-            refused = self._refer(frame, batcher.model)
+            refused = self._references.refer(frame, batcher.model.video, batcher.model.manifest.release)
         if refused is not None:
             frame.release = batcher.model.manifest.release
             frame.refuse(refused)
         elif packet.kind is not Kind.SKIP:
             batcher.put(frame, more=len(self._pending) > 1)
-
-    def _refer(self, frame: Frame, model: Model) -> FrameRefusedError | None:
-        """Finds what a frame refers to, and answers it where it is the same; why that is not possible."""
-        assert self._references is not None
-        packet, release = frame.packet, model.manifest.release
-        frame.keep = packet.kind in (Kind.SYMBOLS, Kind.PREDICTED)
-        if not packet.kind.has_reference:
-            return None
-        try:
-            frame.reference = self._references.find(packet, model.video, release)
-        except NeedKeyError as error:
-            return error
-        if packet.kind is Kind.SKIP:
-            frame.release = release
-            frame.finish(same_answer(packet))
-        return None
 
     def _take_source(self, data: bytes) -> None:
         """The source of a frame: for the audit, and for nobody else."""
@@ -418,18 +391,3 @@ class OpenStream:
     def _frame_done(self, frame: Frame) -> None:
         if not self._taking and self._pending and self._pending[0] is frame:
             self._wake()
-
-
-def record_of(stream: StreamInfo, frame: Frame, codec: Codec | None = None) -> FrameRecord:
-    """What observers are told of a frame; ``codec`` makes key frames of those that refer to others."""
-    assert frame.response is not None
-    result, key = frame.response.result, None
-    if frame.reference is not None and codec is not None and not result.code:
-        symbols = frame.reference.symbols if frame.kept is None else frame.kept[0]
-        key = KeyFrame(codec, symbols)
-        if frame.packet.kind is Kind.SKIP:
-            result = whole_answer(frame.packet, result, frame.reference)
-    return FrameRecord(
-        stream, frame.release, frame.packet, frame.packet_bytes, result,
-        frame.response.ByteSize(), frame.encode_ms, frame.profile, key,
-    )  # fmt: skip

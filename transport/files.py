@@ -29,8 +29,7 @@ def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[B
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _forget_abandoned(path)
     try:
-        partial.unlink(missing_ok=True)  # an old one would keep its mode
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
+        with os.fdopen(_begun(partial, mode), "wb") as out:
             yield out
             out.flush()
             if sync:
@@ -42,6 +41,66 @@ def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[B
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def forget_partials(folder: Path) -> list[Path]:
+    """Removes what killed processes have left of files in ``folder`` that :func:`replacing` was writing.
+
+    What somebody writes to at the moment is locked, and stays. For folders that one program has to itself; others leave it
+    to :func:`replacing`, which is slower to judge.
+
+    Returns:
+        what was removed.
+    """
+    return [left for left in sorted(folder.glob(".*.partial")) if _was_abandoned(left)]
+
+
+def _was_abandoned(left: Path) -> bool:
+    """Whether nobody wrote to it any more; it is gone then."""
+    process = left.name.split(".")[-2]
+    try:
+        file = os.open(left, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        # A number may be another process's by now. Where there are no locks, it may be one of another machine.
+        known = process.isdigit() and not _is_running(int(process))
+        if not _locked(file, wait=False) or not (known or time.time() - os.fstat(file).st_mtime > DAY_SECONDS):
+            return False
+        left.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _begun(partial: Path, mode: int) -> int:
+    """A new file, open for writing and locked."""
+    while True:
+        partial.unlink(missing_ok=True)  # an old one would keep its mode
+        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            _locked(file, wait=True)
+            if os.fstat(file).st_nlink:
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # somebody took it for abandoned before it was locked
+
+
+def _locked(file: int, *, wait: bool) -> bool:
+    """Locks an open file until it is closed; False where somebody else has it locked, or there are no locks."""
+    try:
+        import fcntl  # not on every system
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # so do some network folders without locks
+        return False
+    return True
 
 
 def _forget_abandoned(path: Path) -> None:

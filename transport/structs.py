@@ -112,22 +112,31 @@ def _explain(kind: type[msgspec.Struct], message: str) -> str:
     if unknown is None:
         return message.replace("`$.", "`").replace("Object", "it")
     path = (unknown["path"] or "$").removeprefix("$").removeprefix(".")
-    known = _fields_at(kind, path)
+    structs = _structs_at(kind, path)
+    known = sorted({field.encode_name for struct in structs for field in msgspec.structs.fields(struct)})
     place = f" in [{path}]" if path else ""
     hint = nearest(unknown["field"], known) if known else ""
     if unknown["field"] in known:  # tables that come in kinds (presets, tasks) have keys of their own
-        hint = ": another kind of this table has it, this one has not"
+        hint = f": {_kinds_with(unknown['field'], structs)}"
     return f"unknown key {unknown['field']!r}{place}{hint}"
 
 
-def _fields_at(kind: Any, path: str) -> list[str]:
-    """The field names of the structs that may lie at ``path`` (``a.b[...]``) under ``kind``."""
+def _kinds_with(key: str, structs: list[type[msgspec.Struct]]) -> str:
+    """Which kinds of a table have a key, where this one has not."""
+    having = [struct for struct in structs if any(one.encode_name == key for one in msgspec.structs.fields(struct))]
+    tags = {(str(one.__struct_config__.tag_field), str(one.__struct_config__.tag)) for one in having}
+    named = " or ".join(f'{field} = "{tag}"' for field, tag in sorted(tags) if tag != "None")
+    return f"a table with {named} has it, this one has not" if named else "another kind of this table has it"
+
+
+def _structs_at(kind: Any, path: str) -> list[type[msgspec.Struct]]:
+    """The structs that may lie at ``path`` (``a.b[...]``) under ``kind``."""
     structs = _structs_in(kind)
     for step in filter(None, re.split(r"[.\[]", path)):
         if not step.endswith("]"):
             fields = [f for struct in structs for f in msgspec.structs.fields(struct) if f.encode_name == step]
             structs = [inner for f in fields for inner in _structs_in(f.type)]
-    return sorted({f.encode_name for struct in structs for f in msgspec.structs.fields(struct)})
+    return structs
 
 
 def _structs_in(kind: Any) -> list[type[msgspec.Struct]]:

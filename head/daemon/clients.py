@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrowcast.head.accounting import Ledger
 from narrowcast.head.answers import AnswerReader
 from narrowcast.head.async_client import AsyncClient
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig, SpoolConfig
+from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller
 from narrowcast.head.outage import OnOutage
@@ -106,27 +106,42 @@ def make_client(
     source: SourceConfig,
     model: Model,
     spool: Spool | None,
-    ledger: Ledger,
+    figures: Figures,
     *,
     on_trouble: Callable[[str], None],
     on_replayed: Callable[[Teller, Replayed], None],
 ) -> Running:
     """A client for a source, on the running loop. Raises as :func:`check_source` does."""
     session, teller = model.session, Teller(source.name, model)
-    cap = None
-    if source.data_cap is not None:
-        cap = DailyCap(parse_cap(source.data_cap), Path(config.state_folder) / f"data-used-{source.name}.json")
     client = AsyncClient(
         session, config.to, level=source.level, tails=source.tails, window=source.window, give_up_seconds=30.0,
         on_trouble=on_trouble, exit_after_seconds=source.exit_after_seconds, deadline_ms=source.deadline_ms,
         priority=source.priority, tls=tls_of(config), way=source.way, image_codec=source.image_codec,
-        image_quality=source.image_quality, data_cap=cap, max_packet_bytes=source.max_packet_bytes,
+        image_quality=source.image_quality, data_cap=make_cap(config, source, figures),
+        max_packet_bytes=source.max_packet_bytes,
         budget_kbit=None if source.budget is None else parse_rate(source.budget) * 8 / 1000,
-        on_outage=policy_of(source, session), spool=spool, ledger=ledger, refusal_is_outage=True,
+        on_outage=policy_of(source, session), spool=spool, ledger=figures.ledger, refusal_is_outage=True,
         on_replayed=lambda replayed: on_replayed(teller, replayed), video=sends_by_reference(source, session),
         offload=source.offload, way_joules=source.way_joules,
     )  # fmt: skip
     return Running(client, teller)
+
+
+def make_cap(config: DaemonConfig, source: SourceConfig, figures: Figures) -> DailyCap | None:
+    """What the source may spend of a day; None for all that it wants.
+
+    It stays the same over all of the source's clients: also while the disk does not take what is used, that is known.
+
+    Raises:
+        ConfigError: what is used cannot be kept, from the beginning.
+    """
+    if source.data_cap is None:
+        return None
+    most_bytes = parse_cap(source.data_cap)
+    if figures.cap is None:
+        figures.cap = DailyCap(most_bytes, Path(config.state_folder) / f"data-used-{source.name}.json")
+    figures.cap.change(most_bytes)
+    return figures.cap
 
 
 def make_spool(config: DaemonConfig, source: SourceConfig) -> Spool | None:

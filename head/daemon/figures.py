@@ -7,6 +7,7 @@ from bisect import bisect_left
 from dataclasses import fields
 
 from narrowcast.head.accounting import Ledger
+from narrowcast.head.rate.budget import DailyCap
 from narrowcast.head.unanswered import LinkCounters
 
 # Upper bounds in seconds, as Prometheus has them; what is slower goes into the last one, which has none.
@@ -32,6 +33,7 @@ class Figures:
     Attributes:
         ledger: what became of its frames.
         latency: from a frame's capture to its result, of those that were answered, here or there.
+        cap: what may be spent of a day, once a client had one.
         link: what clients did that have ended; those that run are not in it.
         level: of the last frame; None before.
         captured_at: when the last frame was taken from the source, ``time.monotonic()``; None before.
@@ -43,6 +45,7 @@ class Figures:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.latency = Histogram()
+        self.cap: DailyCap | None = None
         self.link = LinkCounters()
         self.level: int | None = None
         self.captured_at: float | None = None

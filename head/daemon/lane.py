@@ -15,24 +15,27 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
-from narrowcast.head.daemon.clients import Running, make_client, make_spool
+from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_spool
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller, Telling
-from narrowcast.head.errors import LinkError
+from narrowcast.head.errors import BackendError, LinkError
 from narrowcast.head.replay import Replayed
 from narrowcast.head.results import Result
 from narrowcast.head.session import Encoded
 from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources.raw import RawForm
-from narrowcast.transport.errors import NarrowcastError
+from narrowcast.transport.errors import FrameError, NarrowcastError
 
 log = logging.getLogger(__name__)
 # A link that has failed for good (servers refuse this client) is tried anew: the fault may be theirs, and be mended.
 # At the end, for putting on disk what has no answer; a few frames, unless the disk hangs.
 SPOOLING_SECONDS = 2.0
 FIRST_RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 5.0, 300.0
+# A library that fails now and then (memory is short) loses single frames. One that fails so often in a row is broken, and
+# another process may have more luck: the source ends with an error.
+MAX_FAILURES = 20
 
 
 class _Sent(NamedTuple):
@@ -78,7 +81,7 @@ class Lane:
         self._moved_at = time.monotonic()
         self._renew_at = 0.0
         self._renewal_seconds = FIRST_RENEWAL_SECONDS
-        self._unencoded = 0
+        self._unencoded = self._failed_in_a_row = 0
         raw = None if source.raw is None else RawForm.parse(source.raw)
         opened = open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size, on_trouble=self._trouble)
         self.spool = make_spool(config, source)
@@ -110,7 +113,7 @@ class Lane:
 
     def _make(self) -> Running:
         return make_client(
-            self._config, self.source, self._model, self.spool, self.figures.ledger, on_trouble=self._trouble,
+            self._config, self.source, self._model, self.spool, self.figures, on_trouble=self._trouble,
             on_replayed=self._replayed,
         )  # fmt: skip
 
@@ -126,16 +129,18 @@ class Lane:
 
     def _capture(self) -> None:
         try:
-            for captured, ready in OneAhead(self._resized()):
-                self._room.acquire()
-                self._wait_for_link()
-                if self._giving_up:
-                    self.figures.ledger.drop("closed")
-                    self._room.release()
-                else:
-                    self._encode(captured, ready)
+            with OneAhead(self._resized()) as ahead:
+                for captured, ready in ahead:
+                    self._room.acquire()
+                    self._wait_for_link()
+                    if self._giving_up:
+                        self.figures.ledger.drop("closed")
+                    else:
+                        self._encode(captured, ready)
         except BaseException as error:  # noqa: BLE001  (the daemon looks at it)
             self.failure = error
+            if not self._giving_up:
+                log.error("%s: the source ends: %s", self.source.name, str(error) or type(error).__name__)
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
 
@@ -160,16 +165,36 @@ class Lane:
         self._encoding_since = time.monotonic()
         try:
             encoded = running.client.prepare(ready.frame, None, started)
-        except NarrowcastError as error:
+        except Exception as error:  # noqa: BLE001  (whatever a library raises: it is one frame's, and the ledger has it)
             self._done(running)
-            self._unencoded += 1
-            if self._unencoded & (self._unencoded - 1) == 0:  # 1, 2, 4, ...: no line for each
-                self._trouble(f"{captured.name}: {error} ({self._unencoded} frames could not be encoded so far)")
+            self._not_encoded(captured, error)
             return
         finally:
             self._encoding_since = None
+        self._failed_in_a_row = 0
         self.figures.level = encoded.level
         self._loop.call_soon_threadsafe(self._queue.put_nowait, _Sent(running, captured, encoded, started))
+
+    def _not_encoded(self, captured: Captured, error: Exception) -> None:
+        """A frame is lost. Images that are no frames may come as many as will; a head that fails may not.
+
+        Raises:
+            BackendError: it failed too often in a row.
+        """
+        self._unencoded += 1
+        if self._unencoded & (self._unencoded - 1) == 0:  # 1, 2, 4, ...: no line for each
+            ours = isinstance(error, NarrowcastError)
+            log.warning(
+                "%s: %s: %s (%d frames could not be encoded so far)", self.source.name, captured.name,
+                error if ours else repr(error), self._unencoded, exc_info=None if ours else error,
+            )  # fmt: skip
+        if isinstance(error, FrameError):
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= MAX_FAILURES:
+            raise BackendError(
+                f"{self._failed_in_a_row} frames in a row could not be encoded, at last {captured.name}: {error!r}"
+            ) from error
 
     def _done(self, running: Running) -> None:
         with self._mutex:
@@ -229,7 +254,11 @@ class Lane:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.
 
         The source itself, and what it is captured by, stay as they are.
+
+        Raises:
+            ConfigError: there is a data cap now, and what is used cannot be kept; nothing has changed then.
         """
+        make_cap(config, source, self.figures)
         self._config, self.source, self._model = config, source, model
         old = self._running
         await old.client.retire()

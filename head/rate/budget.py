@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -32,6 +33,7 @@ LEAST_DAY_SECONDS = 3600.0
 # A disk that does not take the file is asked again so often.
 RETRY_SECONDS = 1.0
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -102,7 +104,13 @@ class DailyCap:
 
     The day is the clock's, in UTC. A clock that goes back does not give the bytes of the day again; one that jumps ahead
     gives another day's, once an hour at the most. Where the clock stays behind the file's day for 24 h of running, the day
-    is over. While the disk is full, or the file cannot be written any more, nothing is left.
+    is over.
+
+    While the disk is full nothing is left. Where the file cannot be written any more for another reason (the disk has
+    turned read-only), what is used is counted in memory until it can: a restart meanwhile is refused, so that little is
+    forgotten.
+
+    Safe to use from several threads: a source's old client and its new one spend of the same.
 
     Args:
         most_bytes: a day, on the socket, both ways.
@@ -124,31 +132,43 @@ class DailyCap:
     ) -> None:
         self.most_bytes = most_bytes
         self._file, self._wall, self._running = file, wall, running
-        self._portion = min(PORTION_BYTES, max(1, most_bytes // 100))
+        self._portion = _portion_of(most_bytes)
         self._mine = 0.0  # taken and not yet used
         self._day = ""
         self._begun = running()
         self._renewed: float | None = None
         self._free = 0
         self._failed_at: float | None = None  # the file could not be written then, nor since
+        self._in_memory = self._turned = False  # meanwhile it is counted here; and the day turned
+        self._mutex = threading.RLock()
         try:
             self._add(0)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _FULL:
                 raise ConfigError(f"--data-cap cannot keep what is used: {error}") from error
             self._fail(error)
 
     def left(self) -> float:
         """What is left of today; 0 or less where the cap is reached."""
-        self._turn()
-        return self._mine + self._free
+        with self._mutex:
+            self._turn()
+            return self._mine + self._free
 
     def spend(self, count: float) -> None:
         """So many bytes were spent, or are about to be."""
-        self._turn()
-        self._mine -= count
-        if self._mine < 0 and self._failed_at is None:
-            self._take(self._owed)
+        with self._mutex:
+            self._turn()
+            self._mine -= count
+            if self._mine < 0 and self._failed_at is None:
+                self._take(self._owed)
+
+    def change(self, most_bytes: int) -> None:
+        """Another cap; what is used of today stays used."""
+        with self._mutex:
+            if self._failed_at is None or self._in_memory:
+                self._free += most_bytes - self.most_bytes
+            self.most_bytes = most_bytes
+            self._portion = _portion_of(most_bytes)
 
     @property
     def _owed(self) -> int:
@@ -158,28 +178,40 @@ class DailyCap:
     def _turn(self) -> None:
         """A new day? And where the disk did not take the file: does it now?"""
         now = self._running()
-        if self._failed_at is not None and (now - self._failed_at < RETRY_SECONDS or not self._take(self._owed)):
-            return
+        if self._failed_at is not None and now - self._failed_at >= RETRY_SECONDS:
+            self._take(self._owed, self._day if self._turned else None)
         today = self._today()
         later = today > self._day and (self._renewed is None or now - self._renewed >= LEAST_DAY_SECONDS)
-        if (later or now - self._begun >= DAY_SECONDS) and self._take(0, day=today):
+        if not later and now - self._begun < DAY_SECONDS:
+            return
+        if self._failed_at is None and self._take(0, day=today):
             self._begun = self._renewed = now
             self._mine = 0.0
+        elif self._in_memory:
+            self._begun = self._renewed = now
+            self._day, self._mine, self._free, self._turned = today, 0.0, self.most_bytes, True
 
     def _take(self, count: int, day: str | None = None) -> bool:
-        """As :meth:`_add`; False where the disk does not take it: what restarts would forget is not to be had."""
+        """As :meth:`_add`; False where the disk does not take it."""
         try:
             self._add(count, day)
         except OSError as error:
             self._fail(error)
             return False
-        self._failed_at = None
+        if self._failed_at is not None:
+            log.warning("what is used of a data cap is kept again")
+        self._failed_at, self._in_memory, self._turned = None, False, False
         return True
 
     def _fail(self, error: OSError) -> None:
-        if self._failed_at is None:
-            log.warning("what is used of a data cap cannot be kept, so that nothing more is sent: %s", error)
-        self._free, self._failed_at = 0, self._running()
+        """On a full disk what restarts would forget is not to be had; on one that is read-only they are refused."""
+        full = error.errno in _FULL
+        if self._failed_at is None or full == self._in_memory:
+            then = "nothing more is sent" if full else "it is counted in memory until it can be"
+            log.warning("what is used of a data cap cannot be kept, so that %s: %s", then, error)
+        if full:
+            self._free = 0
+        self._in_memory, self._failed_at = not full, self._running()
 
     def _add(self, count: int, day: str | None = None) -> None:
         """Adds to what is taken; to that of another ``day``, if it is not the file's already."""
@@ -215,3 +247,7 @@ class DailyCap:
         with self._file.with_name(f".{self._file.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _portion_of(most_bytes: int) -> int:
+    return min(PORTION_BYTES, max(1, most_bytes // 100))

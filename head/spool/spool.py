@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import threading
@@ -13,16 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, get_args
 
-from narrowcast.head.errors import SpoolError, SpoolLockedError
+from narrowcast.head.errors import SpoolError
+from narrowcast.head.spool.ages import Ages
 from narrowcast.head.spool.counters import SpoolCounters
 from narrowcast.head.spool.cursor import Cursor
+from narrowcast.head.spool.folder import find_segments, lock_folder
 from narrowcast.head.spool.records import (
     MAX_NOTE_BYTES,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     Record,
 )
-from narrowcast.head.spool.segments import SUFFIX, Segment, SegmentReader, WritableSegment, sync_folder
+from narrowcast.head.spool.segments import Segment, SegmentReader, WritableSegment, sync_folder
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import Packet
 
@@ -30,8 +31,6 @@ Overflow = Literal["oldest", "newest"]
 Sync = Literal["always", "interval", "segment"]
 MAX_SEGMENT_BYTES = 8 * 1024 * 1024
 SEGMENTS = 16
-# Clocks that say less were never set: boards without a battery for theirs boot in the past.
-EARLIEST_US = 1_704_067_200_000_000  # 2024-01-01
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -83,10 +82,9 @@ class Spool:
             )
         self.folder = folder
         self.counters = SpoolCounters()
-        self._max_bytes, self._max_age_us = max_bytes, None if max_age_seconds is None else max_age_seconds * 1e6
+        self._max_bytes, self._ages = max_bytes, Ages(max_age_seconds)
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max_bytes // SEGMENTS)
         self._overflow, self._sync_when, self._sync_seconds = overflow, sync, sync_seconds
-        self._opened_us, self._opened = time.time_ns() // 1000, time.monotonic_ns()
         self._synced = time.monotonic()
         self._mutex = threading.RLock()
         self._closed = False
@@ -97,18 +95,7 @@ class Spool:
         self._open()
 
     def _open(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise SpoolError(f"the spool {self.folder} cannot be opened: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise SpoolLockedError(
-                f"the spool {self.folder} is in use by another process: each one needs a folder of its own"
-            ) from error
+        self._lock = lock_folder(self.folder)
         try:
             self._cursor = Cursor(self.folder / "acknowledged")
             self._find()
@@ -121,17 +108,7 @@ class Spool:
 
     def _find(self) -> None:
         """What earlier runs left."""
-        paths = sorted(path for path in self.folder.glob(f"*{SUFFIX}") if _is_number(path.stem))
-        behind: Segment | None = None
-        for path in reversed(paths):
-            newest_us = None if behind is None else behind.newest_us
-            segment, cut = Segment.found(path, None if behind is None else behind.first, newest_us)
-            self.counters.cut_bytes += cut
-            if segment.end <= max(segment.first, self._cursor.position):
-                segment.remove()
-                continue
-            self._segments.insert(0, segment)
-            behind = segment
+        self._segments, self.counters.cut_bytes = find_segments(self.folder, self._cursor.position)
         begin = self._segments[0].first if self._segments else 0
         # Numbers that are acknowledged are not used again, also where their records were lost.
         self._position = max(self._cursor.position, begin)
@@ -187,7 +164,7 @@ class Spool:
                 return "full"
             self._drop(self._segments[0], "full")
         while True:
-            record = Record(self._number, self._now_us(), note, data)
+            record = Record(self._number, self._ages.now_us(), note, data)
             try:
                 self._write(record, record.to_bytes())
             except OSError as error:
@@ -266,7 +243,7 @@ class Spool:
             self._position = record.number + 1
             if record.number in self._settled:
                 continue
-            if self._too_old(record.spooled_us):
+            if self._ages.too_old(record.spooled_us):
                 self._lose(record.number, "too old")
                 self._advance()
                 continue
@@ -332,21 +309,9 @@ class Spool:
 
     def _expire(self) -> None:
         while self._segments and self._segments[0].end > self._segments[0].first:
-            if not self._too_old(self._segments[0].newest_us):
+            if not self._ages.too_old(self._segments[0].newest_us):
                 return
             self._drop(self._segments[0], "too old")
-
-    def _too_old(self, spooled_us: int) -> bool:
-        if self._max_age_us is None:
-            return False
-        now = self._now_us()
-        if min(spooled_us, now) < EARLIEST_US:  # one of the clocks was not set: it is as old as this run knows
-            spooled_us = max(spooled_us, self._opened_us)
-        return now - spooled_us > self._max_age_us
-
-    def _now_us(self) -> int:
-        """Goes on evenly where the system's clock jumps."""
-        return self._opened_us + (time.monotonic_ns() - self._opened) // 1000
 
     def tick(self) -> None:
         """What is due: puts packets on disk, drops what is too old. For owners that may be idle for long."""
@@ -400,7 +365,3 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _is_number(stem: str) -> bool:
-    return len(stem) == 16 and all(digit in "0123456789abcdef" for digit in stem)

@@ -190,6 +190,7 @@ class TestServer:
                 await wire.say(frame_id, wire.symbols(frame_id))
             room = server.service._room
             assert 0 < room.used <= 3 * size + size // 2
+            assert room.clients == {server.recorder.frames[0].stream.client: room.used}
             assert (await wire.skip(10, 5)).same_as == 5
             assert (await wire.skip(11, 2)).need_key
             room.limit = room.used  # other streams have the rest: this one keeps its latest

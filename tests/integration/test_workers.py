@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,23 @@ def test_two_processes_train_as_one_would_and_survive_a_kill(recipe_for, tmp_pat
     first.train()
     assert loss_of(both) == pytest.approx(loss_of(first), rel=0.2)
     assert loss_of(alone) == pytest.approx(loss_of(first), rel=0.2)
+
+
+def test_no_process_outlives_a_killed_parent():
+    code = (
+        "import multiprocessing; from support.orphans import work\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=work); worker.start(); worker.join()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        try:  # both write to this pipe: it ends when the last of them has
+            assert parent.communicate(timeout=60) == ("", None)
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
 
 
 def test_gradients_add_up_to_those_of_the_whole_batch():

@@ -77,9 +77,9 @@ class DaemonProcess:
         """Its ``status.json``."""
         return json.loads((self.folder / "run" / "status.json").read_text())
 
-    def held(self) -> int:
-        """Files and threads of it."""
-        return sum(len(list(Path(f"/proc/{self.process.pid}/{what}").iterdir())) for what in ("fd", "task"))
+    def held(self, what: str) -> int:
+        """How many of its ``fd`` (open files) or ``task`` (threads) there are."""
+        return len(list(Path(f"/proc/{self.process.pid}/{what}").iterdir()))
 
     def reload(self) -> None:
         """SIGHUP, and waits for the end of it."""

@@ -21,6 +21,8 @@ from narrowcast.transport.packet import VERSION, CodecId, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import SERVER_OPTIONS
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub, add_TailServiceServicer_to_server
+from narrowcast.transport.rpc.tensors import from_tensors
+from support import bundles
 
 
 class HeldBackend:
@@ -194,3 +196,8 @@ async def stream(server: Running, model: Model, **opening) -> AsyncIterator[RawS
         await raw.open()
         yield raw
         raw.call.cancel()
+
+
+def value(result: pb.Result) -> float:
+    """The first number of the first output."""
+    return float(from_tensors(result.outputs, bundles.OUTPUTS)["output"][0])

@@ -70,7 +70,11 @@ def test_macs(text, number):
         ({"bottleneck": {"preset": "entropic-student", "gdn": "none"}}, "gdn"),
         (
             {"bottleneck": {"preset": "bottlefit", "beta": 1}},
-            "unknown key 'beta' in .bottleneck.: another kind of this table has it",
+            "unknown key 'beta' in .bottleneck.: a table with preset = \"entropic-student\" has it, this one has not",
+        ),
+        (
+            {"bottleneck": {"preset": "plain", "levels": 2}},
+            "unknown key 'levels' in .bottleneck.: a table with preset = .* or preset = \"shallow-residual\" has it",
         ),
         ({"bottleneck": {"preset": "bottlefit", "first_decays": [1.5]}}, "first_decays"),
         ({"bottleneck": {"preset": "residual"}}, "did you mean 'shallow-residual'"),

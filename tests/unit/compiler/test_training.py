@@ -189,6 +189,53 @@ def test_batches_follow_from_the_seed_and_the_step_and_cover_the_data(recipe_for
     assert not torch.equal(bench.data.batch(0, count).images, bench.data.batch(1, count).images)
 
 
+def test_the_order_of_a_pass_is_drawn_once_and_follows_from_the_seed_and_the_pass(recipe_for, tmp_path, monkeypatch):
+    bench = Bench(recipe_for(), tmp_path)
+    count, drawn, rng = len(bench.data.indices), [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda key: drawn.append(key) or rng(key))
+    steps = 3 * count // 7  # of 7 images: most passes end within a batch
+    seen = [bench.data._drawn(step, 7, 0, 1) for step in range(steps)]
+    assert drawn == [(0, 0), (0, 1), (0, 2)]
+    wanted = np.concatenate([bench.data.indices[rng((0, epoch)).permutation(count)] for epoch in range(3)])
+    assert np.concatenate(seen).tolist() == wanted[: steps * 7].tolist()
+    resumed = TrainingData(bench.prepared, bench.data.indices, bench.problem, 0)
+    for step in (steps - 1, steps // 2, 0):  # wherever it goes on
+        assert resumed._drawn(step, 7, 0, 1).tolist() == seen[step].tolist()
+        assert resumed._drawn(step, 7, 1, 2).tolist() == seen[step][3:].tolist()
+    few = TrainingData(bench.prepared, bench.data.indices[:3], bench.problem, 0)
+    assert sorted(few._drawn(1, 12, 0, 1).tolist()) == sorted(bench.data.indices[:3].tolist() * 4)
+
+
+def test_a_cache_of_which_a_file_is_gone_or_cut_short_is_none(recipe_for, tmp_path):
+    recipe, folder = recipe_for(), tmp_path / "cache"
+    bench = Bench(recipe, tmp_path)
+    bench.data.cache_features(folder, "digest", 1e9, SILENT)
+    one = bench.data.batch(0, 8)
+    files = find_images(Path(recipe.data.train))
+    for kind in ("images-*.u8", "images-*.json", "features-*.f16", "features-*.json"):
+        for damage in (Path.unlink, lambda file: os.truncate(file, file.stat().st_size - 2)):
+            (file,) = folder.glob(kind)
+            damage(file)
+            prepared = prepare_images(files, recipe.input, folder)
+            again = TrainingData(prepared, bench.data.indices, bench.problem, 0)
+            assert again.cache_features(folder, "digest", 1e9, SILENT)
+            other = again.batch(0, 8)
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.features, other.features)
+
+
+def test_what_killed_runs_left_is_cleared_away_at_the_next_start(recipe_for, tmp_path):
+    recipe = recipe_for()
+    number = 2**22 + 1  # no process has it
+    left = [tmp_path / "cache" / f".features-1.f16.{number}.partial"]
+    left.append(tmp_path / f"{recipe.name}-0123" / f".checkpoint.pt.{number}.partial")
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    jobs.Job(recipe, tmp_path, SILENT)
+    assert not [file for file in left if file.exists()]
+
+
 def test_cached_features_are_the_teachers(recipe_for, tmp_path):
     bench = Bench(recipe_for(), tmp_path)
     before = bench.data.batch(2, 8).features

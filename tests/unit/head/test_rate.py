@@ -261,6 +261,46 @@ def test_a_full_disk_spends_nothing_until_there_is_room(tmp_path, monkeypatch, c
     assert cap.left() == 1000
 
 
+def test_a_disk_that_turns_read_only_is_counted_in_memory(tmp_path, monkeypatch, caplog):
+    clocks, file = Clocks(), tmp_path / "used.json"
+    cap = clocks.cap(1000, file)
+    cap.spend(100)
+    replacing = budget.replacing
+
+    def read_only(path, **how):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(budget, "replacing", read_only)
+    for spent in range(1, 11):
+        cap.spend(50)
+        clocks.pass_by(2)
+        assert cap.left() == 900 - 50 * spent
+    assert caplog.text.count("cannot be kept") == 1, "said once"
+    with pytest.raises(ConfigError, match="cannot keep what is used"):
+        clocks.cap(1000, file)
+    cap.spend(500)
+    assert cap.left() == -100
+    clocks.pass_by(DAY)
+    assert cap.left() == 1000, "a new day begins without the disk, too"
+    cap.spend(333)
+    monkeypatch.setattr(budget, "replacing", replacing)
+    clocks.pass_by(2)
+    assert cap.left() == 667
+    assert json.loads(file.read_bytes())["taken_bytes"] == 340
+    assert clocks.cap(1000, file).left() == 660
+    cap.spend(100)
+    assert cap.left() == 567
+
+
+def test_another_cap_for_what_is_used(tmp_path):
+    cap = Clocks().cap(1000, tmp_path / "used.json")
+    cap.spend(600)
+    cap.change(2000)
+    assert cap.left() == 1400
+    cap.change(500)
+    assert cap.left() == -100
+
+
 def test_a_cap_that_cannot_be_kept(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot keep what is used"):

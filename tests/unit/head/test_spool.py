@@ -133,12 +133,12 @@ def test_a_packet_that_is_dropped_while_it_is_handed_out(tmp_path):
 def test_bounded_by_age(tmp_path, monkeypatch):
     with Spool(tmp_path, max_age_seconds=60) as spool:
         fill(spool, 5)
-        monkeypatch.setattr(spool, "_opened", spool._opened - 40 * 10**9)
+        monkeypatch.setattr(spool._ages, "_opened", spool._ages._opened - 40 * 10**9)
         fill(spool, 5, 5)
-        monkeypatch.setattr(spool, "_opened", spool._opened - 40 * 10**9)
+        monkeypatch.setattr(spool._ages, "_opened", spool._ages._opened - 40 * 10**9)
         assert drain(spool, acknowledge=False) == [5, 6, 7, 8, 9]
         assert spool.counters.dropped == {"too old": 5}
-        monkeypatch.setattr(spool, "_opened", spool._opened - 40 * 10**9)
+        monkeypatch.setattr(spool._ages, "_opened", spool._ages._opened - 40 * 10**9)
         spool.tick()
         assert (spool.waiting, spool.counters.dropped) == (0, {"too old": 10})
         adds_up(spool)
@@ -148,10 +148,10 @@ def test_bounded_by_age(tmp_path, monkeypatch):
     ("before", "after"), [(0.0, 1.9e9), (1.9e9, 0.0), (1.9e9, 1.8e9)], ids=["set", "unset", "back"]
 )
 def test_a_clock_that_jumps_makes_nothing_old(tmp_path, monkeypatch, before, after):
-    monkeypatch.setattr("narrowcast.head.spool.spool.time.time_ns", lambda: int(before * 1e9) + 1)
+    monkeypatch.setattr("narrowcast.head.spool.ages.time.time_ns", lambda: int(before * 1e9) + 1)
     with Spool(tmp_path, max_age_seconds=60) as spool:
         fill(spool, 3)
-    monkeypatch.setattr("narrowcast.head.spool.spool.time.time_ns", lambda: int(after * 1e9) + 1)
+    monkeypatch.setattr("narrowcast.head.spool.ages.time.time_ns", lambda: int(after * 1e9) + 1)
     with Spool(tmp_path, max_age_seconds=60) as spool:
         assert drain(spool) == [0, 1, 2]
 

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from narrowcast.transport.files import replacing
+from narrowcast.transport import files
+from narrowcast.transport.files import forget_partials, replacing
 
 
 def test_the_new_file_takes_the_old_ones_place(tmp_path):
@@ -61,3 +62,41 @@ def test_what_killed_processes_left_is_cleared_away_once_it_is_old(tmp_path):
         with replacing(tmp_path / name) as out:
             out.write(b"whole")
     assert sorted(tmp_path.iterdir()) == sorted([running, fresh, tmp_path / "file", tmp_path / "other"])
+
+
+def test_what_a_killed_process_was_writing_is_found_by_its_lock(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from narrowcast.transport.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as out:\n    print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        os.utime(left, (0, 0))
+        assert forget_partials(tmp_path) == [], "it is being written"
+        # As seen from another container: its number is nobody's here.
+        elsewhere = left.rename(left.with_name(f".file.{2**22 + 1}.partial"))
+        assert forget_partials(tmp_path) == []
+        elsewhere.rename(left)
+        writer.kill()
+    (tmp_path / ".file.partial").write_bytes(b"not ours")
+    (tmp_path / f".file.{os.getpid()}.partial").write_bytes(b"a number that is in use again, and not for a day")
+    assert forget_partials(tmp_path) == [left]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert forget_partials(tmp_path / "nowhere") == []
+
+
+def test_a_file_that_is_taken_for_abandoned_before_it_is_locked_is_begun_anew(tmp_path, monkeypatch):
+    locked, path = files._locked, tmp_path / "file"
+
+    def late(file, *, wait):
+        monkeypatch.setattr(files, "_locked", locked)
+        (partial,) = tmp_path.glob(".*.partial")
+        partial.unlink()
+        return locked(file, wait=wait)
+
+    monkeypatch.setattr(files, "_locked", late)
+    with replacing(path) as out:
+        out.write(b"whole")
+    assert path.read_bytes() == b"whole"
