@@ -121,10 +121,10 @@ def unit_of(job: str) -> str:
 def _launch(layout: Layout, job: str, services: str) -> None:
     agent, place = str(layout.flash / "agent.pyz"), folder(layout, job)
     words = [sys.executable, "-IS", agent, "guard", str(place), layout_json(layout)]
-    if services == "systemd":
+    if services == "systemd":  # which puts a variable's value for $NAME, but not in the program's own name
         words = [
             "systemd-run", "--quiet", "--collect", f"--unit={unit_of(job)}", "--description=narrowcast flash",
-            *(f"--property={one}" for one in RESTART), *words,
+            *(f"--property={one}" for one in RESTART), words[0], *(word.replace("$", "$$") for word in words[1:]),
         ]  # fmt: skip
         done = subprocess.run(words, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
         if done.returncode != 0:

@@ -324,6 +324,26 @@ def test_a_wheel_that_is_none_fails_the_environment_and_leaves_nothing_that_coun
 # ---------------------------------------------------------------- jobs on a board
 
 
+SYSTEMD_RUN = """#!/bin/sh
+for word; do echo "$word" >>{folder}/words; done
+echo '{{"step": "end", "state": "committed"}}' >{folder}/{odd}/flash/jobs/m-1-a/journal.jsonl
+"""
+
+
+def test_no_word_of_a_path_is_a_variable_of_systemds(tmp_path, monkeypatch):
+    odd = "a $HOME ${USER}%n"
+    layout = layout_of(str(tmp_path / odd), DeployPaths())
+    program = tmp_path / "systemd-run"
+    program.write_text(SYSTEMD_RUN.format(folder=tmp_path, odd=odd.replace("$", "\\$").replace(" ", "\\ ")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert jobs.start(layout, {"id": "m-1-a", "services": "systemd", "by": "ann"}) == "started"
+    words = (tmp_path / "words").read_text().splitlines()
+    told = words[words.index(sys.executable) :]
+    assert told[2] == f"{tmp_path}/a $$HOME $${{USER}}%n/flash/agent.pyz"
+    assert [word for word in told if "$" in word.replace("$$", "")] == []
+
+
 @pytest.fixture
 def board(tmp_path):
     made = LocalBoard(tmp_path)
