@@ -14,7 +14,7 @@ from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.facts import facts, reach
 from narrowcast.devices.flash.agent.journal import END
 from narrowcast.devices.flash.agent.layout import Layout
-from narrowcast.devices.flash.agent.locks import Lock
+from narrowcast.devices.flash.agent.locks import FLASHED, Lock
 from narrowcast.devices.flash.agent.services import services_for
 from narrowcast.devices.flash.agent.trust import change_trust
 from narrowcast.devices.flash.agent.wire import BEAT_SECONDS, Wire
@@ -80,7 +80,7 @@ class Session:
         return facts(self._layout)
 
     def _take(self, request: dict[str, Any]) -> None:
-        lock = Lock(self._layout.flash / "session.lock", str(request["by"]))
+        lock = Lock(self._layout.flash / "session.lock", str(request["by"]), str(request.get("what") or FLASHED))
         lock.take()
         self._lock = lock
         jobs.check_current(self._layout)

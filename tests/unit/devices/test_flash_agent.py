@@ -184,6 +184,27 @@ def test_a_lock_names_who_has_it_and_ends_with_its_process(layout):
     assert locks.holder(path.with_name("none")) == ""
 
 
+def test_a_lock_says_what_for(layout):
+    path = layout.flash / "session.lock"
+    lock = locks.Lock(path, "ann@laptop", "profiled")
+    lock.take()
+    assert locks.holder(path).startswith("ann@laptop (profiled since ")
+    with pytest.raises(AgentError, match=r"is being profiled by ann@laptop \(.*wait until that has ended"):
+        locks.Lock(path, "ben@desk").take()
+    lock.release()
+
+
+def test_who_looks_at_a_lock_for_ever_holds_it(layout, monkeypatch):
+    path = layout.flash / "x.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setattr(locks, "LOOKS_SECONDS", 0.0)
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(AgentError, match="by somebody"):
+            locks.Lock(path, "ann@laptop").take()
+
+
 # ---------------------------------------------------------------- uploads
 
 
