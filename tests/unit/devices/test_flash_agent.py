@@ -321,6 +321,8 @@ def test_an_environment_is_made_of_wheels_without_a_network_and_shared(layout, t
         [python, "-I", "-c", "import brought; print(brought.ANSWER)"], capture_output=True, check=True
     )
     assert shown.stdout == b"42\n"
+    (site,) = (layout.envs / "env-1").glob("lib/python*/site-packages")
+    assert list(site.glob("__pycache__/brought.*.pyc")), "the daemon's user could not write it"
     assert environment.build_environment(work) == "env-1, which was there"
     # Half of one, as a kill leaves it, is made anew; wheels that are gone are told of.
     (layout.envs / "env-1" / ".complete").unlink()
