@@ -32,6 +32,13 @@ class Journal:
         """All whole lines. What a power cut left of the last one does not count."""
         return list(read_entries(self.path))
 
+    def size(self) -> int:
+        """In bytes; 0 where there is none yet."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
     def has(self, step: str, state: str = "done") -> bool:
         """Whether a step came so far."""
         return any(entry["step"] == step and entry["state"] == state for entry in self.entries())
