@@ -96,6 +96,7 @@ def start(layout: Layout, job: dict[str, Any]) -> str:
     if not resumed:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+    if not resumed or known != job:  # with another drill
         write_json(place / "job.json", job, mode=0o600)
     if not (place / BALLAST).exists():
         write_atomic(place / BALLAST, bytes(range(256)) * (BALLAST_BYTES // 256), mode=0o600)
