@@ -28,7 +28,7 @@ test: $(STAMP) ## all tests, three files at a time: some of them wait (WORKERS=0
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-board: $(STAMP) ## flash an emulated arm64 board (root, and Debian's packages; several minutes)
-	EMULATED_BOARD=1 $(BIN)/python -m pytest -o faulthandler_timeout=1800 tests/hardware/test_emulated_board.py
+	EMULATED_BOARD=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/hardware/test_emulated_board.py
 
 test-pythons: ## the tests that need no torch, on every supported Python that is here
 	scripts/test_pythons.sh

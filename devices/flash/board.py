@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.answers import Facts, checked
 from narrowcast.devices.flash.destination import Destination
-from narrowcast.devices.flash.errors import PreflightError, SudoError
+from narrowcast.devices.flash.errors import HostKeyError, PreflightError, SudoError
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import Connection
 from narrowcast.devices.flash.packing import OLDEST
@@ -106,8 +106,11 @@ def connected(
 ) -> Iterator[tuple[Ssh, Rights, Session]]:
     """A session with a board: host key checked, logged in, Python and rights found, layout told."""
     with Ssh(Destination.parse(destination), settings) as ssh:
-        ssh.check_host(observer.accept_host)
-        ssh.open()
+        try:
+            ssh.open()
+        except HostKeyError:  # before any login: a person says whether it is right, or nobody does
+            ssh.check_host(observer.accept_host)
+            ssh.open()
         rights = look(ssh, settings, layout)
         with Session(ssh, rights.python, root=rights.root) as session:
             yield ssh, rights, session

@@ -55,8 +55,9 @@ class Flashing:
         self.observer = observer
         self.layout = layout_of(options.prefix, target.paths if target else DeployPaths())
         self.steps: list[StepRecord] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = []  # of the board, as the last look found it
         self.uploaded_bytes = 0
+        self._happened: list[str] = []
         self._heard: list[Entry] = []
         self._job: dict[str, Any] = {}
         self._agreed: Plan | None = None
@@ -104,7 +105,7 @@ class Flashing:
         target = self.target = choose_target(self.target, facts, options)
         manager = services_of(options.services, facts, options.prefix)
         self._step("preflight", "begin", f"{facts['model'] or facts['hostname']}, {facts['os']}")
-        self.notes += check_board(facts, target, rights, options)
+        self.notes = check_board(facts, target, rights, options)
         there = checked(session.call("status", services=manager), There, self.destination)
         files, edge_text = self._files(there, target)
         self.notes += check_release(manifest, there, target, options)
@@ -145,11 +146,10 @@ class Flashing:
             "begin",
             f"{len([1 for f, h in zip(sent, have, strict=True) if h < len(f.data)])} files, {total} bytes",
         )
-        before = self.uploaded_bytes
         for file, there in zip(sent, have, strict=True):
             if there < len(file.data) or not file.data:
                 self._send(session, file, there)
-        self._step("upload", "done", f"{self.uploaded_bytes - before} bytes")
+        self._step("upload", "done", f"{self.uploaded_bytes} bytes")
         session.call("start", job=self._job)
         self._started = True
 
@@ -207,11 +207,12 @@ class Flashing:
 
     def _step(self, name: str, state: str, detail: str) -> None:
         self.observer.step(name, state, detail)
-        if state != "begin":
+        if state != "begin":  # over a second connection, in place of the first one's
+            self.steps = [step for step in self.steps if step.name != name]
             self.steps.append(StepRecord(name=name, state=state, detail=detail))
 
     def _note(self, line: str) -> None:
-        self.notes.append(line)
+        self._happened.append(line)
         self.observer.note(line)
 
     def _report(
@@ -224,7 +225,7 @@ class Flashing:
             model=manifest.name, number=manifest.release, target=self.target.name if self.target else None,
             uploaded_bytes=self.uploaded_bytes, precision=head.get("precision"), backend=head.get("backend"),
             head_ms=head.get("head_ms") or {}, power=head.get("power"),
-            steps=steps if steps is self.steps else [*self.steps, *steps], notes=self.notes,
+            steps=steps if steps is self.steps else [*self.steps, *steps], notes=[*self.notes, *self._happened],
             plan=plan.as_dict() if plan else None,
         )  # fmt: skip
 

@@ -72,7 +72,8 @@ class FlashOptions:
         allow_target: a bundle compiled for other targets, or a board that is recognised as another kind, is taken.
         dry_run: plan only; nothing is left on the board.
         drill: ``kill STEP STATE`` or ``halt STEP STATE``: the board's own worker (with ``halt`` its guardian too) is killed
-            after that line of its journal, to prove that the board recovers.
+            after that line of its journal, to prove that the board recovers; ``stop STEP STATE``: it stays there, until its
+            power is taken away.
     """
 
     connection: Connection = field(default_factory=Connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ from narrowcast.transport.bundle import Manifest
 SKEW_SECONDS = 120.0
 # Where neither the daemon's user nor its unit (ProtectHome) gets to.
 _PRIVATE = ("/home/", "/root/", "/run/user/")
+# An interpreter that units can name as it is: systemd puts other words for $ and %, and ends a word at a blank.
+_PLAIN = re.compile(r"[A-Za-z0-9/._@+,=-]+")
 
 
 def choose_target(wanted: Target | None, facts: Facts, options: FlashOptions) -> Target:
@@ -59,8 +62,10 @@ def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOpti
         PreflightError: it cannot be.
     """
     notes = []
-    private = facts["executable"].startswith(_PRIVATE) and not options.environment
-    if private and services_of(options.services, facts, options.prefix) == "systemd":
+    by_systemd = services_of(options.services, facts, options.prefix) == "systemd"
+    if by_systemd and not _PLAIN.fullmatch(rights.python):
+        raise PreflightError(f"{rights.python!r} cannot stand in a unit of systemd: name a link to it, --python PATH")
+    if by_systemd and facts["executable"].startswith(_PRIVATE) and not options.environment:
         raise PreflightError(
             f"{facts['executable']} lies in a home folder, where the daemon's unit and user do not get to: bring it along "
             "outside (sudo env UV_PYTHON_INSTALL_DIR=/opt/python $(command -v uv) python install 3.10), then flash again"

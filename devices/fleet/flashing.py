@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,11 @@ class BundleFlasher:
     def wants(self, board: Board) -> str:
         """See :class:`narrowcast.devices.fleet.flasher.Flasher`."""
         options = options_of(board, self.options)
-        files = [options.config, *(sorted(options.tls.glob("*")) if options.tls else [])]
-        words = [self.bundle.path.name, sha256_of(self.bundle.path), repr(options)]
-        words += [f"{file} {sha256_of(file)}" for file in files if file is not None and file.is_file()]
+        files = [options.config] if options.config else []
+        files += sorted(options.tls.glob("*")) if options.tls else []
+        files += sorted(options.wheels.glob("*.whl")) if options.wheels else []
+        words = [self.bundle.path.name, _digest(self.bundle.path), repr(options)]
+        words += [f"{file} {_digest(file)}" for file in files if file.is_file()]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
     def still(self, board: Board, release: str) -> str:
@@ -135,6 +138,17 @@ class BackRoller:
     def still(self, board: Board, release: str) -> str:
         """As for a flash."""
         return why_not_running(board_status(board, self.options), release)
+
+
+def _digest(file: Path) -> str:
+    """A file's SHA-256; of one that all boards get it is made once."""
+    seen = file.stat()
+    return _digest_of(file, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_of(file: Path, *_seen: int) -> str:
+    return sha256_of(file)
 
 
 def done_of(report: FlashReport) -> Done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ Backend = Literal["onnxruntime", "tensorrt"]
 Sensor = Literal["", "ina3221", "pi5-pmic", "ina2xx", "rapl"]
 # What a user's own file is recognised by on the command line.
 SUFFIX = ".toml"
+# What units and command lines can hold as it is: no blanks, and nothing that systemd or a shell puts other words for.
+_PATH = re.compile(r"(/[A-Za-z0-9._@+,=-]+)+")
 
 
 class PowerSettings(Settings, frozen=True):
@@ -91,6 +94,13 @@ class DeployPaths(Settings, frozen=True):
     cache: str = "/var/cache/narrowcast"
     config: str = "/etc/narrowcast"
     run: str = "/run/narrowcast"
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if not _PATH.fullmatch(getattr(self, name)):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; a path from the root, of letters, digits and . _ @ + , = -"
+                )
 
 
 class Refused(Settings, frozen=True):

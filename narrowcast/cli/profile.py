@@ -143,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
 
     _check_output(args.output)
     settings = settings_of(args)
+    if settings.root == "/":
+        _check_idle(settings.target)
     tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
     bundle = open_bundle(args, "device")
     with watching(quiet=args.quiet) as observer:
@@ -193,6 +195,22 @@ def _check_output(path: Path) -> None:
         raise ConfigError(f"-o {path} is a folder; name a file in it")
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ConfigError(f"-o {path}: nothing can be written to {folder}")
+
+
+def _check_idle(target: str | None) -> None:
+    """Whoever measures beside a flash measures both, and what it does to the daemon.
+
+    Raises:
+        BusyError: this board is being flashed.
+    """
+    from narrowcast.devices.flash.agent.locks import holder
+    from narrowcast.devices.flash.board import layout_of
+    from narrowcast.devices.flash.errors import BusyError
+    from narrowcast.devices.targets import DeployPaths, load_target
+
+    layout = layout_of("", load_target(target).paths if target else DeployPaths())
+    if who := holder(layout.flash / "work.lock"):
+        raise BusyError(f"this board is being flashed by {who}; profile it when that has ended")
 
 
 def _list_of(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:

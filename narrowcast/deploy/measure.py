@@ -13,7 +13,8 @@ from typing import Any
 from narrowcast.deploy.errors import ProfileOnBoardError, ReportError
 from narrowcast.devices.flash import FlashOptions, Observer
 from narrowcast.devices.flash.agent.layout import UNIT, Layout
-from narrowcast.devices.flash.board import connected, layout_of
+from narrowcast.devices.flash.board import connected, hello, layout_of
+from narrowcast.devices.flash.release import flashed_by
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.files import replacing
@@ -84,10 +85,13 @@ def profile_on_board(
 
     Raises:
         ProfileOnBoardError: the board could not measure.
+        BusyError: it is being flashed, or profiled already.
         FlashError: it cannot be reached.
     """
     layout = layout_of(options.prefix, load_target(target).paths)
-    with connected(destination, options.connection, layout, observer) as (ssh, rights, _):
+    with connected(destination, options.connection, layout, observer) as (ssh, rights, session):
+        hello(session, layout)
+        session.call("lock", by=flashed_by(), what="profiled")  # a flash would measure beside it, and start the daemon
         words = profile_words(layout, to, options.tls is not None, settings)
         script = _MEASURE.format(unit=UNIT, command=shlex.join(words))
         sudo = "sudo -n -- " if rights.root else ""

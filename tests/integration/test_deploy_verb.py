@@ -19,11 +19,25 @@ from narrowcast.deploy.boards import flash_boards
 from narrowcast.deploy.errors import FleetFailedError, ProfileOnBoardError, PublishError, ReportError
 from narrowcast.deploy.measure import make_report, profile_on_board, profile_words
 from narrowcast.deploy.publish import open_place, publish
-from narrowcast.devices.flash import FlashOptions, Observer
+from narrowcast.devices.flash import FlashOptions, Observer, trust
+from narrowcast.devices.flash.agent.locks import Lock
 from narrowcast.devices.flash.board import layout_of
+from narrowcast.devices.flash.errors import BusyError
 from narrowcast.devices.targets import DeployPaths
 
 NETWORKS = Path(__file__).resolve().parents[1] / "support" / "networks.py"
+OWN_TARGET = """
+name = "mine"
+title = "a board of mine"
+architecture = "x86_64"
+os = ["Debian 12"]
+python = ["3.11"]
+backends = ["onnxruntime"]
+precisions = ["fp32"]
+sources = ["its manual"]
+clocks = {{ show = ["a"], fix = ["b"], release = ["c"] }}
+paths.program = "{program}"
+"""
 
 
 class Workshop:
@@ -180,7 +194,19 @@ def test_a_board_measures_itself_and_the_record_comes_back(measured, tmp_path):
     options, to = measured
     quick = {"loaded-s": 0.2, "windowed_s": 0, "warm-up-s": 0, "rounds": 1, "ways": "local,split", "levels": 1}
     record = tmp_path / "shop.run.json"
-    profile_on_board("board", "x86-64", options, to=to, settings=quick, output=record, observer=Observer())
+    refused = []
+
+    class Flashing(Observer):
+        """Who flashes meanwhile is told what is going on."""
+
+        def note(self, line):
+            if not refused:
+                with pytest.raises(BusyError, match="is being profiled by .*; wait until that has ended") as caught:
+                    trust("board", add=bundles.KEY.public, connection=options.connection, prefix=options.prefix)
+                refused.append(caught.value)
+
+    profile_on_board("board", "x86-64", options, to=to, settings=quick, output=record, observer=Flashing())
+    assert refused
     found = json.loads(record.read_text())
     assert found["format"] == "narrowcast-run"
     assert {way["kind"] for way in found["ways"]} == {"local", "split"}
@@ -193,6 +219,28 @@ def test_a_page_of_what_is_no_record_is_not_made(tmp_path):
     with pytest.raises(ReportError, match="run.json"):
         make_report(tmp_path / "run.json", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_board_that_is_being_flashed_is_not_profiled(measured, tmp_path, monkeypatch, capsys):
+    options, to = measured
+    layout = layout_of(options.prefix, DeployPaths())
+    lock, words = (
+        Lock(layout.flash / "session.lock", "ann@laptop"),
+        {"output": tmp_path / "r.json", "observer": Observer()},
+    )
+    lock.take()
+    with pytest.raises(BusyError, match="is being flashed by ann@laptop"):
+        profile_on_board("board", "x86-64", options, to=to, settings={}, **words)
+    lock.release()
+    # Nor by somebody who is logged in there.
+    target = tmp_path / "mine.toml"
+    target.write_text(OWN_TARGET.format(program=layout.program))
+    lock = Lock(layout.flash / "work.lock", "ben@desk")
+    lock.take()
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", str(layout.current / "model.ncb"), "--target", str(target)]) == 1
+    assert "this board is being flashed by ben@desk (since " in capsys.readouterr().err
+    lock.release()
 
 
 def test_a_board_that_cannot_measure_says_why(measured, tmp_path):

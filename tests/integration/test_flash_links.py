@@ -17,6 +17,7 @@ from support.fleet import Fleet
 from support.waiting import until
 
 from narrowcast.cli import main
+from narrowcast.devices.flash import flashing as flashing_module
 from narrowcast.devices.flash import session as session_module
 from narrowcast.devices.flash import status, trust
 from narrowcast.devices.flash.errors import (
@@ -120,6 +121,8 @@ def test_a_link_that_breaks_while_files_are_sent_goes_on_where_it_stopped(board,
                 ssh.stop()
                 ssh.start()
 
+    clock = "the board's clock is wrong"
+    monkeypatch.setattr(flashing_module, "check_board", lambda *board: [clock])
     observer = Breaking()
     report = board.flash(1, observer=observer)
     assert observer.broken
@@ -127,6 +130,10 @@ def test_a_link_that_breaks_while_files_are_sent_goes_on_where_it_stopped(board,
     assert len(observer.plans) == 1, "nobody is asked twice"
     sent = sum(size for _, size in observer.plans[0].upload_files)
     assert sent <= report.uploaded_bytes <= sent + 512, "only what was under way was sent again"
+    names = [step.name for step in report.steps]
+    assert len(set(names)) == len(names), "each step is told once"
+    assert report.notes == [clock, report.notes[1], *observer.notes], "what is known of the board is told once too"
+    assert "does not reach 127.0.0.1:1" in report.notes[1]
     assert board.answering() == 1
 
 

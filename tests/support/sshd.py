@@ -44,6 +44,7 @@ class Sshd:
             f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
             "PidFile none\nMaxStartups 50\nMaxSessions 50\nLogLevel ERROR\n"
+            f"SetEnv HOME={folder}\n"  # what this user's own shell does at every login takes longer than the tests
         )
         self.config = folder / "ssh_config"
         self.write_config()

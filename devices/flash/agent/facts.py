@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,14 @@ def _os_name() -> str:
 
 
 def _has_venv() -> bool:
-    from importlib.util import find_spec
-
     return find_spec("venv") is not None
 
 
 def _version(module: str) -> str:
+    if find_spec(module) is None:
+        return ""
+    from importlib.metadata import PackageNotFoundError, version  # takes longer to load than all else that is asked
+
     for name in (module, f"{module}-gpu"):
         with suppress(PackageNotFoundError):
             return version(name)

@@ -11,7 +11,8 @@ from narrowcast.devices.flash.agent.files import read_json_of
 from narrowcast.devices.flash.agent.services import SUPERVISOR, Seen
 from narrowcast.devices.flash.agent.work import Work
 
-PAUSE_SECONDS = 0.25
+# Between two looks: four times as long as one takes, so that asking leaves a small board to its daemon.
+LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.25, 2.0
 # So often may a daemon end by itself before it counts as one that does not run.
 RESTARTS = 2
 
@@ -55,6 +56,7 @@ def pass_gate(work: Work) -> str:
     deadline = time.monotonic() + float(settings["seconds"])
     first = work.services.state().restarts
     while True:
+        began = time.monotonic()
         look = _look(work)
         missing = look.missing(work, settings)
         if not missing:
@@ -62,9 +64,10 @@ def pass_gate(work: Work) -> str:
         if look.seen.failed or look.seen.restarts - first > RESTARTS:
             again = f" after {look.seen.restarts} restarts" if look.seen.restarts else ""
             raise AgentError("RolledBackError", f"the daemon does not run{again}: {look.seen.why}{_last_words(work)}")
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AgentError("RolledBackError", f"after {settings['seconds']:.0f} s {missing}{_last_words(work)}")
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(max(LEAST_PAUSE_SECONDS, min(4 * (now - began), MOST_PAUSE_SECONDS)))
 
 
 def _look(work: Work) -> _Look:

@@ -96,6 +96,7 @@ def start(layout: Layout, job: dict[str, Any]) -> str:
     if not resumed:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+    if not resumed or known != job:  # with another drill
         write_json(place / "job.json", job, mode=0o600)
     if not (place / BALLAST).exists():
         write_atomic(place / BALLAST, bytes(range(256)) * (BALLAST_BYTES // 256), mode=0o600)
@@ -121,10 +122,10 @@ def unit_of(job: str) -> str:
 def _launch(layout: Layout, job: str, services: str) -> None:
     agent, place = str(layout.flash / "agent.pyz"), folder(layout, job)
     words = [sys.executable, "-IS", agent, "guard", str(place), layout_json(layout)]
-    if services == "systemd":
+    if services == "systemd":  # which puts a variable's value for $NAME, but not in the program's own name
         words = [
             "systemd-run", "--quiet", "--collect", f"--unit={unit_of(job)}", "--description=narrowcast flash",
-            *(f"--property={one}" for one in RESTART), *words,
+            *(f"--property={one}" for one in RESTART), words[0], *(word.replace("$", "$$") for word in words[1:]),
         ]  # fmt: skip
         done = subprocess.run(words, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
         if done.returncode != 0:

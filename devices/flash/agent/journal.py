@@ -21,7 +21,8 @@ class Journal:
 
     Args:
         path: of the file.
-        drill: ``kill STEP STATE`` or ``halt STEP STATE``: whoever writes that line in the first attempt dies of it.
+        drill: ``kill STEP STATE``, ``halt STEP STATE`` or ``stop STEP STATE``: whoever writes that line for the first time
+            dies of it, dies with its guardian, or stays where it is until the power goes.
     """
 
     def __init__(self, path: Path, drill: str = "") -> None:
@@ -31,6 +32,13 @@ class Journal:
     def entries(self) -> list[dict[str, Any]]:
         """All whole lines. What a power cut left of the last one does not count."""
         return list(read_entries(self.path))
+
+    def size(self) -> int:
+        """In bytes; 0 where there is none yet."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
 
     def has(self, step: str, state: str = "done") -> bool:
         """Whether a step came so far."""
@@ -52,11 +60,13 @@ class Journal:
         return entry
 
     def _rehearse(self, step: str, state: str) -> None:
-        if self._drill[1:] != (step, state) or sum(e["step"] == "attempt" for e in self.entries()) > 1:
+        if self._drill[1:] != (step, state):
+            return
+        if sum((entry["step"], entry["state"]) == (step, state) for entry in self.entries()) > 1:
             return
         if self._drill[0] == "halt":
             os.killpg(0, signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if self._drill[0] == "stop" else signal.SIGKILL)
 
 
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:

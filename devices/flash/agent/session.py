@@ -14,7 +14,7 @@ from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.facts import facts, reach
 from narrowcast.devices.flash.agent.journal import END
 from narrowcast.devices.flash.agent.layout import Layout
-from narrowcast.devices.flash.agent.locks import Lock
+from narrowcast.devices.flash.agent.locks import FLASHED, Lock
 from narrowcast.devices.flash.agent.services import services_for
 from narrowcast.devices.flash.agent.trust import change_trust
 from narrowcast.devices.flash.agent.wire import BEAT_SECONDS, Wire
@@ -80,7 +80,7 @@ class Session:
         return facts(self._layout)
 
     def _take(self, request: dict[str, Any]) -> None:
-        lock = Lock(self._layout.flash / "session.lock", str(request["by"]))
+        lock = Lock(self._layout.flash / "session.lock", str(request["by"]), str(request.get("what") or FLASHED))
         lock.take()
         self._lock = lock
         jobs.check_current(self._layout)
@@ -98,25 +98,29 @@ class Session:
 
     def _follow(self, request: dict[str, Any]) -> dict[str, Any]:
         """Tells of a job's journal until it has ended; a beat now and then finds out whether anybody listens."""
-        told, beat = int(request.get("after") or 0), time.monotonic()
+        journal, told, seen = jobs.journal(self._layout, request["job"]), int(request.get("after") or 0), -1
+        beat, dead = time.monotonic(), False
         while True:
-            entries = jobs.journal(self._layout, request["job"]).entries()
-            for entry in entries[told:]:
-                self._wire.event(entry)
-            told = max(told, len(entries))
+            size, entries = journal.size(), []
+            if size != seen:  # a small board has better things to do than to read the same again and again
+                seen, entries = size, journal.entries()
+                for entry in entries[told:]:
+                    self._wire.event(entry)
+                told = max(told, len(entries))
             if entries and entries[-1]["step"] == END:
                 return entries[-1]
-            if not jobs.alive(self._layout, request["job"]):
-                entries = jobs.journal(self._layout, request["job"]).entries()
-                if not (entries and entries[-1]["step"] == END):
-                    raise AgentError(
-                        "BoardError",
-                        "the board's worker died before it was done; the same flash once more goes on where it stopped",
-                    )
+            if dead:
+                raise AgentError(
+                    "BoardError",
+                    "the board's worker died before it was done; the same flash once more goes on where it stopped",
+                )
             if time.monotonic() - beat > BEAT_SECONDS:
+                dead = not jobs.alive(self._layout, request["job"])
+                seen = -1 if dead else seen  # what it wrote before it died counts
                 self._wire.event({"step": "beat", "state": ""})
                 beat = time.monotonic()
-            time.sleep(FOLLOW_SECONDS)
+            if not dead:
+                time.sleep(FOLLOW_SECONDS)
 
     def _logs(self, request: dict[str, Any]) -> None:
         services = services_for(self._layout, request["services"])

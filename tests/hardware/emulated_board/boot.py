@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +17,13 @@ from support.waiting import until
 
 HERE = Path(__file__).parent
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
-BINFMT_NAME = "narrowcast-arm64"
 EMULATOR = "/usr/libexec/qemu-binfmt/aarch64-binfmt-P"
 # The head of an arm64 ELF file and the bits of it that count, as qemu-user-static registers it. Flags: P keeps argv[0],
 # O and C give sudo's rights to what the emulator runs, F finds the emulator inside the root as well.
 _ELF = r"\x7f\x45\x4c\x46\x02\x01\x01" + r"\x00" * 9 + r"\x02\x00\xb7\x00"
 _MASK = r"\xff" * 7 + r"\x00" + r"\xff" * 8 + r"\xfe\xff\xff\xff"
-START_SECONDS = 180.0
+START_SECONDS = 900.0
+SSH_SECONDS = 60.0
 NAME = "emulated-board"
 _NUMBERS = range(1, 64)
 _LOCKS = Path("/run/lock")
@@ -42,7 +43,8 @@ def why_not() -> str:
     if missing:
         return f"an emulated board wants Debian's packages {' '.join(missing)}"
     try:
-        _register_emulator()
+        _register_emulator("narrowcast-try")
+        _forget_emulator("narrowcast-try")
         _run("unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--cgroup", "true")
     except (OSError, RuntimeError) as error:
         return f"an emulated board wants a kernel that lets it: {error}"
@@ -69,6 +71,7 @@ class EmulatedBoard:
         self.console = folder / "console.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._number, self._claim = _claim_number()
+        _register_emulator(self._name)
         folder.mkdir(parents=True, exist_ok=True)
         self._write_keys()
 
@@ -125,9 +128,21 @@ class EmulatedBoard:
         self._ended()
 
     def close(self) -> None:
-        """Switches it off for good."""
-        self.off()
-        self._claim.close()
+        """Switches it off for good: nothing of it stays but its folder."""
+        try:
+            self.off()
+        finally:
+            _forget_emulator(self._name)
+            self._claim.close()
+
+    def cut_links(self) -> None:
+        """Ends the processes of its sshd that serve connections, and with them every connection to it."""
+        mine = Path(f"/proc/{self._init()}/ns/pid").readlink()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if (process / "ns/pid").readlink() == mine and b"/usr/sbin/sshd" in words and b"-R" in words:
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def power_cycle(self) -> None:
         """A power cut, and power again."""
@@ -141,7 +156,7 @@ class EmulatedBoard:
         self._ended()
         self.boot()
 
-    def ssh(self, command: str, *, check: bool = True, input: str = "", seconds: float = 300.0) -> str:
+    def ssh(self, command: str, *, check: bool = True, input: str = "", seconds: float = 900.0) -> str:
         """Runs ``command`` there as user ``pi``; returns what it wrote to stdout."""
         words = ["ssh", "-F", str(self.ssh_config), NAME, command]
         done = subprocess.run(words, check=False, input=input, capture_output=True, text=True, timeout=seconds)
@@ -158,18 +173,32 @@ class EmulatedBoard:
 
     def _ended(self) -> None:
         assert self._process is not None
-        self._process.wait(timeout=START_SECONDS)
+        try:
+            self._process.wait(timeout=START_SECONDS)
+        except subprocess.TimeoutExpired:  # a reboot that hangs: what is on it ends with its first process
+            with suppress(ProcessLookupError):
+                os.kill(self._init() or self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=START_SECONDS)
         self._process = None
         with suppress(RuntimeError):  # goes by itself, but later than the next boot wants its name
             _run("ip", "link", "delete", self._name)
-        _run("unshare", "--mount", str(HERE / "namespaces.sh"), "gone", str(self.root), "", self._name)
+        until(self._forgotten, "the emulated board's control groups are empty", START_SECONDS)
+
+    def _forgotten(self) -> bool:
+        try:
+            _run("unshare", "--mount", str(HERE / "namespaces.sh"), "gone", str(self.root), "", self._name)
+        except RuntimeError:  # its last processes are still ending
+            return False
+        return True
 
     def _plug_in(self, name: str) -> None:
         """A cable from this machine to the board's ``eth0``."""
         assert self._process is not None
         process, here = self._process, Path("/proc/self/ns/net").readlink()
         there = Path(f"/proc/{process.pid}/ns/net")
-        until(lambda: process.poll() is not None or there.readlink() != here, "the board has a network of its own")
+        until(
+            lambda: process.poll() is not None or there.readlink() != here, "the board has its network", START_SECONDS
+        )
         board = ("nsenter", "--net", "--target", str(process.pid), "ip")
         _run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
         _run("ip", "address", "add", f"{self.host}/30", "dev", name)
@@ -184,8 +213,9 @@ class EmulatedBoard:
             raise AssertionError(
                 f"the board ended while it booted:\n{self.console.read_text(errors='replace')[-3000:]}"
             )
-        words = ["ssh", "-F", str(self.ssh_config), "-o", "ConnectTimeout=2", NAME, "true"]
-        return subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+        with suppress(OSError), socket.create_connection((self.address, 22), timeout=SSH_SECONDS) as link:
+            return link.recv(4) == b"SSH-"
+        return False
 
     def _write_keys(self) -> None:
         """A key of the user's, one of the board's, and who knows which."""
@@ -217,13 +247,21 @@ def _claim_number() -> tuple[int, IO[str]]:
     raise RuntimeError(f"{len(_NUMBERS)} emulated boards run already")
 
 
-def _register_emulator() -> None:
-    """Tells the kernel what runs arm64 programs, as Debian's binfmt-support would on a machine that it booted."""
+def _register_emulator(name: str) -> None:
+    """Tells the kernel what runs arm64 programs, as Debian's binfmt-support would on a machine that it booted.
+
+    Each board by its own name, so that each can be forgotten by itself.
+    """
     if not (BINFMT / "register").exists():
         _run("mount", "-t", "binfmt_misc", "none", str(BINFMT))
-    if not (BINFMT / BINFMT_NAME).exists():
+    if not (BINFMT / name).exists():
         with suppress(FileExistsError):
-            (BINFMT / "register").write_text(f":{BINFMT_NAME}:M::{_ELF}:{_MASK}:{EMULATOR}:POCF")
+            (BINFMT / "register").write_text(f":{name}:M::{_ELF}:{_MASK}:{EMULATOR}:POCF")
+
+
+def _forget_emulator(name: str) -> None:
+    with suppress(OSError):  # it was never known
+        (BINFMT / name).write_text("-1")
 
 
 def _run(*command: str) -> str:

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 USER = "pi"
-RELEASE = "bookworm"
+RELEASE, PYTHON, GLIBC = "bookworm", "3.11", "2.36"
 CPUINFO = "usr/share/emulated-cpuinfo"
 _PACKAGES = (
     "base-files,base-passwd,bash,coreutils,dash,dbus,diffutils,findutils,grep,gzip,hostname,iproute2,libc-bin,libgomp1,"
@@ -125,8 +125,12 @@ def _units(root: Path) -> None:
     # (without that the check at boot does not start, and nothing goes back after a power cut).
     # And the /proc of a unit's own, which several of its restrictions imply, would show this machine's processor.
     shutil.copy(Path(__file__).with_name("cpuinfo"), root / CPUINFO)
+    # A busy machine that emulates a board is slower than any board: nothing is given up for being late.
+    patience = "TimeoutStartSec=1800\nWatchdogSec=1800"
+    (etc / "systemd/system.conf.d").mkdir(parents=True, exist_ok=True)
+    (etc / "systemd/system.conf.d/emulated.conf").write_text("[Manager]\nDefaultTimeoutStartSec=1800\n")
     for unit, lines in {
-        "narrowcast-edge": f"PrivateIPC=no\nBindReadOnlyPaths=/{CPUINFO}:/proc/cpuinfo",
+        "narrowcast-edge": f"PrivateIPC=no\nBindReadOnlyPaths=/{CPUINFO}:/proc/cpuinfo\n{patience}",
         "narrowcast-flash-boot": "PrivateNetwork=no",
     }.items():
         limits = etc / f"systemd/system/{unit}.service.d/emulated.conf"

@@ -207,6 +207,10 @@ def test_a_board_is_looked_at_before_anything_is_sent():
     with pytest.raises(PreflightError, match=r"home folder.* UV_PYTHON_INSTALL_DIR=/opt/python"):
         check_board(brought, pi, RIGHTS, FlashOptions())
     assert check_board(brought, pi, RIGHTS, FlashOptions(services="supervised", prefix="/home/pi/narrowcast")) == []
+    odd = Rights("/opt/$x/python3", "3.11", True)
+    with pytest.raises(PreflightError, match="cannot stand in a unit"):
+        check_board(facts(), pi, odd, FlashOptions())
+    assert check_board(facts(), pi, odd, FlashOptions(services="supervised")) == []
 
 
 def test_an_environment_must_fit_unpacked(tmp_path):

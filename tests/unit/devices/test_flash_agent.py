@@ -184,6 +184,27 @@ def test_a_lock_names_who_has_it_and_ends_with_its_process(layout):
     assert locks.holder(path.with_name("none")) == ""
 
 
+def test_a_lock_says_what_for(layout):
+    path = layout.flash / "session.lock"
+    lock = locks.Lock(path, "ann@laptop", "profiled")
+    lock.take()
+    assert locks.holder(path).startswith("ann@laptop (profiled since ")
+    with pytest.raises(AgentError, match=r"is being profiled by ann@laptop \(.*wait until that has ended"):
+        locks.Lock(path, "ben@desk").take()
+    lock.release()
+
+
+def test_who_looks_at_a_lock_for_ever_holds_it(layout, monkeypatch):
+    path = layout.flash / "x.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setattr(locks, "LOOKS_SECONDS", 0.0)
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(AgentError, match="by somebody"):
+            locks.Lock(path, "ann@laptop").take()
+
+
 # ---------------------------------------------------------------- uploads
 
 
@@ -300,6 +321,8 @@ def test_an_environment_is_made_of_wheels_without_a_network_and_shared(layout, t
         [python, "-I", "-c", "import brought; print(brought.ANSWER)"], capture_output=True, check=True
     )
     assert shown.stdout == b"42\n"
+    (site,) = (layout.envs / "env-1").glob("lib/python*/site-packages")
+    assert list(site.glob("__pycache__/brought.*.pyc")), "the daemon's user could not write it"
     assert environment.build_environment(work) == "env-1, which was there"
     # Half of one, as a kill leaves it, is made anew; wheels that are gone are told of.
     (layout.envs / "env-1" / ".complete").unlink()
@@ -322,6 +345,26 @@ def test_a_wheel_that_is_none_fails_the_environment_and_leaves_nothing_that_coun
 
 
 # ---------------------------------------------------------------- jobs on a board
+
+
+SYSTEMD_RUN = """#!/bin/sh
+for word; do echo "$word" >>{folder}/words; done
+echo '{{"step": "end", "state": "committed"}}' >{folder}/{odd}/flash/jobs/m-1-a/journal.jsonl
+"""
+
+
+def test_no_word_of_a_path_is_a_variable_of_systemds(tmp_path, monkeypatch):
+    odd = "a $HOME ${USER}%n"
+    layout = layout_of(str(tmp_path / odd), DeployPaths())
+    program = tmp_path / "systemd-run"
+    program.write_text(SYSTEMD_RUN.format(folder=tmp_path, odd=odd.replace("$", "\\$").replace(" ", "\\ ")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert jobs.start(layout, {"id": "m-1-a", "services": "systemd", "by": "ann"}) == "started"
+    words = (tmp_path / "words").read_text().splitlines()
+    told = words[words.index(sys.executable) :]
+    assert told[2] == f"{tmp_path}/a $$HOME $${{USER}}%n/flash/agent.pyz"
+    assert [word for word in told if "$" in word.replace("$$", "")] == []
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ to = "tail:7433"
 source = "/dev/video0"
 tls = "keys/{name}"
 gate_frames = 7
+wheels = "wheels"
 accept_host_key = "SHA256:abc"
 ssh_options = ["ProxyJump=gate"]
 sudo = false
@@ -73,7 +74,15 @@ def test_what_a_board_is_to_get_has_a_name_that_changes_with_it(boards, tmp_path
     assert first == flasher.wants(boards[0]) != flasher.wants(boards[1])
     assert BundleFlasher(bundle, FlashOptions(keep=5)).wants(boards[0]) != first
     (keys / "tls.crt").write_text("two")
-    assert flasher.wants(boards[0]) != first
+    second = flasher.wants(boards[0])
+    assert second != first
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "a-1-py3-none-any.whl").write_text("one")
+    third = flasher.wants(boards[0])
+    assert third not in (first, second)
+    (wheels / "a-1-py3-none-any.whl").write_text("two")
+    assert flasher.wants(boards[0]) not in (first, second, third)
     assert BackRoller(FlashOptions()).wants(boards[0])
 
 

@@ -42,6 +42,13 @@ def own(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("path", ["opt/x", "/opt/my board", "/opt/$HOME", "/opt/%n", "/opt/a'b", "/opt/x/", "/"])
+def test_a_path_that_a_unit_cannot_name_is_refused(own, path):
+    own.write_text(f'{OWN}[paths]\nprogram = "{path}"\n')
+    with pytest.raises(TargetError, match="program is .*; a path from the root"):
+        load_target(own)
+
+
 def test_the_targets_are_these():
     assert target_names() == NAMES
 
