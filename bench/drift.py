@@ -10,7 +10,7 @@ detector is told every frame. The kinds of cameras:
 - ``place``: independent photos of one sort of thing (a class of Caltech-101).
 - ``walk``: one scene that shakes: a lazy random walk over 25 crops of a photo, each with its own light and sensor noise.
   Correlated.
-- ``patrol``: a walk in one of three scenes, and with probability 1/20 per frame on to another of them.
+- ``patrol``: a walk in one of three scenes (``--patrol``), and every 20 frames on average (``--stay``) on to another.
 
 Constants were chosen on the even photos, scenes and classes (``--part tune``); figures are for the odd ones
 (``--part test``). What changes a camera begins after ``--age`` frames. An alarm on unchanged frames is false; the detector
@@ -37,6 +37,7 @@ from narrowcast.tail.drift.detector import Detector, DriftSettings, Verdict
 
 Profiles = npt.NDArray[np.float64]
 LONGEST = 1000
+KINDS = ("photos", "place", "walk", "patrol")
 
 
 def walk(places: Profiles, frames: int, rng: np.random.Generator) -> Profiles:
@@ -48,10 +49,10 @@ def walk(places: Profiles, frames: int, rng: np.random.Generator) -> Profiles:
     return np.asarray(places[folded[0] * GRID + folded[1]])
 
 
-def patrol(scenes: Profiles, frames: int, rng: np.random.Generator) -> Profiles:
-    """Walks in each of ``scenes`` ``[scene, place]``, one of which is seen at a time."""
+def patrol(scenes: Profiles, frames: int, stay: float, rng: np.random.Generator) -> Profiles:
+    """Walks in each of ``scenes`` ``[scene, place]``, one of which is seen at a time, for ``stay`` frames on average."""
     walks = np.stack([walk(places, frames, rng) for places in scenes])
-    jumps = np.where(rng.random(frames) < 1 / 20, rng.integers(1, len(scenes), frames), 0)
+    jumps = np.where(rng.random(frames) < 1 / stay, rng.integers(1, len(scenes), frames), 0)
     now = (rng.integers(len(scenes)) + np.cumsum(jumps)) % len(scenes)
     return np.asarray(walks[now, np.arange(frames)])
 
@@ -59,7 +60,8 @@ def patrol(scenes: Profiles, frames: int, rng: np.random.Generator) -> Profiles:
 class Cameras:
     """One kind of camera: draws profiles for the camera of a number, unchanged or changed."""
 
-    def __init__(self, kind: str, found: dict[str, Profiles], part: str) -> None:
+    def __init__(self, kind: str, found: dict[str, Profiles], part: str, scenes: int = 3, stay: float = 20.0) -> None:
+        self._scenes, self._stay = scenes, stay  # of a patrol
         odd = part == "test"
         self.kind = kind
         self._photos = found["photos"][odd::2]
@@ -84,8 +86,8 @@ class Cameras:
         if self.kind == "walk":
             jump = 1 + number // count % (count - 1)
             return walk(self._crops[(number + jump * other) % count, :, sort], frames, rng)
-        chosen = np.random.default_rng([77, number]).permutation(count)[3 * other : 3 * other + 3]
-        return patrol(self._crops[chosen][:, :, sort], frames, rng)
+        order, first = np.random.default_rng([77, number]).permutation(count), self._scenes * other
+        return patrol(self._crops[order[first : first + self._scenes]][:, :, sort], frames, self._stay, rng)
 
 
 def false_alarms(cameras: Cameras, settings: DriftSettings, frames: int, life: int) -> dict[str, float]:
@@ -158,6 +160,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("drift-frames"), help="a folder for the profiles")
     parser.add_argument("--level", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=24, help="photos that walks and patrols are made of")
+    parser.add_argument("--patrol", type=int, default=3, help="scenes of a patrol; at most a quarter of --scenes")
+    parser.add_argument("--stay", type=float, default=20.0, help="frames of a patrol in a scene, on average")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of cameras")
     parser.add_argument("--part", choices=("tune", "test"), default="test")
     parser.add_argument("--frames", type=int, default=1_000_000, help="for false alarms, for each kind of camera")
     parser.add_argument("--life", type=int, default=20_000, help="frames of one camera, there")
@@ -167,14 +172,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
+    if not 2 <= args.patrol <= args.scenes // 4:
+        parser.error(f"--patrol {args.patrol}: 2 to {args.scenes // 4}, a quarter of --scenes {args.scenes}")
     settings = DriftSettings(**json.loads(args.settings))
     found = drift_frames.measure(
         args.bundle, args.data, args.cache, args.level, args.scenes, lambda text: print(text, file=sys.stderr)
     )
     report: dict[str, object] = {"part": args.part, "level": args.level, "age": args.age, "life": args.life}
-    for kind in ("photos", "place", "walk", "patrol"):
+    report |= {"patrol_scenes": args.patrol, "patrol_stay_frames": args.stay}
+    for kind in args.kinds:
         started = time.perf_counter()
-        cameras = Cameras(kind, found, args.part)
+        cameras = Cameras(kind, found, args.part, args.patrol, args.stay)
         alarms = false_alarms(cameras, settings, args.frames, args.life)
         table = delays(cameras, settings, args.cameras, args.age)
         report[kind] = {"false_alarms": alarms, "delays": table}

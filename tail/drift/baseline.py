@@ -1,4 +1,10 @@
-"""What is normal for one camera at one level: where the numbers of its frames' profiles lie, and how their sums wander.
+"""What is normal for one camera at one level: its numbers, how they go together, and how their sums wander.
+
+A camera that jumps between scenes has numbers that differ more than mild fog makes them differ, but they do not differ in
+every direction: three scenes span a plane. So beside the numbers themselves their principal components are watched, here
+*relations*: weighted sums of the numbers, uncorrelated over the frames that were learned from. The small ones, which hardly
+change whatever the camera sees, are the ones that tell (Jackson and Mudholkar, "Control procedures for residuals associated
+with principal component analysis", Technometrics 21, 1979).
 
 Frames of one camera are alike, so their profiles are correlated, and a sum of ``n`` of them wanders by more than ``sqrt(n)``
 standard deviations. The *long-run* deviation says by how much. It is estimated from the means of blocks of frames, at
@@ -25,9 +31,11 @@ FLOOR = 0.004  # deviations are not smaller: log2 of bits (bytes are whole), or 
 
 @dataclass
 class Learned:
-    """A baseline that is learned: vectors with an entry for each number of a profile.
+    """A baseline that is learned: vectors with an entry for each number of a profile, then for each relation.
 
     Attributes:
+        relations: ``[number, relation]``: the weights of the numbers in each. The absolute weights of a relation add up to
+            one: numbers that each move by less than something move no relation by more.
         mean: of the clipped values.
         deviation: of single frames.
         long_run: of a sum of ``n`` frames, divided by ``sqrt(n)``, for a large ``n``.
@@ -36,12 +44,19 @@ class Learned:
         start: the mean when it was first learned: how far slow adaptation has led since can be seen.
     """
 
+    relations: Vector
     mean: Vector
     deviation: Vector
     long_run: Vector
     lift: Vector
     frames: int
     start: Vector
+
+    def away(self, profile: Vector) -> Vector:
+        """How far a frame's numbers and relations are from their means, clipped."""
+        most = CLIP * self.deviation
+        values = np.concatenate((profile, profile @ self.relations))
+        return np.minimum(np.maximum(values - self.mean, -most), most)
 
 
 class Baseline:
@@ -100,10 +115,8 @@ class Baseline:
 
 def summarize(profiles: Vector) -> Learned:
     """What ``profiles`` ``[frames, numbers]``, in their order, say, without being led astray by a few odd ones."""
-    median = np.median(profiles, axis=0)
-    spread = np.maximum(1.4826 * np.median(np.abs(profiles - median), axis=0), 0.5 * profiles.std(0))
-    spread = np.maximum(spread, FLOOR)
-    clipped = np.clip(profiles, median - CLIP * spread, median + CLIP * spread)
+    relations = _relations(_clipped(profiles))
+    clipped = _clipped(np.concatenate([profiles, profiles @ relations], 1))
     variances = []
     for block in BLOCKS:
         count = len(clipped) // block
@@ -112,4 +125,23 @@ def summarize(profiles: Vector) -> Learned:
     longest = np.maximum(np.max(variances, axis=0), 2 * variances[-1] - variances[-2])
     lift = np.clip(longest / variances[-1], 1.0, 4.0)
     mean = clipped.mean(0)
-    return Learned(mean, np.sqrt(variances[0]), np.sqrt(longest), lift, len(profiles), mean.copy())
+    return Learned(relations, mean, np.sqrt(variances[0]), np.sqrt(longest), lift, len(profiles), mean.copy())
+
+
+def _clipped(values: Vector) -> Vector:
+    """``[frames, numbers]`` without odd ones."""
+    median = np.median(values, axis=0)
+    spread = np.maximum(1.4826 * np.median(np.abs(values - median), axis=0), 0.5 * values.std(0))
+    most = CLIP * np.maximum(spread, FLOOR)
+    clipped: Vector = np.clip(values, median - most, median + most)
+    return clipped
+
+
+def _relations(profiles: Vector) -> Vector:
+    """Weights of the principal components of standardised numbers ``[frames, numbers]``, the smallest one first."""
+    deviation = np.maximum(profiles.std(0), FLOOR)
+    _, components = np.linalg.eigh(np.cov((profiles / deviation).T))
+    weights = components / deviation[:, None]
+    largest = np.take_along_axis(weights, np.abs(weights).argmax(0)[None], 0)
+    scaled: Vector = weights * np.sign(largest) / np.abs(weights).sum(0)  # which sign comes out depends on the library
+    return scaled

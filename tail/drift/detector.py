@@ -1,9 +1,9 @@
-"""One camera's detector: CUSUMs on the standardised numbers of its profiles, with a baseline per level (``docs/drift.md``).
+"""One camera's detector: CUSUMs on the numbers of its profiles and on their relations (``docs/drift.md``).
 
-CUSUM: Page, "Continuous inspection schemes", Biometrika 41 (1954). For each number four of them: up and down, and for small
-shifts and for large ones, side by side: Sparks, "CUSUM charts for signalling varying location shifts", Journal of Quality
-Technology 32 (2000). Standardised by the long-run deviation, a sum of correlated numbers wanders like one of independent
-ones, and thresholds for those hold in the long run.
+CUSUM: Page, "Continuous inspection schemes", Biometrika 41 (1954). For each number or relation four of them: up and down,
+and for small shifts and for large ones, side by side: Sparks, "CUSUM charts for signalling varying location shifts",
+Journal of Quality Technology 32 (2000). Standardised by the long-run deviation, a sum of correlated numbers wanders like one
+of independent ones, and thresholds for those hold in the long run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from narrowcast.tail.drift.baseline import CLIP, Baseline, Learned, Vector
-from narrowcast.tail.drift.profile import NAMES
+from narrowcast.tail.drift.baseline import Baseline, Learned, Vector
+from narrowcast.tail.drift.profile import NAMES, STATISTICS
 from narrowcast.transport.structs import Settings
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -33,7 +33,9 @@ class DriftSettings(Settings, frozen=True):
         memory_frames: a camera that changes more slowly than this is followed, not reported.
         allowances: shifts of less than this many long-run deviations do not add up, in the CUSUM for small and the one for
             large shifts.
-        thresholds: of the two sums, in long-run deviations.
+        thresholds: of the two sums of a number, in long-run deviations.
+        relation_thresholds: of the two sums of a relation. Higher: a relation that is learned from few scenes wanders more
+            than it seems, and what moves relations moves them far.
         least_shift: shifts of less than this (log2 of bits or of spread: 0.015 is 1 %; symbol steps) never add up.
         recover_frames: an alarm ends after so many frames on end that are again like the baseline.
         adopt_frames: an alarm that lasts for so many frames is the new normal: its baseline is learned anew; 0: never.
@@ -43,6 +45,7 @@ class DriftSettings(Settings, frozen=True):
     memory_frames: Annotated[int, msgspec.Meta(ge=1000)] = 20_000
     allowances: tuple[Positive, Positive] = (0.15, 0.4)
     thresholds: tuple[Positive, Positive] = (42.0, 20.0)
+    relation_thresholds: tuple[Positive, Positive] = (60.0, 28.0)
     least_shift: Annotated[float, msgspec.Meta(ge=0)] = 0.015
     recover_frames: Annotated[int, msgspec.Meta(ge=1)] = 100
     adopt_frames: Annotated[int, msgspec.Meta(ge=0)] = 50_000
@@ -59,9 +62,9 @@ class Verdict(Enum):
 
 
 class State(msgspec.Struct):
-    """What of a detector outlives a restart: by level, the vectors of :class:`Learned` and its frames."""
+    """What of a detector outlives a restart: by level, vectors and relations of :class:`Learned`, and its frames."""
 
-    baselines: dict[int, tuple[list[list[float]], int]]
+    baselines: dict[int, tuple[list[list[float]], list[list[float]], int]]
     frames: int = 0
     alarm: bool = False
 
@@ -76,8 +79,8 @@ class Detector:
     Attributes:
         alarm: whether the camera is away from its baseline now.
         frames: told so far.
-        statistic: which of :data:`~narrowcast.tail.drift.profile.NAMES` raised the latest alarm.
-        shift: the recent mean distance of that number from its baseline while in alarm; else 0.
+        statistic: which of :data:`~narrowcast.tail.drift.profile.STATISTICS` raised the latest alarm.
+        shift: the recent mean distance of that one from its baseline while in alarm; else 0.
     """
 
     __slots__ = (
@@ -88,12 +91,13 @@ class Detector:
     def __init__(self, settings: DriftSettings, state: State | None = None) -> None:
         self._settings = settings
         self._allowances = np.repeat(settings.allowances, 2)[:, None]
-        self._thresholds = np.repeat(settings.thresholds, 2)[:, None]
+        of_both = (settings.thresholds, settings.relation_thresholds)
+        self._thresholds = np.repeat(np.repeat(of_both, 2, 1), len(NAMES), 0).T
         self._baselines: dict[int, Baseline] = {}
         self.frames, self.alarm = 0, False
         self.statistic = 0
-        self._sums = np.zeros((4, len(NAMES)))
-        self._away: Vector = np.zeros(len(NAMES))
+        self._sums = np.zeros((4, len(STATISTICS)))
+        self._away: Vector = np.zeros(len(STATISTICS))
         self._calm = self._in_alarm = 0
         if state is not None:
             self._restore(state)
@@ -113,8 +117,7 @@ class Detector:
                 return Verdict.NOTHING
             baseline.learn(profile)
             return Verdict.LEARNED if baseline.learned else Verdict.NOTHING
-        most = CLIP * learned.deviation
-        away = np.minimum(np.maximum(profile - learned.mean, -most), most)
+        away = learned.away(profile)
         if self.alarm:
             return self._while_in_alarm(away, learned)
         return self._while_calm(away, learned, baseline)
@@ -187,19 +190,21 @@ class Detector:
     @property
     def state(self) -> State:
         """What of it outlives a restart."""
-        baselines = {
-            level: ([vector.tolist() for vector in (it.mean, it.deviation, it.long_run, it.lift, it.start)], it.frames)
-            for level, it in self.learned.items()
-        }
+        baselines = {}
+        for level, it in self.learned.items():
+            vectors = (it.mean, it.deviation, it.long_run, it.lift, it.start)
+            baselines[level] = ([vector.tolist() for vector in vectors], it.relations.tolist(), it.frames)
         return State(baselines, self.frames, self.alarm)
 
     def _restore(self, state: State) -> None:
         settings = self._settings
-        for level, (rows, frames) in list(state.baselines.items())[:MAX_LEVELS]:
-            table = np.array(rows, np.float64)
-            if table.shape != (5, len(NAMES)) or not np.isfinite(table).all() or frames < 1 or (table[1:4] <= 0).any():
+        for level, (rows, weights, frames) in list(state.baselines.items())[:MAX_LEVELS]:
+            table, relations = np.array(rows, np.float64), np.array(weights, np.float64)
+            shapes = (table.shape, relations.shape) == ((5, len(STATISTICS)), (len(NAMES), len(NAMES)))
+            finite = shapes and np.isfinite(table).all() and np.isfinite(relations).all()
+            if not finite or frames < 1 or (table[1:4] <= 0).any():
                 raise ValueError("a baseline that is none")
             mean, deviation, long_run, lift, start = table
-            learned = Learned(mean, deviation, long_run, lift, frames, start)
+            learned = Learned(relations, mean, deviation, long_run, lift, frames, start)
             self._baselines[level] = Baseline(settings.learn_frames, settings.memory_frames, learned)
         self.frames, self.alarm = state.frames, state.alarm

@@ -12,6 +12,9 @@ import numpy.typing as npt
 MIXES = 6
 # In the order in which they lie in a profile.
 NAMES = ("bits", "spread", *(f"mix {k + 1}" for k in range(MIXES)))
+# Of a baseline's sums of them: see baseline.py.
+RELATIONS = tuple(f"relation {k + 1}" for k in range(len(NAMES)))
+STATISTICS = NAMES + RELATIONS
 
 
 def profiles(symbols: npt.NDArray[np.uint8], payload_bytes: Sequence[int]) -> npt.NDArray[np.float64]:

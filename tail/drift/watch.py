@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.tail.drift.detector import Detector, DriftSettings, State, Verdict
-from narrowcast.tail.drift.profile import NAMES
+from narrowcast.tail.drift.profile import NAMES, STATISTICS
 from narrowcast.tail.errors import DriftStateError
 from narrowcast.tail.observe import FrameRecord, Silent
 from narrowcast.transport.files import replacing
@@ -23,8 +23,8 @@ from narrowcast.transport.files import replacing
 log = logging.getLogger(__name__)
 
 MAX_CAMERAS = 10_000
-MAX_STATE_BYTES = 64 * 1024 * 1024
-STATE_SCHEMA = 1
+MAX_STATE_BYTES = 256 * 1024 * 1024  # all levels of all cameras take less
+STATE_SCHEMA = 2
 MAX_LEARNING = 16 * 1024 * 1024  # numbers of 4 bytes that are held for all cameras that are still learned
 
 
@@ -53,8 +53,9 @@ class DriftEvent(NamedTuple):
         frame_id: of the frame that decided it.
         level: of that frame.
         frames: told of this camera so far.
-        statistic: the number of the profile that raised the alarm.
-        shift: its recent distance from the baseline: log2 of bits or of spread (-1 is half), or symbol steps.
+        statistic: the number of the profile, or the relation, that raised the alarm.
+        shift: its recent distance from the baseline: log2 of bits or of spread (-1 is half), or symbol steps; of a
+            relation, these together.
         time_us: microseconds since 1970 UTC.
     """
 
@@ -165,13 +166,13 @@ class DriftWatch(Silent):
         if verdict is Verdict.DRIFT:
             self._alarms[key] = time.time_ns() // 1000
             self.alarms_total[key.model] += 1
-            what, way = NAMES[detector.statistic], "below" if detector.shift < 0 else "above"
+            what, way = STATISTICS[detector.statistic], "below" if detector.shift < 0 else "above"
             log.warning("drift: %s: its %s is %s the baseline, at frame %d", name, what, way, frame_id)
         else:
             self._alarms.pop(key, None)
             log.warning("drift: %s: %s at frame %d", name, verdict.value, frame_id)
         if self._on_event is not None:
-            what, now_us = NAMES[detector.statistic], time.time_ns() // 1000
+            what, now_us = STATISTICS[detector.statistic], time.time_ns() // 1000
             event = DriftEvent(verdict, key, frame_id, level, detector.frames, what, detector.shift, now_us)
             self._on_event(event)
 
@@ -204,7 +205,7 @@ class DriftWatch(Silent):
         for key in islice(reversed(self._alarms), most):
             detector, since_us = self._cameras[key], self._alarms[key]
             known = since_us is not None
-            what, shift = (NAMES[detector.statistic], detector.shift) if known else (None, None)
+            what, shift = (STATISTICS[detector.statistic], detector.shift) if known else (None, None)
             found.append(Alarm(key, since_us, what, shift))
         return found
 
@@ -265,7 +266,7 @@ def _status(key: CameraKey, detector: Detector) -> dict[str, Any]:
         "stream_id": key.stream_id.hex(),
         "state": "alarm" if detector.alarm else "learning" if detector.learning else "normal",
         "frames": detector.frames,
-        "statistic": NAMES[detector.statistic] if detector.alarm else None,
+        "statistic": STATISTICS[detector.statistic] if detector.alarm else None,
         "shift": round(detector.shift, 4) if detector.alarm else None,
         "levels": {
             str(level): {
@@ -281,4 +282,4 @@ def _status(key: CameraKey, detector: Detector) -> dict[str, Any]:
 
 
 def _by_name(vector: npt.NDArray[np.float64]) -> dict[str, float]:
-    return {name: round(float(value), 4) for name, value in zip(NAMES, vector, strict=True)}
+    return {name: round(float(value), 4) for name, value in zip(NAMES, vector[: len(NAMES)], strict=True)}

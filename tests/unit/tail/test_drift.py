@@ -9,37 +9,18 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 import pytest
+from support.camera_profiles import DEVIATIONS, NUMBERS, USUAL, correlated, independent, patrol
 
 from narrowcast.tail.drift import Detector, DriftSettings, DriftWatch, Verdict
 from narrowcast.tail.drift import watch as watching
-from narrowcast.tail.drift.baseline import FLOOR, summarize
 from narrowcast.tail.drift.detector import MAX_LEVELS
-from narrowcast.tail.drift.profile import MIXES, NAMES, profiles
+from narrowcast.tail.drift.profile import NAMES, STATISTICS
 from narrowcast.tail.errors import DriftStateError
 from narrowcast.tail.observe import FrameRecord, Observers, Silent, StreamInfo
 from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
 
 FAST = DriftSettings(learn_frames=500)
-NUMBERS = len(NAMES)
-USUAL = np.array([11.0, 0.3, *[0.0] * MIXES])
-DEVIATIONS = np.array([0.15, 0.12, *[0.3] * MIXES])
-
-
-def independent(count: int, seed: int, shift=0.0) -> np.ndarray:
-    """Profiles of frames that have nothing to do with each other; ``shift`` is in deviations, for all or each number."""
-    return USUAL + DEVIATIONS * (np.random.default_rng(seed).normal(size=(count, NUMBERS)) + shift)
-
-
-def correlated(count: int, seed: int, keep: float, shift: float = 0.0) -> np.ndarray:
-    """An autoregressive camera."""
-    noise = np.random.default_rng(seed).normal(size=(count, NUMBERS)) * np.sqrt(1 - keep**2)
-    values = np.empty_like(noise)
-    now = np.zeros(NUMBERS)
-    for k, one in enumerate(noise):
-        now = keep * now + one
-        values[k] = now
-    return USUAL + DEVIATIONS * (values + shift)
 
 
 def verdicts(detector: Detector, frames: np.ndarray, level: int = 0) -> list[tuple[int, Verdict]]:
@@ -57,68 +38,6 @@ def _trained() -> Detector:
 def trained() -> Detector:
     """After 2000 frames; each call gives one of its own."""
     return copy.deepcopy(_trained())
-
-
-# Profiles
-
-
-def test_a_profile_is_what_its_docstring_says():
-    symbols = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 6)).astype(np.uint8)
-    found = profiles(symbols, [15, 30, 0])
-    assert found.shape == (3, NUMBERS)
-    assert np.allclose(found[:, 0], np.log2([1.0, 2.0, 8 / 120]))
-    deviations = symbols.reshape(3, 5, -1).std(2).mean(1)
-    assert np.allclose(found[:, 1], np.log2(deviations + 1 / 64), atol=1e-4)
-    means = symbols.reshape(3, 5, -1).mean(2)
-    one = profiles(np.repeat(np.eye(5, dtype=np.uint8)[:, :, None, None], 2, 2), [1] * 5)[:, 2:]  # a channel at a time
-    assert np.allclose(np.abs(one), 1 / np.sqrt(5))
-    assert np.allclose(means @ one, found[:, 2:])
-
-
-def test_profiles_are_the_same_everywhere():
-    """They are compared with baselines that another process, or release, has learned."""
-    symbols = (np.arange(2 * 3 * 2 * 2) * 7 % 50).astype(np.uint8).reshape(2, 3, 2, 2)
-    root = 1 / np.sqrt(3)
-    signs = np.sign(profiles(np.eye(3, dtype=np.uint8)[:, :, None, None], [1] * 3)[:, 2:]).astype(int).tolist()
-    assert signs == SIGNS
-    assert np.allclose(profiles(symbols, [1, 1])[0, 2:], symbols[0].reshape(3, -1).mean(1) @ (np.array(SIGNS) * root))
-
-
-SIGNS = [[-1, 1, 1, -1, -1, 1], [-1, -1, -1, -1, 1, -1], [-1, 1, -1, -1, -1, -1]]
-
-
-@pytest.mark.parametrize("value", [0, 255])
-def test_a_frame_of_one_colour_has_a_profile(value):
-    found = profiles(np.full((1, 64, 14, 14), value, np.uint8), [1])
-    assert np.isfinite(found).all()
-    assert found[0, 1] == -6
-
-
-# Baselines
-
-
-def test_the_long_run_deviation_of_correlated_frames():
-    """Of an autoregressive process it is known: sqrt((1 + keep) / (1 - keep)) deviations."""
-    learned = summarize(correlated(20_000, 3, 0.9))
-    assert np.allclose(learned.deviation / DEVIATIONS, 1, atol=0.15)
-    assert np.allclose(learned.long_run / DEVIATIONS, np.sqrt(19), rtol=0.3)
-    loose = summarize(independent(20_000, 3))
-    assert np.allclose(loose.long_run / DEVIATIONS, 1, rtol=0.2)
-
-
-def test_a_few_odd_frames_do_not_lead_a_baseline_astray():
-    frames = independent(1000, 4)
-    honest = summarize(frames)
-    frames[::100] += 50 * DEVIATIONS
-    odd = summarize(frames)
-    assert np.all(np.abs(odd.mean - honest.mean) < 0.15 * DEVIATIONS)
-    assert np.all(odd.deviation < 1.6 * honest.deviation)
-
-
-def test_frames_that_never_differ_have_a_baseline_with_a_floor():
-    learned = summarize(np.tile(USUAL, (500, 1)))
-    assert np.all(learned.deviation >= FLOOR)
-    assert np.all(learned.long_run >= FLOOR)
 
 
 # The detector
@@ -143,6 +62,32 @@ def test_a_shift_of_any_number_either_way_is_found_and_named(number, shift):
     assert NAMES[detector.statistic] == NAMES[number]
     assert np.sign(detector.shift) == np.sign(shift)
     assert abs(detector.shift) == pytest.approx(abs(shift) * DEVIATIONS[number], rel=0.8)
+
+
+@pytest.mark.parametrize("shift", [-0.25, 0.25])
+def test_jumps_between_scenes_hide_no_change_that_is_small_beside_them(shift):
+    blind = Detector(DriftSettings(learn_frames=500, relation_thresholds=(1e9, 1e9)))
+    detector = Detector(FAST)
+    for one in (blind, detector):
+        assert verdicts(one, patrol(1500, 1)) == [(FAST.learn_frames - 1, Verdict.LEARNED)]
+    changed = patrol(200, 2, shift)
+    assert verdicts(blind, changed) == []
+    assert [verdict for _, verdict in verdicts(detector, changed)] == [Verdict.DRIFT]
+    assert STATISTICS[detector.statistic].startswith("relation")
+    assert detector.shift != 0
+
+
+def test_no_alarm_while_a_camera_jumps_between_its_scenes():
+    assert verdicts(Detector(DriftSettings()), patrol(8000, 3)) == [(1499, Verdict.LEARNED)]
+
+
+def test_a_scene_that_was_never_seen_is_a_change_even_among_others():
+    detector = Detector(FAST)
+    verdicts(detector, patrol(1500, 1))
+    frames = patrol(400, 2)
+    strange = np.arange(400) // 20 % 4 == 3
+    frames[strange] += DEVIATIONS * np.random.default_rng(71).normal(size=NUMBERS)
+    assert [verdict for _, verdict in verdicts(detector, frames)] == [Verdict.DRIFT]
 
 
 def test_large_shifts_are_found_sooner_than_small_ones():
@@ -259,7 +204,7 @@ def test_alarms_are_counted_by_model_and_told_with_all_that_is_known(caplog):
     assert event.verdict is Verdict.DRIFT
     assert event.camera == ("gate", "tiny", bytes(16), b"s" * 16)
     assert event.frames == 1000 + event.frame_id + 1
-    assert event.statistic in NAMES
+    assert event.statistic in STATISTICS
     assert "gate/73737373 (tiny)" in caplog.text
     assert f"at frame {event.frame_id}" in caplog.text
     first, second = watch.status()
@@ -332,6 +277,13 @@ def test_baselines_survive_a_restart(tmp_path):
     assert small.load(path) == 1
 
 
+def test_a_file_of_all_cameras_with_all_levels_can_be_read_again():
+    """A number takes nine bytes."""
+    state = trained().state
+    state.baselines = dict.fromkeys(range(MAX_LEVELS), state.baselines[0])
+    assert 1.05 * len(msgspec.msgpack.encode(state)) * watching.MAX_CAMERAS < watching.MAX_STATE_BYTES
+
+
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x80", b"x" * 1000])
 def test_files_that_hold_no_drift_state(tmp_path, content):
     (tmp_path / "state").write_bytes(content)
@@ -348,9 +300,14 @@ def test_drift_state_that_lies(tmp_path):
     path.write_bytes(msgspec.msgpack.encode(whole))
     with pytest.raises(DriftStateError, match="a baseline that is none"):
         DriftWatch(FAST).load(path)
-    whole["schema"] = 2
+    whole["cameras"][0]["state"]["baselines"][0][0][1][0] = 1.0
+    whole["cameras"][0]["state"]["baselines"][0][1].pop()
     path.write_bytes(msgspec.msgpack.encode(whole))
-    with pytest.raises(DriftStateError, match="schema 2"):
+    with pytest.raises(DriftStateError, match="a baseline that is none"):
+        DriftWatch(FAST).load(path)
+    whole["schema"] = 1
+    path.write_bytes(msgspec.msgpack.encode(whole))
+    with pytest.raises(DriftStateError, match="schema 1; this release reads 2"):
         DriftWatch(FAST).load(path)
 
 
