@@ -281,9 +281,7 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
         """See :class:`Preset`."""
 
         def code(batch: Batch) -> Coded:
-            # Images come as rows of RGB bytes. On that memory layout the backward pass of a 1x1 convolution of stride 2 from
-            # three channels, a block's skip, writes past its buffer (torch 2.13 with oneDNN on a CPU with AMX).
-            source = problem.normalize(batch.images).contiguous() if bottleneck.trunk is None else batch.features
+            (source,) = sources(bottleneck.trunk, problem, [batch])
             rows, columns = bottleneck.grid.to_grid(batch.features).shape[2:]
             return bottleneck.code(source, batch.levels(bottleneck.levels), batch.uniform, (rows, columns))
 

@@ -91,6 +91,19 @@ def test_a_stage_trains_encoder_codewords_and_decoder(stage, trunk):
     assert not any(name.startswith("trunk.") for name in changed)
 
 
+def test_training_takes_images_plane_by_plane():
+    """Rows of RGB bytes make torch's convolutions write past their buffers in the backward pass (``encoder.sources``)."""
+    of, net, settings, preset = built(trunk="new")
+    seen = []
+    net.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    batch = next(batches(of))
+    assert not of.normalize(batch.images).is_contiguous()
+    for stage in preset.stages(net, of, settings):
+        stage.loss(batch)
+    assert seen
+    assert all(seen)
+
+
 def test_gradients_reach_the_latent_as_if_nothing_had_been_rounded():
     of, net, _, _ = built()
     batch = next(batches(of))
