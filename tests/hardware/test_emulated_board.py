@@ -101,7 +101,10 @@ class Shop:
         return list(self.board.root.glob(f"opt/narrowcast/{pattern}"))
 
     def release_is_whole(self, number: int) -> bool:
-        """Whether `current` shows this release, with all of its files, and an environment that is complete."""
+        """Whether `current` shows this release, with all of its files, and an environment that is complete.
+
+        Behind :meth:`settle`: a board that starts may go back while sshd answers already.
+        """
         folder = self.board.path("/opt/narrowcast/current").readlink()
         place = self.board.path(f"/opt/narrowcast/{folder}")
         files = [place / name for name in ("model.ncb", "edge.toml", "release.json")]
@@ -319,22 +322,22 @@ def test_a_full_disk_is_said_and_the_release_runs_on(shop):
 def test_a_power_cut_up_to_the_switch_leaves_the_old_release_running(shop, step):
     """Each flash goes on with the one that was cut before: what was done is not done again."""
     shop.cut(step, lambda **how: shop.flash(2, **how))
-    assert shop.release_is_whole(1)
     shop.settle(1)
+    assert shop.release_is_whole(1)
 
 
 def test_a_power_cut_behind_the_commit_leaves_the_new_release_running(shop):
     shop.cut("tidy", lambda **how: shop.flash(2, **how))
-    assert shop.release_is_whole(2)
     shop.settle(2)
+    assert shop.release_is_whole(2)
 
 
 @pytest.mark.parametrize("step", ["restart", "commit"])
 def test_a_power_cut_between_switch_and_commit_goes_back(shop, step):
     """On the way to release 1, which takes a flash's own steps from the switch on: without a commit release 2 is back."""
     shop.cut(step, shop.roll_back)
-    assert shop.release_is_whole(2)
     shop.settle(2)
+    assert shop.release_is_whole(2)
 
 
 def test_two_at_once_are_kept_apart_and_losing_the_link_changes_nothing(shop):
