@@ -57,7 +57,7 @@ class Overlaps:
     """Maps of classes: ``inside`` and ``union`` int64 ``[N, K]``, the pixels in both maps and in either, by class.
 
     The figure is the mean IoU: inside over union, both summed over the images, the mean over the classes that any map has.
-    It is that of torchmetrics' ``JaccardIndex`` and of PASCAL VOC.
+    It is that of scikit-learn's ``jaccard_score`` and of PASCAL VOC.
     """
 
     inside: npt.NDArray[np.int64]
