@@ -153,7 +153,7 @@ def test_two_replicas_answer_with_the_bytes_of_a_server_that_stands_alone(tiny_f
     with serving(tiny_folder, tiny_folder / "test.pub") as alone:
         wanted = asyncio.run(answers_of(str(alone.address), packets, tiny))
     frames = bundles.random_frames(16)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     with narrowcast.Client(tiny, ray_serve.address, window=4) as client:
         # More frames than one replica is to answer, until there is another; streams are asked to move meanwhile.
         count = 0

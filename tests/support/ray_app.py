@@ -18,7 +18,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from narrowcast.tail.ray_serve import app
 
-LIFE_SECONDS = 240
+LIFE_SECONDS = 560  # on a busy machine Ray alone takes minutes to start
 
 
 def main() -> None:
