@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 from support import bundles, inprocess
-from support.inprocess import RawStream, held, running, stream, until
+from support.inprocess import RawStream, running, stream, until
 from support.relay import thin
 
 from narrowcast.tail.access import OpenGate
@@ -23,18 +23,6 @@ from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import Address
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
 from narrowcast.transport.rpc.tensors import from_tensors
-
-
-@pytest.fixture
-def model(tiny) -> Model:
-    """Held."""
-    return held(load_model(tiny))
-
-
-@pytest.fixture
-def free(tiny) -> Model:
-    """Not held."""
-    return held(load_model(tiny), held=False)
 
 
 def value(result: pb.Result) -> float:

@@ -7,26 +7,14 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-from support.inprocess import held, running, stream, until
+from support.inprocess import running, stream, until
 
 from narrowcast.tail import batcher as batching
 from narrowcast.tail import stream as open_stream
-from narrowcast.tail.store import Model, load_model
+from narrowcast.tail.store import Model
 from narrowcast.transport.rpc import tail_pb2 as pb
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-
-
-@pytest.fixture
-def model(tiny) -> Model:
-    """The tiny model with a tail that can be held."""
-    return held(load_model(tiny))
-
-
-@pytest.fixture
-def free(tiny) -> Model:
-    """The same with a tail that is not held."""
-    return held(load_model(tiny), held=False)
 
 
 class Large(Model):
