@@ -135,6 +135,7 @@ class Lane:
                     self._wait_for_link()
                     if self._giving_up:
                         self.figures.ledger.drop("closed")
+                        self._room.release()
                     else:
                         self._encode(captured, ready)
         except BaseException as error:  # noqa: BLE001  (the daemon looks at it)

@@ -181,6 +181,26 @@ async def test_what_was_captured_when_it_ends_is_spooled_to_the_last_frame(tmp_p
     assert {line["type"] for line in found} == {"spooled"}
 
 
+async def test_what_was_captured_when_it_ends_is_accounted_for_to_the_last_frame_where_nothing_keeps_it(tmp_path):
+    """More frames wait than may be under way: each one that is given up lets the next one come."""
+    tables = '[[sources]]\nname = "in"\nuri = "unix:in.sock"\nraw = "8x8"\non_outage = "block"\nwindow = 1\nqueue = 8'
+    config = settings(tmp_path, "127.0.0.1:9", tables)
+    async with Run(config, tmp_path) as run:
+        await eventually((tmp_path / "in.sock").exists, "it listens")
+        _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+        camera.write(bytes(8 * 8 * 3 * 8))
+        await eventually(
+            lambda: len(run.daemon.lanes["in"].feed._frames) == 5, "under way, at the door, ahead; five wait"
+        )
+        lane = run.daemon.lanes["in"]
+        run.stop.set()
+        await run.task
+        await eventually(lambda: not lane._thread.is_alive(), "no thread is left")
+        ledger = run.daemon.status().ledger
+        camera.close()
+    assert (ledger.captured, ledger.dropped["closed"], ledger.under_way) == (8, 8, 0)
+
+
 @pytest.mark.parametrize("stage", ["head", "resize"])
 async def test_what_a_library_raises_loses_one_frame(tmp_path, monkeypatch, caplog, stage):
     where = HeadSession if stage == "head" else InputContract
