@@ -32,7 +32,7 @@ from timm_import import import_timm
 TABLE = Path(__file__).with_name("families.toml")
 WANTED = 0.95
 BATCHES = (1, 4)  # tracing itself uses 2 and 3
-CUTS, CUTS_OF_QUICK = 4, 2
+CUTS, CUTS_OF_QUICK = 4, 3
 CLOSE = 1e-4  # of an output's largest value
 
 
@@ -106,10 +106,8 @@ def build(entry: dict[str, Any]) -> Any:
 
 
 def spread(cuts: Sequence[Any], count: int) -> list[Any]:
-    """``count`` of them, the first and the last among them; of two, one in the middle instead of the first."""
+    """``count`` of them, the first and the last among them."""
     last = len(cuts) - 1
-    if count == 2:
-        return [cuts[k] for k in sorted({last // 2, last})]
     return [cuts[k] for k in sorted({round(last * step / (count - 1)) for step in range(count)})]
 
 
