@@ -12,7 +12,7 @@ def collector_paused() -> Iterator[None]:
     """While a graph is built: millions of objects are made, nearly all of them to stay as long as the graph.
 
     The collector starts again and again for their number alone; looking through all that is there, torch's and the
-    exporter's own objects included, is a third of the time that an export takes. Nested, the outermost lets it go on.
+    exporter's own objects included, is a tenth to a quarter of what an export takes. Nested, the outermost lets it go on.
     """
     was_on = gc.isenabled()
     gc.disable()
