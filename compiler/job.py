@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 import narrowcast
+from narrowcast.compiler.allocator import keep_freed_memory
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
 from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.cost import count_macs
@@ -99,6 +100,8 @@ class Job:
         if recipe.train.tensorboard:
             writer_class()  # or it would be missing after an hour of preparations
         self.device = device or resolve_device(recipe.train.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.cache = work / "cache"
         for place in (self.cache, *work.glob(f"{recipe.name}-*/")):
             forget_partials(place)
