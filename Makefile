@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 3
+BESIDE = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-board test-pythons lint format wheels proto golden bench clean
+.PHONY: help setup demo test test-slow test-board test-pythons lint format wheels proto golden bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +25,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard transport/coder/*.[
 demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes demo-output/report.html
 	$(BIN)/narrowcast demo
 
-test: $(STAMP) ## all tests, three files at a time: some of them wait (WORKERS=0: one after the other)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## the tests, three files at a time: some of them wait (WORKERS=0: one after the other)
+	$(BIN)/python -m pytest -m 'not slow' $(BESIDE)
+
+test-slow: $(STAMP) ## those that are left out of `make test`: more networks, more processes, more of what it tries small
+	$(BIN)/python -m pytest -m slow $(BESIDE)
 
 test-board: $(STAMP) ## flash an emulated arm64 board (root, and Debian's packages; several minutes)
 	EMULATED_BOARD=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/hardware/test_emulated_board.py

@@ -39,10 +39,11 @@ def network():
             "registers",
             21,
         ),
-        (
+        pytest.param(
             {"encoder_macs": "4M", "levels": 2, "channels": 8, "stride": 8, "decoder_width": 16, "trunk": "teacher"},
             "registers",
             21,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["plain", "shallow-residual, new trunk", "shallow-residual, teacher's trunk"],

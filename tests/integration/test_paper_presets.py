@@ -88,6 +88,7 @@ def test_the_head_holds_plain_operators_and_nothing_of_the_server(pair):
     assert sum(value.size for value in initializers(tuned, "head").values()) < numbers + 50  # and the quantizer's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_resnet_from_timm(timm, recipe_for, tmp_path, name):
     recipe = recipe_for(

@@ -44,6 +44,7 @@ def test_only_the_servers_part_changes(compiled, old, recipe_for, photo_folder, 
         assert after.of("split")[0].output_error < before.of("split")[0].output_error
 
 
+@pytest.mark.slow
 def test_a_retuned_bundle_can_be_retuned(compiled, old, recipe_for, tmp_path):
     """It goes on from what it was made of, which is the retuned run and not the first one."""
     work = compiled[1] / "work"

@@ -84,6 +84,7 @@ def split(bundle: Bundle, frame: np.ndarray) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values) for name, values in outputs.items()}
 
 
+@pytest.mark.slow
 def test_faster_rcnn_by_its_backbone(torchvision, photographs, tmp_path):
     """The pyramid of the split, given to the detector's own proposals and heads, gives the uncut detector's boxes."""
     torch.manual_seed(3)
@@ -121,6 +122,7 @@ def iou(a, b) -> float:
     return inside / max(sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - inside, 1e-9)
 
 
+@pytest.mark.slow
 def test_deeplabv3_with_its_dictionary(torchvision, photographs, tmp_path):
     torch.manual_seed(4)
     model = "deeplabv3_mobilenet_v3_large"

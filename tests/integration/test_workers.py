@@ -50,6 +50,7 @@ def loss_of(job: Job) -> float:
     return last.loss(job.data.batch(0, 24)).total.item()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_would_and_survive_a_kill(recipe_for, tmp_path):
     recipe = recipe_for(train={"devices": 2, "images": 120})
     both = Job(recipe, tmp_path / "whole", SILENT)

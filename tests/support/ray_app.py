@@ -14,11 +14,13 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve._private import api, client
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from narrowcast.tail.ray_serve import app
 
 LIFE_SECONDS = 560  # on a busy machine Ray alone takes minutes to start
+api.HTTP_PROXY_TIMEOUT = client.HTTP_PROXY_TIMEOUT = LIFE_SECONDS  # a minute, and no setting of Ray's changes it
 
 
 def main() -> None:
