@@ -26,7 +26,8 @@ demo: $(STAMP) ## train, compile, serve and stream on rendered frames; writes de
 	$(BIN)/narrowcast demo
 
 test: $(STAMP) ## the tests, three files at a time: some of them wait (WORKERS=0: one after the other)
-	$(BIN)/python -m pytest -m 'not slow' $(BESIDE)
+	$(BIN)/python -m pytest -m 'not slow and not alone' $(BESIDE)
+	$(BIN)/python -m pytest -m alone
 
 test-slow: $(STAMP) ## those that are left out of `make test`: more networks, more processes, more of what it tries small
 	$(BIN)/python -m pytest -m slow $(BESIDE)

@@ -32,6 +32,8 @@ from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
 APP = Path(__file__).resolve().parents[1] / "support" / "ray_app.py"
 FRAMES = 24
 
+pytestmark = pytest.mark.alone
+
 
 def free_port():
     with socket.socket() as one:
@@ -153,7 +155,7 @@ def test_two_replicas_answer_with_the_bytes_of_a_server_that_stands_alone(tiny_f
     with serving(tiny_folder, tiny_folder / "test.pub") as alone:
         wanted = asyncio.run(answers_of(str(alone.address), packets, tiny))
     frames = bundles.random_frames(16)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     with narrowcast.Client(tiny, ray_serve.address, window=4) as client:
         # More frames than one replica is to answer, until there is another; streams are asked to move meanwhile.
         count = 0
