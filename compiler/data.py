@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from narrowcast.compiler.bottlenecks import Batch, Problem
+from narrowcast.compiler.arrays import TOO_LARGE, is_too_large, read_index, write_array, write_index
+from narrowcast.compiler.bottlenecks import Batch, Problem, Targets
+from narrowcast.compiler.distillation import KeptTargets, keep_targets
 from narrowcast.compiler.errors import DataError, TeacherError
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.shards import SUFFIX as SHARD
@@ -24,16 +25,13 @@ from narrowcast.compiler.shards import Member, find_shards, index_shard
 from narrowcast.compiler.streaming import Source, StreamedImages, read
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import FrameError
-from narrowcast.transport.files import replacing
 from narrowcast.transport.frames import SUFFIXES
 from narrowcast.transport.structs import to_json
 
 FEATURE_BATCH = 32
 STEPS_AHEAD = 3
-TOO_LARGE = "too large for float16"
 
 S = TypeVar("S", bound=Source)
-C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -162,18 +160,18 @@ def prepare_images(
     digest = digest_of(files, contract)
     data, index = cache / f"images-{digest}.u8", cache / f"images-{digest}.json"
     image_bytes = math.prod(contract.size) * 3
-    listed = _read_index(index, len(files), data, image_bytes)
+    listed = read_index(index, len(files), data, image_bytes)
     streamed = listed is None and len(files) * image_bytes > limit_bytes
     if streamed:
         index = cache / f"checked-{digest}.json"
-        listed = _read_index(index, len(files))
+        listed = read_index(index, len(files))
     if listed is None:
         cache.mkdir(parents=True, exist_ok=True)
         rows = _prepared(files, contract, progress)
         if streamed:
-            listed = _write_index(index, [problem for _, problem in rows])
+            listed = write_index(index, [problem for _, problem in rows])
         else:
-            listed = _write_array(data, np.uint8, rows, index)
+            listed = write_array(data, np.uint8, rows, index)
     kept = [file for file, problem in zip(files, listed, strict=True) if problem is None]
     skipped = [f"{file}: {problem}" for file, problem in zip(files, listed, strict=True) if problem is not None]
     if len(kept) < 2:
@@ -200,47 +198,6 @@ def _prepared(
                 task.advance(1)
 
 
-def _write_array(
-    path: Path,
-    dtype: Any,
-    rows: Iterable[tuple[npt.NDArray[Any] | None, str | None]],
-    index: Path,
-) -> list[str | None]:
-    """Writes rows to ``path``, then what became of each to ``index``; neither appears half-written. Returns the latter."""
-    problems: list[str | None] = []
-    with replacing(path) as out:
-        for row, problem in rows:
-            problems.append(problem)
-            if row is not None:
-                out.write(np.ascontiguousarray(row, dtype).tobytes())
-    return _write_index(index, problems)
-
-
-def _write_index(path: Path, content: C) -> C:
-    with replacing(path) as out:
-        out.write(json.dumps(content).encode())
-    return content
-
-
-def _read_index(index: Path, count: int, data: Path | None = None, row_bytes: int = 0) -> list[str | None] | None:
-    """What became of each of ``count`` rows; None where there is no such cache, or one of its files is gone or cut short."""
-    try:
-        listed = json.loads(index.read_bytes())
-        there = None if data is None else data.stat().st_size
-    except (OSError, ValueError):
-        return None
-    if not isinstance(listed, list) or len(listed) != count:
-        return None
-    return listed if there is None or there == listed.count(None) * row_bytes else None
-
-
-def _is_too_large(index: Path) -> bool:
-    try:
-        return bool(json.loads(index.read_bytes()) == TOO_LARGE)
-    except (OSError, ValueError):
-        return False
-
-
 class TrainingData:
     """Prepared images with the teacher's features at the cut: kept on disk if they fit, else computed when asked for."""
 
@@ -258,6 +215,7 @@ class TrainingData:
         self.problem = problem
         self.seed = seed
         self._cached: npt.NDArray[np.float16] | None = None
+        self._targets: dict[str, KeptTargets] = {}  # by stage
         self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the passes that batches are taken from now
 
     def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
@@ -271,17 +229,34 @@ class TrainingData:
             return False
         name = hashlib.sha256(f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name}".encode()).hexdigest()
         path, index = folder / f"features-{name[:16]}.f16", folder / f"features-{name[:16]}.json"
-        if _is_too_large(index):
+        if is_too_large(index):
             return False
-        if _read_index(index, len(self.prepared), path, math.prod(shape[1:]) * 2) is None:
+        if read_index(index, len(self.prepared), path, math.prod(shape[1:]) * 2) is None:
             with progress.task("teacher features", len(self.prepared), "images") as task:
                 try:
-                    _write_array(path, np.float16, self._compute(task.advance), index)
+                    write_array(path, np.float16, self._compute(task.advance), index)
                 except OverflowError:
-                    _write_index(index, TOO_LARGE)
+                    write_index(index, TOO_LARGE)
                     return False
         self._cached = np.memmap(path, np.float16, "r", shape=shape)
         return True
+
+    def cache_targets(
+        self, stage: str, targets: Targets, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress
+    ) -> bool:
+        """Computes a stage's distillation targets for all images once; whether they are kept.
+
+        Only behind cached features, and where both fit within ``limit_bytes``; see :func:`keep_targets`.
+        """
+        if self._cached is None:
+            return False
+        parts = f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name} {targets.name}"
+        files = folder / f"targets-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+        room = limit_bytes - self._cached.nbytes
+        kept = keep_targets(targets, self._cached, files, room, self.problem.device, progress)
+        if kept is not None:
+            self._targets[stage] = kept
+        return kept is not None
 
     def _compute(self, advance: Callable[[int], None]) -> Iterator[tuple[npt.NDArray[np.float16], None]]:
         for start in range(0, len(self.prepared), FEATURE_BATCH):
@@ -307,8 +282,8 @@ class TrainingData:
         features: torch.Tensor = self.problem.before(self.problem.normalize(images))
         return features.float()
 
-    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
-        """The part that process ``rank`` of ``ranks`` has in the batch of training step ``step``.
+    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1, stage: str = "") -> Batch:
+        """The part that process ``rank`` of ``ranks`` has in the batch of training step ``step``, with the stage's targets.
 
         It is the same whenever it is asked for, so also in a run that goes on where it was. Every pass over the data has an
         order of its own, which NumPy's generator draws from ``(seed, pass)``; a batch may straddle passes. Parts differ by
@@ -318,7 +293,7 @@ class TrainingData:
             ahead = [self._drawn(step + k, size, rank, ranks) for k in range(STEPS_AHEAD + 1)]
             self.prepared.images.expect(np.unique(np.concatenate(ahead)))
         generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step + (rank << 40))
-        return self.rows(self._drawn(step, size, rank, ranks), generator)
+        return self.rows(self._drawn(step, size, rank, ranks), generator, stage)
 
     def _drawn(self, step: int, size: int, rank: int, ranks: int) -> npt.NDArray[np.int64]:
         """Which images those are."""
@@ -340,15 +315,16 @@ class TrainingData:
             self._orders[epoch] = order
         return order
 
-    def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None) -> Batch:
-        """The images numbered ``rows`` as a batch."""
+    def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None, stage: str = "") -> Batch:
+        """The images numbered ``rows`` as a batch, with the stage's targets where they are kept."""
         images = self._images(rows)
         if self._cached is None:
             features = self._teacher(images)
         else:
             features = torch.from_numpy(self._cached[rows].astype(np.float32)).to(self.problem.device)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.problem.device)
-        return Batch(images, features, generator or torch.Generator().manual_seed(self.seed), labels)
+        targets = self._targets[stage].of(rows) if stage in self._targets else None
+        return Batch(images, features, generator or torch.Generator().manual_seed(self.seed), labels, targets)
 
 
 def split_holdout(count: int, part: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from torch import nn
 
 import narrowcast
 from narrowcast.compiler.allocator import keep_freed_memory
-from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem
+from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, Problem, Stage
 from narrowcast.compiler.bottlenecks.tail import class_scores
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import Cut, find_cut
@@ -59,6 +59,7 @@ from narrowcast.transport.files import forget_partials, replacing
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
 ELSEWHERE = {"cache_gigabytes", "device", "devices", "precision", "tensorboard"}
 SKIPPED_SHOWN = 3
+TARGETS_PAY = 1.5  # times that a stage sees an image: computing what it wants of all images beforehand is once
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
 
@@ -231,7 +232,7 @@ class Job:
         """Trains the bottleneck on the recipe's devices, or takes it from a finished run."""
         stages = self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck)
         if stages and self.recipe.train.devices > 1 and not is_finished(self.checkpoint, len(stages)):
-            self._cache_features(self.progress)  # once, not in every process
+            self._cache(stages, self.progress)  # once, not in every process
             train_in_workers(self.recipe, self.work, self.device, self.progress, self.start)
             self.train_here(None, SILENT)  # takes what they have trained
         else:
@@ -240,8 +241,9 @@ class Job:
     def train_here(self, fabric: Fabric | None, progress: Progress) -> None:
         """Trains the bottleneck in this process, one of ``fabric``'s where it is given."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck):
-            self._cache_features(progress)
+        stages = self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck)
+        if stages:
+            self._cache([] if is_finished(self.checkpoint, len(stages)) else stages, progress)
         first = fabric is None or fabric.global_rank == 0
         scalars = TensorBoard(self.folder / "tensorboard") if first and self.recipe.train.tensorboard else NoScalars()
         try:
@@ -257,9 +259,14 @@ class Job:
         """Where training keeps its state."""
         return self.folder / CHECKPOINT
 
-    def _cache_features(self, progress: Progress) -> None:
+    def _cache(self, stages: Sequence[Stage], progress: Progress) -> None:
+        """Keeps what the teacher makes of all images: at the cut, and behind it where ``stages`` ask often enough."""
         limit = self.recipe.train.cache_gigabytes * 1e9
         self.data.cache_features(self.cache, self.teacher_digest, limit, progress)
+        for stage in stages:
+            seen = stage.share * self.recipe.train.images
+            if stage.targets is not None and seen > TARGETS_PAY * len(self.prepared):
+                self.data.cache_targets(stage.name, stage.targets, self.cache, self.teacher_digest, limit, progress)
 
     def settle(self) -> int:
         """Ends training: everything to the CPU, and what only training needs folded away.

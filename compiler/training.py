@@ -128,7 +128,9 @@ class _Run:
         task.advance(where.in_stage * self.schedule.batch)
         smooth: dict[str, float] = {}
         while where.in_stage < steps:
-            batch = self.data.batch(where.step, self.schedule.batch, self.fabric.global_rank, self.fabric.world_size)
+            batch = self.data.batch(
+                where.step, self.schedule.batch, self.fabric.global_rank, self.fabric.world_size, stage.name
+            )
             rate = _rate(stage.optimizer, where.in_stage / steps, where.step / self.steps)
             figures = self._step(stage, optimizer, batch, where, rate)
             rates = {"learning_rate": rate * self.schedule.learning_rate, "stage": where.stage}

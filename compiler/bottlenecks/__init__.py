@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Loss, Optimizer, Preset, Problem, Stage
+from narrowcast.compiler.bottlenecks.base import (
+    Batch,
+    Bottleneck,
+    Group,
+    Loss,
+    Optimizer,
+    Preset,
+    Problem,
+    Stage,
+    Targets,
+)
 from narrowcast.compiler.bottlenecks.bottlefit import BottleFitPreset, BottleFitSettings
 from narrowcast.compiler.bottlenecks.codebook import CodebookPreset, CodebookSettings
 from narrowcast.compiler.bottlenecks.entropic_student import EntropicStudentPreset, EntropicStudentSettings
@@ -22,6 +32,7 @@ __all__ = [
     "Preset",
     "Problem",
     "Stage",
+    "Targets",
 ]
 
 PRESETS: dict[str, Preset[Any]] = {

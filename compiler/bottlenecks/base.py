@@ -70,12 +70,14 @@ class Batch:
         features: float32 ``[N, *cut.shape]``, the teacher's own at the cut.
         generator: the step's source of randomness (on the CPU): a step draws the same whether or not a run was resumed.
         labels: int64 ``[N]``, classes of the teacher's; None where the recipe asks for none.
+        targets: what the stage's :class:`Targets` make of ``features``; None where that is not kept.
     """
 
     images: Tensor
     features: Tensor
     generator: torch.Generator
     labels: Tensor | None = None
+    targets: Any = None
 
     def uniform(self, like: Tensor) -> Tensor:
         """Noise in ``[-0.5, 0.5)`` of ``like``'s shape, on its device."""
@@ -100,6 +102,18 @@ class Group(NamedTuple):
 
     parameters: Sequence[nn.Parameter]
     speed: float = 1.0
+
+
+class Targets(NamedTuple):
+    """Distillation targets: what a stage asks of the teacher, the same for an image at every step.
+
+    Attributes:
+        name: of what is computed, for a teacher and a cut.
+        compute: from the teacher's features at the cut ``[N, *cut.shape]`` to nested tensors ``[N, ...]``.
+    """
+
+    name: str
+    compute: Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,7 @@ class Stage:
         prepare: called once before the stage's first step, with batches without end: sets what is measured on the result of
             the stages before it. It must come to the same result when it is called again in the same state.
         server_only: it trains nothing that decides a symbol or its code: it can be done again for a finished bundle.
+        targets: kept for all images, where there is room, and then found in batches: the teacher need not run for them.
         over_images: whether ``loss`` is a mean or a sum over the batch's images: devices that share a batch put its parts
             together accordingly.
     """
@@ -147,6 +162,7 @@ class Stage:
     optimizer: Optimizer = Optimizer()
     prepare: Callable[[Iterator[Batch]], None] | None = None
     server_only: bool = False
+    targets: Targets | None = None
     over_images: Literal["mean", "sum"] = "mean"
 
 

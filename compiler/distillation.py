@@ -1,0 +1,99 @@
+"""Distillation targets: what the teacher makes of each image behind the cut, computed once and kept on disk.
+
+Images come as they are at every step, so the teacher's features further on and its outputs are the same each time; without
+them a step's forward pass behind the cut is run once, not twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from narrowcast.compiler.arrays import TOO_LARGE, is_too_large, read_index, write_array, write_index
+from narrowcast.compiler.bottlenecks.base import Targets
+from narrowcast.compiler.progress import Progress
+
+TARGET_BATCH = 32
+NUMBER_BYTES = 2
+
+
+class KeptTargets:
+    """See :func:`keep_targets`."""
+
+    def __init__(
+        self, rows: npt.NDArray[np.float16], shapes: list[tuple[int, ...]], tree: pytree.TreeSpec, device: torch.device
+    ) -> None:
+        self._rows, self._shapes, self._tree, self._device = rows, shapes, tree, device
+
+    def of(self, rows: npt.NDArray[np.int64]) -> Any:
+        """Those of the images numbered ``rows``, float32, nested as the stage's targets are."""
+        flat = torch.from_numpy(self._rows[rows].astype(np.float32)).to(self._device)
+        parts = torch.split(flat, [math.prod(shape) for shape in self._shapes], 1)
+        leaves = [part.reshape(len(rows), *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self._tree)
+
+
+@torch.no_grad()
+def keep_targets(
+    targets: Targets,
+    features: npt.NDArray[np.float16],
+    files: Path,
+    limit_bytes: float,
+    device: torch.device,
+    progress: Progress,
+) -> KeptTargets | None:
+    """Computes the targets of all images, once for all runs, and keeps them as float16.
+
+    Args:
+        targets: of a stage.
+        features: the teacher's at the cut, ``[N, *cut.shape]``.
+        files: where they are kept, without suffix.
+        limit_bytes: what they may take.
+        device: where they are computed, and wanted.
+        progress: told how far it is.
+
+    Returns:
+        what knows them; None where they take more, where float16 cannot hold them, and where they are not all numbers.
+    """
+
+    def compute(start: int, end: int) -> tuple[list[Any], pytree.TreeSpec]:
+        rows = torch.from_numpy(features[start:end].astype(np.float32)).to(device)
+        return pytree.tree_flatten(targets.compute(rows))
+
+    leaves, tree = compute(0, 1)
+    if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 0 for leaf in leaves):
+        return None
+    shapes = [tuple(leaf.shape[1:]) for leaf in leaves]
+    numbers = sum(map(math.prod, shapes))
+    path, index = files.with_suffix(".f16"), files.with_suffix(".json")
+    if len(features) * numbers * NUMBER_BYTES > limit_bytes or is_too_large(index):
+        return None
+    if read_index(index, len(features), path, numbers * NUMBER_BYTES) is None:
+        with progress.task("teacher targets", len(features), "images") as task:
+            try:
+                write_array(path, np.float16, _rows(compute, len(features), task.advance), index)
+            except OverflowError:
+                write_index(index, TOO_LARGE)
+                return None
+    return KeptTargets(np.memmap(path, np.float16, "r", shape=(len(features), numbers)), shapes, tree, device)
+
+
+def _rows(
+    compute: Callable[[int, int], tuple[list[Any], pytree.TreeSpec]], count: int, advance: Callable[[int], None]
+) -> Iterator[tuple[npt.NDArray[np.float16], None]]:
+    for start in range(0, count, TARGET_BATCH):
+        leaves, _ = compute(start, min(start + TARGET_BATCH, count))
+        values = torch.cat([leaf.float().flatten(1) for leaf in leaves], 1).cpu().numpy()
+        if not np.abs(values).max(initial=0) < np.finfo(np.float16).max:
+            raise OverflowError
+        for row in values.astype(np.float16):
+            yield row, None
+        advance(len(values))

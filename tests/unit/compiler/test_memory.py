@@ -1,0 +1,77 @@
+"""Features lie pixel by pixel in memory where that is quicker, and nothing else comes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import networks
+from support.problems import problem
+from torch import fx, nn
+from torch.nn import functional as F
+
+from narrowcast.compiler.bottlenecks.base import Batch
+from narrowcast.compiler.bottlenecks.memory import pixel_by_pixel, runs_channels_last
+from narrowcast.compiler.bottlenecks.objective import Coded, Objective
+
+CPU = torch.device("cpu")
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, 8, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("layers", "device", "runs"),
+    [
+        (nn.Conv2d(8, 8, 1, stride=2), "cpu", True),
+        (nn.Conv2d(4, 8, 3, stride=2), "cpu", True),
+        (nn.Conv2d(4, 8, 1), "cpu", True),
+        (nn.Conv2d(8, 8, 1), "cuda", False),
+        (nn.Conv2d(4, 8, 1, stride=2), "cpu", False),
+        (nn.Conv2d(16, 16, 1, stride=2, groups=4), "cpu", False),
+        (nn.Linear(8, 8), "cpu", False),
+        (Functional(), "cpu", False),
+    ],
+    ids=["strided", "3x3", "no stride", "GPU", "few channels, strided", "in groups", "no convolution", "not a module"],
+)
+def test_only_where_no_convolution_can_trip_over_it(layers, device, runs):
+    assert runs_channels_last(fx.symbolic_trace(nn.Sequential(layers)), torch.device(device)) is runs
+
+
+def test_tokens_stay_as_they_are():
+    tokens = torch.zeros(2, 17, 48)
+    assert pixel_by_pixel(tokens) is tokens
+
+
+def test_the_objective_and_its_gradients_are_the_same():
+    of = problem(networks.tiny())
+    images = torch.randint(
+        0, 256, (4, *of.contract.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        features = of.before(of.normalize(images)).contiguous()  # as they come from the cache
+    found = []
+    for channels_last in (True, False):
+        noisy = (features + 0.1).requires_grad_()
+        objective = Objective(
+            lambda batch, there=noisy: Coded(there, torch.zeros(4), torch.zeros(4, dtype=torch.long)), of, [1.0]
+        )
+        assert objective._channels_last
+        objective._channels_last = channels_last
+        seen: list[bool] = []
+        hook = objective._layers.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        loss = objective.match_outputs(Batch(images, features, torch.Generator(), None)).total
+        loss.backward()
+        hook.remove()
+        assert seen == [channels_last] * 2  # the restored ones and the teacher's
+        found.append((loss.detach(), noisy.grad))
+    (one, gradient), (other, wanted) = found
+    assert torch.allclose(one, other, rtol=1e-4)
+    assert torch.allclose(gradient, wanted, atol=1e-4 * wanted.abs().max().item())
