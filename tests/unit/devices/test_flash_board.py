@@ -1,0 +1,105 @@
+"""What a board checks of a release with the release's own environment, and what systemd is told there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support import bundles
+
+from narrowcast.devices.flash import checks
+from narrowcast.devices.flash.agent.errors import AgentError
+from narrowcast.devices.flash.agent.services import Systemd
+from narrowcast.devices.flash.board import Rights
+from narrowcast.devices.flash.flashing import units_for
+from narrowcast.devices.targets import load_target
+from narrowcast.transport.bundle import SecretKey
+
+
+def checked(capsys, *words):
+    """Exit code, answer and complaint of a check."""
+    code = checks.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+def test_a_board_verifies_what_it_got(tmp_path, capsys):
+    keys, model = tmp_path / "trusted.pub", tmp_path / "m.ncb"
+    bundles.trusted_key().write(keys)
+    bundles.make(release=7).write(model)
+    code, found, _ = checked(capsys, "verify", model, keys)
+    assert (code, found["name"], found["release"], found["signed_by"]) == (
+        0,
+        "tiny",
+        7,
+        f"{bundles.trusted_key().id} test",
+    )
+    SecretKey.new("other").public.write(keys)
+    code, _, complaint = checked(capsys, "verify", model, keys)
+    assert code == 1
+    assert complaint.startswith("BoardVerifyError: m.ncb is signed with the key")
+    bundles.make().write(model, None)
+    assert checked(capsys, "verify", model, keys)[2].startswith("BoardVerifyError: m.ncb is not signed")
+    assert checked(capsys, "verify", model, "unsigned")[1]["signed_by"] == ""
+
+
+@pytest.mark.parametrize(
+    ("made", "passed", "words"),
+    [
+        (bundles.with_self_check(bundles.make()), True, "golden bytes equal at 2 levels"),
+        (bundles.make(), True, "brings no reference"),
+        (bundles.with_self_check(bundles.make(), moved=2), False, "symbols are not the bundle's"),
+        (bundles.with_self_check(bundles.make(), payload=b"no payload"), False, "golden bytes of level 0"),
+    ],
+    ids=["right", "without", "other symbols", "other bytes"],
+)
+def test_a_board_tests_the_head_and_the_coder(tmp_path, capsys, made, passed, words):
+    keys = tmp_path / "trusted.pub"
+    bundles.trusted_key().write(keys)
+    code, found, _ = checked(capsys, "choose", made.write(tmp_path / "m.ncb"), keys, '["onnxruntime"]', "auto")
+    assert code == 0
+    assert (found["head"]["precision"], found["selftest"]["passed"]) == ("fp32", passed)
+    assert words in found["selftest"]["words"]
+
+
+# ---------------------------------------------------------------- systemd
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >>{folder}/calls
+case "$1" in
+  show) cat {folder}/state ;;
+  daemon-reload) [ ! -e {folder}/broken ] || {{ echo "no way" >&2; exit 1; }} ;;
+esac
+"""
+
+
+def test_systemd_is_told_in_the_right_order(tmp_path, monkeypatch):
+    """By a stand-in for ``systemctl``; the real one runs in tests/hardware, on an emulated board."""
+    program = tmp_path / "systemctl"
+    program.write_text(SYSTEMCTL.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "units").mkdir()
+    systemd = Systemd(tmp_path / "units")
+    units = units_for(load_target("rpi5"), Rights("/usr/bin/python3", "3.11", True), "narrowcast")
+    systemd.install(units)
+    systemd.install(units)
+    systemd.restart()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls.count("daemon-reload") == 1, "only where a unit changed"
+    assert calls[-2:] == ["stop narrowcast-edge.service", "start --no-block narrowcast-edge.service"]
+    for state, active, failed in (
+        ("ActiveState=active\nMainPID=7\nNRestarts=2", True, False),
+        ("ActiveState=activating\nSubState=auto-restart\nMainPID=0\nNRestarts=1", False, False),
+        ("ActiveState=inactive\nMainPID=0\nJob=12", False, False),
+        ("ActiveState=inactive\nMainPID=0", False, True),
+        ("ActiveState=failed\nResult=exit-code\nMainPID=0", False, True),
+    ):
+        (tmp_path / "state").write_text(state + "\n")
+        seen = systemd.state()
+        assert (seen.active, seen.failed) == (active, failed), state
+    assert seen.why == "failed (None, result exit-code)"
+    (tmp_path / "broken").touch()
+    with pytest.raises(AgentError, match="systemctl daemon-reload: no way"):
+        systemd.install({"x.service": "[Unit]"})
