@@ -77,7 +77,7 @@ class TrainSettings(Settings, frozen=True):
             since 2020, CPUs with AMX or AVX512-BF16); weights stay float32, and so does the bundle. ``auto`` is bf16 on
             GPUs that have it, fp32 elsewhere.
         cache_gigabytes: prepared images are kept on disk where they fit in this, else decoded whenever they are needed; so
-            are the teacher's features at the cut, else computed.
+            are the teacher's features at the cut, and its answers where a stage sees an image often, else computed.
         tensorboard: write every step's figures for TensorBoard, in ``tensorboard/`` in the run's folder.
     """
 
