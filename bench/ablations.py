@@ -27,6 +27,8 @@ ROWS: dict[str, Changes] = {
     "no deep features": {"bottleneck": {"deep_weight": 0.0}},
     "no output distillation": {"bottleneck": {"output_weight": 0.0}},
     "outputs weigh four times": {"bottleneck": {"output_weight": 4.0}},
+    "outputs weigh a quarter": {"bottleneck": {"output_weight": 0.25}},
+    "outputs weigh a sixteenth": {"bottleneck": {"output_weight": 0.0625}},
     "no first stage": {"bottleneck": {"first_stage": 0.0}},
     "random start": {"bottleneck": {"linear_start": False}},
     "bf16": {"train": {"precision": "bf16"}},
