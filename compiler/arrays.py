@@ -35,7 +35,6 @@ def write_array(
 
 def write_index(path: Path, content: C) -> C:
     """Writes what became of each row, or why there are none, and returns it."""
-    """Writes what became of each row, or why there are none, and returns it."""
     with replacing(path) as out:
         out.write(json.dumps(content).encode())
     return content
@@ -54,7 +53,6 @@ def read_index(index: Path, count: int, data: Path | None = None, row_bytes: int
 
 
 def is_too_large(index: Path) -> bool:
-    """Whether rows were tried once and have numbers that float16 cannot hold."""
     """Whether rows were tried once and have numbers that float16 cannot hold."""
     try:
         return bool(json.loads(index.read_bytes()) == TOO_LARGE)

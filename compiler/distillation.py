@@ -7,6 +7,7 @@ them a step's forward pass behind the cut is run once, not twice.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def keep_targets(
         progress: told how far it is.
 
     Returns:
-        what knows them; None where they take more, where float16 cannot hold them, and where they are not all numbers.
+        what knows them; None where they take more, or half of what is free on the disk, where float16 cannot hold them, and
+        where they are not all numbers.
     """
 
     def compute(start: int, end: int) -> tuple[list[Any], pytree.TreeSpec]:
@@ -74,9 +76,12 @@ def keep_targets(
     shapes = [tuple(leaf.shape[1:]) for leaf in leaves]
     numbers = sum(map(math.prod, shapes))
     path, index = files.with_suffix(".f16"), files.with_suffix(".json")
-    if len(features) * numbers * NUMBER_BYTES > limit_bytes or is_too_large(index):
+    needed = len(features) * numbers * NUMBER_BYTES
+    if needed > limit_bytes or is_too_large(index):
         return None
     if read_index(index, len(features), path, numbers * NUMBER_BYTES) is None:
+        if needed > shutil.disk_usage(files.parent).free / 2:  # they save time, and are no reason for a full disk
+            return None
         with progress.task("teacher targets", len(features), "images") as task:
             try:
                 write_array(path, np.float16, _rows(compute, len(features), task.advance), index)

@@ -260,12 +260,13 @@ class Job:
         return self.folder / CHECKPOINT
 
     def _cache(self, stages: Sequence[Stage], progress: Progress) -> None:
-        """Keeps what the teacher makes of all images: at the cut, and behind it where ``stages`` ask often enough."""
+        """Keeps what the teacher makes of all images: at the cut, and on a CPU behind it where ``stages`` ask often."""
         limit = self.recipe.train.cache_gigabytes * 1e9
         self.data.cache_features(self.cache, self.teacher_digest, limit, progress)
         for stage in stages:
             seen = stage.share * self.recipe.train.images
-            if stage.targets is not None and seen > TARGETS_PAY * len(self.prepared):
+            often = self.device.type == "cpu" and seen > TARGETS_PAY * len(self.prepared)
+            if stage.targets is not None and often:
                 self.data.cache_targets(stage.name, stage.targets, self.cache, self.teacher_digest, limit, progress)
 
     def settle(self) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from narrowcast.compiler import distillation
 from narrowcast.compiler.bottlenecks import Targets
 from narrowcast.compiler.distillation import TARGET_BATCH, keep_targets
 from narrowcast.compiler.progress import SILENT
@@ -38,6 +41,13 @@ def test_they_come_back_nested_by_image(tmp_path):
     assert torch.equal(deep[0], wanted_deep[0])
     assert torch.allclose(deep[1], wanted_deep[1], rtol=1e-3, atol=1e-5)
     assert torch.equal(outputs["scores"], wanted_outputs["scores"])
+
+
+def test_a_disk_that_they_would_fill_gets_none_of_them(tmp_path, monkeypatch):
+    needed = COUNT * 2 * (24 + 6 + 5)
+    for free, there in ((needed * 2 - 1, False), (needed * 2, True), (0, True)):  # what is there takes nothing more
+        monkeypatch.setattr(distillation.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert (kept(tmp_path, Counting()) is not None) is there
 
 
 def test_they_are_computed_once(tmp_path):
