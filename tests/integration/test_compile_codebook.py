@@ -105,6 +105,7 @@ def pruned(dear, tmp_path_factory):
     return compile_recipe(dear, folder / "pruned.ncb", key=bundles.KEY, work=folder / "work")
 
 
+@pytest.mark.slow
 def test_irrelevant_channels_are_gone_from_all_parts(pruned, photo_folder):
     bundle = Bundle.open(pruned.bundle, trusted=TRUSTED)
     found = bundle.manifest.figures["channels"]
@@ -121,6 +122,7 @@ def test_irrelevant_channels_are_gone_from_all_parts(pruned, photo_folder):
     assert low.mean_bytes <= high.mean_bytes
 
 
+@pytest.mark.slow
 def test_a_pruned_bundle_can_be_retuned(pruned, dear, tmp_path):
     old = Bundle.open(pruned.bundle, trusted=TRUSTED)
     new = retune(dear, old, tmp_path / "new.ncb", key=bundles.KEY, work=pruned.work.parent)

@@ -126,6 +126,7 @@ def test_a_stream_of_several_sizes_answers_as_torch_does(made, bundle, pictures)
         assert (found.boxes <= [frame.shape[1], frame.shape[0]] * 2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_heads_of_every_precision_take_every_size(made, bundle, pictures, precision):
     session = HeadSession(bundle, precision=precision)

@@ -65,6 +65,7 @@ cuts = ["stem", "body"]
 """
 
 
+@pytest.mark.slow
 def test_a_recipe_is_planned_and_compiled_where_the_planner_says(capsys, photo_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "small.toml"

@@ -139,6 +139,7 @@ def unpacked_bytes(folder: Path) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_a_device_needs_the_head_and_nothing_else(wheels, tmp_path, capsys):
     """Installed from the wheel with [head] alone into an empty environment: encodes, codes, and stays small."""
     python = tmp_path / "device" / "bin" / "python"
