@@ -29,7 +29,7 @@ test: $(STAMP) ## the tests, three files at a time: some of them wait (WORKERS=0
 	$(BIN)/python -m pytest -m 'not slow and not alone' $(BESIDE)
 	$(BIN)/python -m pytest -m alone
 
-test-slow: $(STAMP) ## those that are left out of `make test`: more networks, more processes, more of what it tries small
+test-slow: $(STAMP) ## what `make test` leaves out: more networks, and combinations of what it shows one by one
 	$(BIN)/python -m pytest -m slow $(BESIDE)
 
 test-board: $(STAMP) ## flash an emulated arm64 board (root, and Debian's packages; several minutes)

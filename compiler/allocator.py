@@ -3,7 +3,7 @@
 Blocks over 32 MiB are mapped and unmapped each time, whatever ``M_MMAP_THRESHOLD`` says (mallopt(3)): the kernel
 clears each of their pages at the first touch. Activations of a batch on a CPU are such blocks. A step of training took
 2.9 times the processor's time with them cleared again and again as with them kept, which took half as much memory
-again (``bench/allocator.py``).
+again (``bench/allocator.py`` on a virtual machine, where a page's first touch is dear).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from narrowcast.compiler.arrays import TOO_LARGE, is_too_large, read_index, write_array, write_index
+from narrowcast.compiler.arrays import NUMBER_BYTES, keep_float16, read_index, write_array, write_index
 from narrowcast.compiler.bottlenecks import Batch, Problem, Targets
 from narrowcast.compiler.distillation import KeptTargets, keep_targets
 from narrowcast.compiler.errors import DataError, TeacherError
@@ -225,21 +225,13 @@ class TrainingData:
         is kept instead.
         """
         shape = (len(self.prepared), *self.problem.cut.shape)
-        if np.prod(shape, dtype=np.float64) * 2 > limit_bytes:
+        if np.prod(shape, dtype=np.float64) * NUMBER_BYTES > limit_bytes:
             return False
         name = hashlib.sha256(f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name}".encode()).hexdigest()
-        path, index = folder / f"features-{name[:16]}.f16", folder / f"features-{name[:16]}.json"
-        if is_too_large(index):
-            return False
-        if read_index(index, len(self.prepared), path, math.prod(shape[1:]) * 2) is None:
-            with progress.task("teacher features", len(self.prepared), "images") as task:
-                try:
-                    write_array(path, np.float16, self._compute(task.advance), index)
-                except OverflowError:
-                    write_index(index, TOO_LARGE)
-                    return False
-        self._cached = np.memmap(path, np.float16, "r", shape=shape)
-        return True
+        self._cached = keep_float16(
+            folder / f"features-{name[:16]}", shape, "teacher features", self._compute, progress
+        )
+        return self._cached is not None
 
     def cache_targets(
         self, stage: str, targets: Targets, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress
@@ -258,7 +250,7 @@ class TrainingData:
             self._targets[stage] = kept
         return kept is not None
 
-    def _compute(self, advance: Callable[[int], None]) -> Iterator[tuple[npt.NDArray[np.float16], None]]:
+    def _compute(self) -> Iterator[npt.NDArray[np.float32]]:
         for start in range(0, len(self.prepared), FEATURE_BATCH):
             images = self._images(np.arange(start, min(start + FEATURE_BATCH, len(self.prepared))))
             features = self._teacher(images).cpu().numpy()
@@ -268,11 +260,7 @@ class TrainingData:
                     f"the teacher's features at {self.problem.cut.name!r} are no numbers for {self.prepared.sources[bad]}: "
                     "check its weights, and [input] range, mean and std"
                 )
-            if not np.abs(features).max() < np.finfo(np.float16).max:
-                raise OverflowError
-            for row in features.astype(np.float16):
-                yield row, None
-            advance(len(features))
+            yield features
 
     def _images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.prepared.images[rows])).to(self.problem.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from narrowcast.compiler.arrays import TOO_LARGE, is_too_large, read_index, write_array, write_index
+from narrowcast.compiler.arrays import NUMBER_BYTES, has_float16, keep_float16
 from narrowcast.compiler.bottlenecks.base import Targets
 from narrowcast.compiler.progress import Progress
 
 TARGET_BATCH = 32
-NUMBER_BYTES = 2
 
 
 class KeptTargets:
@@ -74,31 +73,17 @@ def keep_targets(
     if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 0 for leaf in leaves):
         return None
     shapes = [tuple(leaf.shape[1:]) for leaf in leaves]
-    numbers = sum(map(math.prod, shapes))
-    path, index = files.with_suffix(".f16"), files.with_suffix(".json")
-    needed = len(features) * numbers * NUMBER_BYTES
-    if needed > limit_bytes or is_too_large(index):
+    rows = (len(features), sum(map(math.prod, shapes)))
+    needed = math.prod(rows) * NUMBER_BYTES
+    if needed > limit_bytes:
         return None
-    if read_index(index, len(features), path, numbers * NUMBER_BYTES) is None:
-        if needed > shutil.disk_usage(files.parent).free / 2:  # they save time, and are no reason for a full disk
-            return None
-        with progress.task("teacher targets", len(features), "images") as task:
-            try:
-                write_array(path, np.float16, _rows(compute, len(features), task.advance), index)
-            except OverflowError:
-                write_index(index, TOO_LARGE)
-                return None
-    return KeptTargets(np.memmap(path, np.float16, "r", shape=(len(features), numbers)), shapes, tree, device)
+    if not has_float16(files, rows) and needed > shutil.disk_usage(files.parent).free / 2:
+        return None  # they save time, and are no reason for a full disk
 
+    def chunks() -> Iterator[npt.NDArray[np.float32]]:
+        for start in range(0, len(features), TARGET_BATCH):
+            leaves, _ = compute(start, min(start + TARGET_BATCH, len(features)))
+            yield torch.cat([leaf.float().flatten(1) for leaf in leaves], 1).cpu().numpy()
 
-def _rows(
-    compute: Callable[[int, int], tuple[list[Any], pytree.TreeSpec]], count: int, advance: Callable[[int], None]
-) -> Iterator[tuple[npt.NDArray[np.float16], None]]:
-    for start in range(0, count, TARGET_BATCH):
-        leaves, _ = compute(start, min(start + TARGET_BATCH, count))
-        values = torch.cat([leaf.float().flatten(1) for leaf in leaves], 1).cpu().numpy()
-        if not np.abs(values).max(initial=0) < np.finfo(np.float16).max:
-            raise OverflowError
-        for row in values.astype(np.float16):
-            yield row, None
-        advance(len(values))
+    kept = keep_float16(files, rows, "teacher targets", chunks, progress)
+    return None if kept is None else KeptTargets(kept, shapes, tree, device)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from narrowcast.compiler.bottlenecks.base import Batch, Loss, Problem, Targets
+from narrowcast.compiler.bottlenecks.channels_last import pixel_by_pixel, runs_channels_last
 from narrowcast.compiler.bottlenecks.crops import WHOLE, Cropper
 from narrowcast.compiler.bottlenecks.exact import in_fp32
-from narrowcast.compiler.bottlenecks.memory import pixel_by_pixel, runs_channels_last
 from narrowcast.compiler.bottlenecks.outputs import output_errors, relative_errors
 from narrowcast.compiler.bottlenecks.saliency import saliency_weights
 from narrowcast.compiler.cuts import find_cuts

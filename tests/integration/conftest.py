@@ -8,6 +8,7 @@ import pytest
 from support import bundles
 from support.fleet import Fleet
 from support.inprocess import held
+from support.server import serving
 
 from narrowcast.head import endpoints
 from narrowcast.head.session import HeadSession
@@ -19,6 +20,13 @@ from narrowcast.tail.store import Model, load_model
 def session(tiny_folder) -> HeadSession:
     """A board with the bundle loaded."""
     return HeadSession(bundles.open_made(tiny_folder / "tiny.ncb"), backend="onnxruntime", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder):
+    """One server for all tests that do not harm it."""
+    with serving(tiny_folder, tiny_folder / "test.pub") as running:
+        yield running
 
 
 @pytest.fixture

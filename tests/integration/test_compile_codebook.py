@@ -105,7 +105,6 @@ def pruned(dear, tmp_path_factory):
     return compile_recipe(dear, folder / "pruned.ncb", key=bundles.KEY, work=folder / "work")
 
 
-@pytest.mark.slow
 def test_irrelevant_channels_are_gone_from_all_parts(pruned, photo_folder):
     bundle = Bundle.open(pruned.bundle, trusted=TRUSTED)
     found = bundle.manifest.figures["channels"]

@@ -206,7 +206,6 @@ def test_the_image_serves_with_settings_that_there_are():
     assert instructions["USER"] == "10001:10001"
 
 
-@pytest.mark.slow
 def test_the_images_commands_work_in_a_clean_environment(tmp_path):
     context, opt, libraries = tmp_path / "source", tmp_path / "opt", tmp_path / "libraries"
     context.mkdir()

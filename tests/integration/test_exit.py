@@ -189,7 +189,6 @@ def test_scores_that_are_no_numbers(job):
         )
 
 
-@pytest.mark.slow
 def test_one_level_needs_no_input_for_it(recipe_for, tmp_path):
     recipe = recipe_for(exit={**EXIT, "passes": 1}, bottleneck={"preset": "plain", "bits": 4})
     result = compile_recipe(recipe, tmp_path / "m.ncb", work=tmp_path / "work")

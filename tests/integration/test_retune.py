@@ -24,7 +24,6 @@ def old(compiled):
     return Bundle.open(compiled[0].bundle, trusted=TRUSTED)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("label_weight", [0.0, 0.5])
 def test_only_the_servers_part_changes(compiled, old, recipe_for, photo_folder, tmp_path, label_weight):
     recipe = recipe_for(bottleneck=TUNED | {"label_weight": label_weight}, train={"images": 1200})

@@ -20,19 +20,6 @@ from narrowcast.head.errors import LinkClosedError, PeerUnreachableError, Refuse
 from narrowcast.head.session import HeadSession
 
 
-@pytest.fixture(scope="module")
-def server(tiny_folder):
-    """One server for all tests that do not harm it."""
-    with serving(tiny_folder, tiny_folder / "test.pub") as running:
-        yield running
-
-
-@pytest.fixture
-def session(tiny):
-    """The tiny head."""
-    return HeadSession(tiny)
-
-
 def check(results, frames, level: int) -> None:
     """Every frame was answered once, in order, rightly."""
     assert [result.frame_id for result in results] == list(

@@ -13,24 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import bundles
 from support.server import serving
 
-from narrowcast.head.session import HeadSession
 from narrowcast.transport.packet import VERSION, CodecId, Packet, StreamContext
 from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
 from narrowcast.transport.rpc.tensors import from_tensors
-
-
-@pytest.fixture(scope="module")
-def server(tiny_folder):
-    """One server for all tests that do not harm it."""
-    with serving(tiny_folder, tiny_folder / "test.pub") as running:
-        yield running
-
-
-@pytest.fixture
-def session(tiny):
-    """The tiny head."""
-    return HeadSession(tiny)
 
 
 class TestProtocol:

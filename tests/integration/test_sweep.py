@@ -75,7 +75,6 @@ def test_a_sweep_gives_the_bundles_that_single_runs_give(recipe, loads, tmp_path
     assert [point.rows() for point in again] == [point.rows() for point in points]
 
 
-@pytest.mark.slow
 def test_a_point_that_fails_is_told_of_and_passed_over(recipe, tmp_path, monkeypatch):
     train, starts = jobs.Job.train, []
 
@@ -102,7 +101,6 @@ def test_a_point_that_fails_is_told_of_and_passed_over(recipe, tmp_path, monkeyp
     assert starts[1] == starts[2] == starts[3]  # the last that was trained
 
 
-@pytest.mark.slow
 def test_a_warm_start_goes_on_from_the_point_before_with_fewer_images(recipe, tmp_path):
     points = sweep(recipe, {"bottleneck.beta": [1, 4]}, tmp_path / "m.ncb", warm_start=0.25, work=tmp_path / "work")
     first, second = (point.manifest for point in points)
@@ -117,7 +115,6 @@ def test_a_warm_start_goes_on_from_the_point_before_with_fewer_images(recipe, tm
     assert 0 < moved < 0.01  # one step of Adam at 1e-3, not other first weights
 
 
-@pytest.mark.slow
 def test_a_warm_start_from_another_shape_says_so(recipe, tmp_path):
     points = sweep(recipe, {"bottleneck.channels": [4, 6]}, tmp_path / "m.ncb", warm_start=0.5, work=tmp_path / "work")
     assert points[0].error is None
@@ -163,7 +160,6 @@ def test_a_value_that_cannot_be_stops_everything_before_it_starts(recipe, tmp_pa
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.slow
 def test_the_command_line_prints_and_writes_the_table(recipe_for, photo_folder, tmp_path, capsys):
     networks = recipe_for().teacher.model
     file = tmp_path / "r.toml"

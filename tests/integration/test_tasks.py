@@ -103,7 +103,6 @@ def test_a_bundle_knows_its_task(alone):
     assert manifest.figures["levels"][0]["agreement"] > 0.9
 
 
-@pytest.mark.slow
 def test_a_tail_added_later_leaves_the_codec_alone(alone, several):
     first, second = alone[0].manifest, several[0].manifest
     assert second.fingerprint == first.fingerprint
@@ -157,7 +156,6 @@ def test_a_server_without_the_tail_says_so(alone, several, photo_folder):
             client.infer(pictures(photo_folder, 1)[0])
 
 
-@pytest.mark.slow
 def test_maps_can_be_decoded_on_the_device(recipe, alone, photo_folder, tmp_path):
     device = recipe(task={**DETECT, "decode_on": "device"})
     compile_recipe(device, tmp_path / "scene.ncb", key=bundles.KEY, work=alone[1] / "work")

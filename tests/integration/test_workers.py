@@ -97,7 +97,6 @@ def test_no_process_outlives_a_killed_parent():
             raise
 
 
-@pytest.mark.slow
 def test_gradients_add_up_to_those_of_the_whole_batch():
     found = Fabric(accelerator="cpu", devices=2, strategy=DDPStrategy(start_method="spawn")).launch(pairs.gradients)
     layer, _, inputs = pairs.problem()

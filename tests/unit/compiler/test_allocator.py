@@ -25,11 +25,11 @@ print(told, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / ({BL
 """
 
 
-def touched(how: str, **environment: str) -> tuple[str, float]:
+def touched(how: str) -> tuple[str, float]:
     """What keep_freed_memory said, and how often each page of a block was cleared by the kernel."""
     clean = {name: value for name, value in os.environ.items() if name not in allocator.VARIABLES}
     # NumPy would ask for huge pages, which are counted as one each.
-    variables = {**clean, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
+    variables = {**clean, "NUMPY_MADVISE_HUGEPAGE": "0"}
     command = [sys.executable, "-c", CODE, how]
     told, times = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.split()
     return told, float(times)

@@ -267,12 +267,12 @@ def test_kept_targets_are_what_the_teacher_says_at_every_step(recipe_for, tmp_pa
 
 def test_a_job_keeps_targets_where_images_are_seen_often_and_only_while_it_trains(recipe_for, tmp_path):
     for images, kept in ((60, 0), (240, 1)):  # of 48
-        job = jobs.Job(recipe_for(train={"images": images}), tmp_path / str(images), SILENT)
+        job = jobs.Job(recipe_for(train={"images": images, "device": "cpu"}), tmp_path / str(images), SILENT)
         job.train()
         assert len(list(job.cache.glob("targets-*.f16"))) == kept
     for path in job.cache.glob("targets-*"):
         path.unlink()
-    again = jobs.Job(recipe_for(train={"images": 240}), tmp_path / "240", SILENT)
+    again = jobs.Job(recipe_for(train={"images": 240, "device": "cpu"}), tmp_path / "240", SILENT)
     again.train()
     assert not list(job.cache.glob("targets-*"))
 

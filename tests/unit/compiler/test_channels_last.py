@@ -10,10 +10,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from narrowcast.compiler.bottlenecks.base import Batch
-from narrowcast.compiler.bottlenecks.memory import pixel_by_pixel, runs_channels_last
+from narrowcast.compiler.bottlenecks.channels_last import pixel_by_pixel, runs_channels_last
 from narrowcast.compiler.bottlenecks.objective import Coded, Objective
-
-CPU = torch.device("cpu")
 
 
 class Functional(nn.Module):
