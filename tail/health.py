@@ -49,10 +49,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
         return sorted(self._states)
 
     def drain(self) -> None:
-        """Everything is NOT_SERVING from now on, for good."""
+        """Everything is NOT_SERVING from now on, for good; those who watch are told, and their calls end."""
         self._draining = True
         for name in list(self._states):
             self._set(name, NOT_SERVING)
+        for watchers in self._watchers.values():  # those of names that are unknown, too
+            for changed in watchers:
+                changed.set()
 
     async def Check(self, request: Any, context: Context) -> Any:
         """See the protocol."""
@@ -77,10 +80,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
                 state = self._states.get(name, SERVICE_UNKNOWN)
                 if state != told:
                     await context.write(health_pb2.HealthCheckResponse(status=state))
-                told = state
-                if self._draining:  # else the server would wait for those who watch it
+                    told = state  # which may have changed again while it was written
+                elif self._draining:  # else the server would wait for those who watch it
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-                await changed.wait()
+                else:
+                    await changed.wait()
         finally:
             self._watching -= 1
             self._watchers[name].discard(changed)

@@ -11,6 +11,7 @@ from support import bundles
 
 from narrowcast.tail import health
 from narrowcast.tail.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, Health
+from narrowcast.tail.opening import EndedError
 from narrowcast.tail.server import SERVICE, TailServer
 from narrowcast.tail.store import StoreSettings, load_models
 from narrowcast.transport.bundle import describe_part
@@ -68,6 +69,33 @@ async def test_one_watcher_that_leaves_takes_no_other_with_it(served):
     servicer.set("tiny", SERVING)
     assert await said(second) == SERVING
     second.cancel()
+
+
+async def test_draining_while_a_watcher_is_told_tells_it_the_end_as_well():
+    servicer, written = Health(), []
+    servicer.set("tiny", SERVING)
+
+    class Slow:
+        """A call whose peer takes its time."""
+
+        async def write(self, response):
+            written.append(response.status)
+            servicer.drain()
+
+        async def abort(self, code, details):
+            raise EndedError(code, details)
+
+    with pytest.raises(EndedError, match="shutting down"):
+        await asyncio.wait_for(servicer.Watch(about("tiny"), Slow()), 20)
+    assert written == [SERVING, NOT_SERVING]
+
+
+async def test_draining_lets_those_go_who_watch_what_nobody_knows(served):
+    servicer, stub = served
+    call = stub.Watch(about("gone"))
+    assert await said(call) == SERVICE_UNKNOWN
+    servicer.drain()
+    assert await asyncio.wait_for(call.code(), 20) is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_draining_tells_watchers_and_lets_them_go(served):
