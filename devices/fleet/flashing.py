@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from narrowcast.devices.flash import (
 from narrowcast.devices.flash.agent.files import sha256_of
 from narrowcast.devices.flash.plan import Plan
 from narrowcast.devices.fleet.flasher import Done, Say
+from narrowcast.devices.fleet.given import given_in, given_of_connection
 from narrowcast.devices.fleet.inventory import Board
 from narrowcast.transport.bundle import Bundle
 
@@ -37,7 +38,7 @@ def options_of(board: Board, given: FlashOptions, *, interactive: bool = False) 
 
     Args:
         board: of the inventory.
-        given: from flags; what is as in ``FlashOptions()`` counts as not given.
+        given: from flags; of plain ``FlashOptions`` what is as in ``FlashOptions()`` counts as not given.
         interactive: ssh may ask on the terminal, where ``given`` lets it; several threads cannot ask one person.
     """
     said = board.settings
@@ -51,21 +52,14 @@ def options_of(board: Board, given: FlashOptions, *, interactive: bool = False) 
         "sudo": said.sudo,
     }
     own = Connection(**{name: value for name, value in connection.items() if value is not None})
-    flags = _differences(given)
-    flags.pop("connection", None)
+    flags = given_in(given)
     if "config" in flags:  # it says where to send what, in place of all that the inventory says of it
         found = {name: value for name, value in found.items() if name not in ("to", "source")}
     elif {"to", "source"} & flags.keys():
         found.pop("config", None)
-    own = replace(own, **_differences(given.connection))
+    own = replace(own, **given_of_connection(given.connection))
     own = own if interactive else replace(own, interactive=False)
     return FlashOptions(**{**found, **flags, "connection": own})
-
-
-def _differences(given: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not as they are by default."""
-    default = type(given)()
-    return {f.name: value for f in fields(given) if (value := getattr(given, f.name)) != getattr(default, f.name)}
 
 
 class _Telling(Observer):

@@ -110,9 +110,10 @@ def _rollback(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from narrowcast.devices.flash import status
 
+    options = flashing.options_of(args)
     found = status(
-        args.board, connection=flashing.connection_of(args), target=args.target, prefix=args.prefix,
-        services=args.services, observer=_observer(args),
+        args.board, connection=options.connection, target=args.target, prefix=options.prefix, services=options.services,
+        observer=_observer(args),
     )  # fmt: skip
     if args.json:
         print_json(found.as_dict())
@@ -124,9 +125,10 @@ def _status(args: argparse.Namespace) -> int:
 def _logs(args: argparse.Namespace) -> int:
     from narrowcast.devices.flash import logs
 
+    options = flashing.options_of(args)
     for line in logs(
-        args.board, connection=flashing.connection_of(args), target=args.target, prefix=args.prefix,
-        services=args.services, lines=args.lines, following=args.follow, observer=_observer(args),
+        args.board, connection=options.connection, target=args.target, prefix=options.prefix, services=options.services,
+        lines=args.lines, following=args.follow, observer=_observer(args),
     ):  # fmt: skip
         print(line, flush=args.follow)
     return 0

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from narrowcast.cli.options import PRECISIONS, at_least, seconds, trusted
 from narrowcast.cli.show import Task, TerminalProgress, stderr
 from narrowcast.devices.flash.observer import Observer
-from narrowcast.devices.flash.options import Connection, FlashOptions
+from narrowcast.devices.flash.options import Connection
 from narrowcast.devices.flash.report import BoardStatus, FlashReport
+from narrowcast.devices.fleet.given import GivenOptions
 from narrowcast.text import human_bytes
 
 if TYPE_CHECKING:
@@ -40,20 +41,20 @@ def add_place(parser: argparse.ArgumentParser, *, services: bool = True) -> None
     if not services:
         return
     group.add_argument(
-        "--services", choices=["auto", "systemd", "supervised"], default="auto",
+        "--services", choices=["auto", "systemd", "supervised"],
         help="who keeps the daemon running (default: systemd where it is, and root is at hand)",
     )  # fmt: skip
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
-    """When a release is healthy."""
+    """When a release is healthy. None stands for what is not given, so that a flag can take an inventory's word back."""
     group = parser.add_argument_group("health gate")
     group.add_argument(
-        "--gate", choices=["frames", "ready"], default="frames",
+        "--gate", choices=["frames", "ready"],
         help="frames: answered by the server; ready: the daemon says so (default: frames)",
     )  # fmt: skip
-    group.add_argument("--gate-frames", type=at_least(1), default=3, metavar="N", help="answers wanted (default: 3)")
-    group.add_argument("--gate-seconds", type=seconds, default=120.0, metavar="S", help="within (default: 120)")
+    group.add_argument("--gate-frames", type=at_least(1), metavar="N", help="answers wanted (default: 3)")
+    group.add_argument("--gate-seconds", type=seconds, metavar="S", help="within (default: 120)")
 
 
 def add_contents(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +64,7 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--source", default="", metavar="SOURCE", help="of its frames; DIR/ is watched")
     group.add_argument("--config", type=Path, metavar="EDGE.toml", help="the daemon's settings (docs/daemon.md)")
     group.add_argument("--tls", type=Path, metavar="DIR", help="its certificate: of narrowcast keys issue BOARD")
-    group.add_argument(
-        "--precision", choices=["auto", *PRECISIONS], default="auto", help="of the head (default: measured)"
-    )
+    group.add_argument("--precision", choices=["auto", *PRECISIONS], help="of the head (default: auto, measured)")
     group.add_argument("--user", metavar="NAME", help="whom the daemon runs as (default: narrowcast, with systemd)")
     group.add_argument("--wheels", type=Path, metavar="DIR", help="all wheels of the board, instead of fetching them")
     group.add_argument(
@@ -74,7 +73,7 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--environment", default="", metavar="DIR", help="a virtual environment that is on the board already"
     )
-    group.add_argument("--keep", type=at_least(2), default=3, metavar="N", help="releases that stay there (default: 3)")
+    group.add_argument("--keep", type=at_least(2), metavar="N", help="releases that stay there (default: 3)")
     group = parser.add_argument_group("what is refused unless told")
     group.add_argument(
         "--allow-downgrade", action="store_true", help="an older release of the model than the board ran"
@@ -92,19 +91,20 @@ def connection_of(args: argparse.Namespace) -> Connection:
     )  # fmt: skip
 
 
-def options_of(args: argparse.Namespace) -> FlashOptions:
-    """All options of a flash; those that a verb has not are as they are by default."""
+def options_of(args: argparse.Namespace) -> GivenOptions:
+    """All options of a flash; those that a verb has not, or that were not given, are as they are by default."""
     given = vars(args)
     names = (
         "to", "source", "config", "tls", "prefix", "services", "user", "wheels", "environment", "precision", "gate",
         "gate_frames", "gate_seconds", "keep", "allow_downgrade", "allow_target", "allow_unsigned", "dry_run",
     )  # fmt: skip
-    settings: dict[str, Any] = {name: given[name] for name in names if name in given}
+    settings: dict[str, Any] = {name: given[name] for name in names if given.get(name) not in (None, "", False)}
+    said = frozenset(settings)
     if "trust" in given:
         settings["trusted"] = trusted(args)
-    return FlashOptions(
+    return GivenOptions(
         connection=connection_of(args), extras=given.get("extra"), enrol=not given.get("no_enrol", False),
-        link_check=not given.get("no_link_check", False), **settings,
+        link_check=not given.get("no_link_check", False), said=said, **settings,
     )  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support import bundles, fleets
 
+from narrowcast.cli import deploy, flash, flashing
 from narrowcast.devices.flash import BoardStatus, Connection, FlashOptions, FlashReport
 from narrowcast.devices.fleet.flashing import BackRoller, BundleFlasher, done_of, options_of, why_not_running
 from narrowcast.transport.bundle import Bundle
@@ -62,6 +65,27 @@ def test_flags_go_before_the_inventory_and_nobody_is_asked(boards):
     assert options_of(boards[0], given, interactive=True).connection.interactive
     by_config = options_of(boards[0], FlashOptions(config=Path("x.toml")))
     assert (by_config.to, by_config.source, by_config.config) == ("", "", Path("x.toml"))
+
+
+@pytest.mark.parametrize("verb", [flash, deploy], ids=["flash", "deploy"])
+def test_a_flag_that_asks_for_the_usual_goes_before_the_inventory_too(tmp_path, verb):
+    (board,) = fleets.inventory(
+        tmp_path,
+        '[[boards]]\nname = "a"\nssh = "pi@a"\ntarget = "rpi5"\ngate = "ready"\ngate_seconds = 10\nprecision = "int8"\n'
+        'services = "supervised"\nprefix = "/home/pi"\n',
+    )
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    given = flashing.options_of(parser.parse_args(["x", "--gate", "frames", "--gate-seconds", "120"]))
+    options = options_of(board, replace(given, dry_run=True))  # as `narrowcast deploy` makes its own of them
+    assert (options.gate, options.gate_seconds, options.dry_run) == ("frames", 120.0, True)
+    assert (options.precision, options.services, options.prefix) == ("int8", "supervised", "/home/pi")
+    none = options_of(board, flashing.options_of(parser.parse_args(["x"])))
+    assert (none.gate, none.gate_seconds, none.gate_frames, none.keep) == ("ready", 10.0, 3, 3)
+    if verb is flash:
+        words = ["x", "--precision", "auto", "--services", "auto", "--prefix", "", "--to", ""]
+        options = options_of(board, flashing.options_of(parser.parse_args(words)))
+        assert (options.precision, options.services, options.prefix) == ("auto", "auto", "/home/pi")
 
 
 def test_what_a_board_is_to_get_has_a_name_that_changes_with_it(boards, tmp_path):
