@@ -1,4 +1,4 @@
-"""Joules of a frame by a way that ran in turns with others: the energy of its own blocks, by its own frames.
+"""Joules of a frame by a way that ran in turns with others: the energy of its own blocks, by its own answered frames.
 
 Each block is one observation of a ratio; the spread of blocks, which lie all over the run, gives the interval. How power is
 integrated, and what is refused, is in :mod:`narrowcast.devices.power.trace`.
@@ -40,6 +40,20 @@ class Idle(NamedTuple):
     warning: str | None = None
 
 
+class Turn(NamedTuple):
+    """A counted stretch of a way.
+
+    Attributes:
+        span: when.
+        answered: frames in it.
+        failed: frames in it that were not answered.
+    """
+
+    span: Span
+    answered: int
+    failed: int = 0
+
+
 class PowerOver:
     """A run's power: figures of any of its stretches.
 
@@ -78,34 +92,43 @@ class PowerOver:
         warning = f"idle power went from {first.watts:.2f} W to {last.watts:.2f} W: the board had not settled"
         return Idle(watts, half, None, warning if moved else None)
 
-    def energy(self, blocks: Sequence[tuple[Span, int]], idle: Idle) -> Energy:
-        """Of one way.
+    def energy(self, turns: Sequence[Turn], idle: Idle) -> Energy:
+        """Of one way: what its turns took, by the frames that were answered.
+
+        A frame that fails may take no time at all (a server that refuses it), or far too much; either way it gives nobody
+        an answer. What it takes is a part of what answers cost, and it is none of those that this is divided by.
 
         Args:
-            blocks: its counted stretches, and the frames of each.
+            turns: its counted stretches.
             idle: the idle board.
         """
-        pieces = [(self.integrate(span), frames) for span, frames in blocks]
-        good = [(piece, frames) for piece, frames in pieces if piece.joules is not None and frames]
+        pieces = [(self.integrate(turn.span), turn) for turn in turns]
+        good = [(piece, turn) for piece, turn in pieces if piece.joules is not None]
         seconds = sum(piece.seconds for piece, _ in good)
         samples = sum(piece.samples for piece, _ in good)
+        failed = sum(turn.failed for _, turn in good)
         if not good:
             reason = next((piece.why_not for piece, _ in pieces if piece.why_not), "the way did not run")
             return Energy(why_not=self.why_not or reason)
+        if not any(turn.answered for _, turn in good):
+            return Energy(seconds=seconds, samples=samples, why_not="no frame was answered")
         if samples < MIN_SAMPLES:
             return Energy(
                 seconds=seconds, samples=samples,
                 why_not=f"{samples} samples lie in its blocks, and {MIN_SAMPLES} are wanted: measure for longer",
             )  # fmt: skip
         warnings = [idle.warning] if idle.warning else []
+        if failed:
+            counted = failed + sum(turn.answered for _, turn in good)
+            warnings.append(f"{failed} of {counted} frames were not answered: what they took is in the others' joules")
         if len(good) < len(pieces):
             bad = next(piece.why_not for piece, _ in pieces if piece.why_not)
             warnings.append(f"{len(pieces) - len(good)} of {len(pieces)} blocks are left out: {bad}")
         if seconds < LOADED_S:
             warnings.append(f"loaded for {seconds:.1f} s only; {LOADED_S:.0f} s or more are trustworthy")
         joules = np.array([piece.joules for piece, _ in good], np.float64)
-        frames_in = np.array([frames for _, frames in good], np.float64)
-        return _figures(joules, frames_in, seconds, samples, idle, warnings)
+        answered = np.array([turn.answered for _, turn in good], np.float64)
+        return _figures(joules, answered, seconds, samples, idle, warnings)
 
 
 def _figures(

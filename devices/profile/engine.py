@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 from narrowcast.devices.errors import ProfileError
+from narrowcast.devices.profile.energy import Turn
 from narrowcast.devices.profile.frames import FrameSet
 from narrowcast.devices.profile.observer import Observer
 from narrowcast.devices.profile.runners import Runner
@@ -108,10 +109,14 @@ class Measured:
         """Whether all that was planned ran."""
         return self.why_incomplete is None
 
-    def counted(self, way: str, mode: Mode) -> list[tuple[Span, int]]:
-        """A way's counted stretches, by the run's clock, and the frames of each."""
+    def counted(self, way: str, mode: Mode) -> list[Turn]:
+        """A way's counted stretches, by the run's clock."""
         return [
-            (Span(self.start_ns + block.start_ns, self.start_ns + block.end_ns), block.frames)
+            Turn(
+                Span(self.start_ns + block.start_ns, self.start_ns + block.end_ns),
+                block.frames - block.failed,
+                block.failed,
+            )
             for block in self.blocks
             if block.way == way and block.mode == mode and block.frames
         ]

@@ -110,10 +110,10 @@ class Bytes(Settings, frozen=True):
 
 
 class Energy(Settings, frozen=True):
-    """Joules of a frame, from the board's total power over the way's counted blocks.
+    """Joules of a frame, from the board's total power over the way's counted blocks, by the frames that were answered.
 
     Attributes:
-        gross_joules_per_frame: all that the rails gave.
+        gross_joules_per_frame: all that the rails gave, for frames that failed too.
         net_joules_per_frame: beyond what an idle board takes.
         mean_watts: over the blocks.
         seconds: of the blocks.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from narrowcast.devices.power.trace import Trace
 from narrowcast.devices.profile.accuracy import accuracy_of
 from narrowcast.devices.profile.agreement import Answers, agreement
 from narrowcast.devices.profile.conditions import conditions_over
-from narrowcast.devices.profile.energy import Idle, PowerOver
+from narrowcast.devices.profile.energy import Idle, PowerOver, Turn
 from narrowcast.devices.profile.engine import Measured
 from narrowcast.devices.profile.figures import (
     STAGE_ORDER,
@@ -75,8 +75,8 @@ def way_of(tally: Tally, context: Context) -> Way:
     info, measured = tally.info, context.measured
     counted = measured.counted(info.id, "single")
     median, why_no_median = median_estimate(list(tally.by_block(tally.latency).values()))
-    loaded_s = sum(span.seconds for span, _ in counted)
-    conditions = conditions_over(context.trace, [span for span, _ in counted])
+    loaded_s = sum(turn.span.seconds for turn in counted)
+    conditions = conditions_over(context.trace, [turn.span for turn in counted])
     warnings = list(measured.warnings.get(info.id, []))
     if loaded_s < LOADED_S:
         warnings.append(f"loaded for less than {LOADED_S:.0f} s: that is too short to be trusted")
@@ -100,7 +100,7 @@ def _codec(name: str | None) -> Literal["jpeg", "webp"] | None:
     return "webp" if name == "webp" else "jpeg" if name == "jpeg" else None
 
 
-def _energy(context: Context, counted: Sequence[tuple[Any, int]]) -> Energy:
+def _energy(context: Context, counted: Sequence[Turn]) -> Energy:
     if context.power is None:
         return Energy(why_not=context.why_no_power or "no power sensor")
     return context.power.energy(counted, context.idle)

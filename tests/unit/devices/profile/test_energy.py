@@ -10,7 +10,7 @@ import pytest
 from narrowcast.devices.power import Reading
 from narrowcast.devices.power.sampler import SamplerInfo
 from narrowcast.devices.power.trace import Trace, Trouble
-from narrowcast.devices.profile.energy import Idle, PowerOver
+from narrowcast.devices.profile.energy import Idle, PowerOver, Turn
 from narrowcast.devices.profile.power_now import PowerNow
 from narrowcast.devices.windows import Span
 
@@ -32,7 +32,7 @@ def trace(watts, seconds=100.0, hz=10.0, energy=False):
 
 
 def blocks(starts, seconds=2.0, frames=20):
-    return [(Span(round(s * SECOND), round((s + seconds) * SECOND)), frames) for s in starts]
+    return [Turn(Span(round(s * SECOND), round((s + seconds) * SECOND)), frames) for s in starts]
 
 
 def wavering(value):
@@ -98,6 +98,20 @@ def test_a_block_in_which_the_sensor_was_away_is_left_out_with_its_frames():
     assert found.gross_joules_per_frame.value == pytest.approx(0.5, rel=1e-3)
     assert found.seconds == 24.0
     assert "1 of 13 blocks are left out: there are no samples for" in found.warnings[0]
+
+
+def test_frames_that_failed_are_no_answers_to_divide_by():
+    """A turn of refusals within 2 ms each: it takes its energy, and gives nothing for it."""
+    power, turns = PowerOver(INFO, trace(wavering(5.0))), blocks(np.arange(0, 96, 8))
+    whole = power.energy(turns, NO_IDLE)
+    turns[5] = turns[5]._replace(answered=0, failed=1000)
+    refused = power.energy(turns, NO_IDLE)
+    assert whole.gross_joules_per_frame.value == pytest.approx(0.5, rel=1e-3)
+    assert refused.gross_joules_per_frame.value == pytest.approx(0.5 * 12 / 11, rel=1e-3)
+    assert "1000 of 1220 frames were not answered: what they took is in the others' joules" in refused.warnings
+    assert not any("not answered" in warning for warning in whole.warnings)
+    nothing = power.energy([turn._replace(answered=0, failed=1000) for turn in turns], NO_IDLE)
+    assert (nothing.gross_joules_per_frame, nothing.why_not) == (None, "no frame was answered")
 
 
 def test_idle_power_that_moved_is_told():

@@ -44,9 +44,9 @@ def test_every_way_gets_its_time_in_turns_of_its_own():
     for way, ms in (("local", 10), ("split", 25)):
         counted = measured.counted(way, "single")
         assert len(counted) == 6
-        assert sum(span.seconds for span, _ in counted) == pytest.approx(6.0, abs=6 * ms / 1000)
-        assert all(frames == pytest.approx(1000 / ms, abs=1) for _, frames in counted)
-        assert measured.tallies[way].frames == sum(frames for _, frames in counted)
+        assert sum(turn.span.seconds for turn in counted) == pytest.approx(6.0, abs=6 * ms / 1000)
+        assert all(turn.answered == pytest.approx(1000 / ms, abs=1) for turn in counted)
+        assert measured.tallies[way].frames == sum(turn.answered for turn in counted)
     assert {block.way for block in measured.blocks if block.mode == "windowed"} == {"split"}
     assert watcher.phases == ["idle-before", "warm-up", "loaded", "idle-after"]
     assert watcher.frames == sum(block.frames for block in measured.blocks)
@@ -107,6 +107,8 @@ def test_failed_frames_count_as_such_and_nowhere_else():
     assert tally.failed == {"DEADLINE_EXCEEDED": 2}
     assert len(tally.latency) == tally.frames - 2
     assert sum(block.failed for block in measured.blocks) == 2
+    turns = measured.counted("split", "single")
+    assert (sum(turn.answered for turn in turns), sum(turn.failed for turn in turns)) == (len(tally.latency), 2)
 
 
 def test_bytes_on_the_socket_are_those_of_counted_frames():
