@@ -19,7 +19,7 @@ from narrowcast.devices.profile.figures import Energy, Estimate
 from narrowcast.devices.windows import LOADED_S, Span
 
 MAX_GAP_S = 1.0
-# Samples that a block should have at least, and periods of the sensor that its lead should last.
+# Samples that a block should have, where that leaves blocks enough, and periods of the sensor that its lead should last.
 BLOCK_SAMPLES = 10
 LEAD_SAMPLES = 2
 

@@ -10,6 +10,7 @@ import msgspec
 from narrowcast.devices.profile.energy import BLOCK_SAMPLES, LEAD_SAMPLES
 from narrowcast.devices.profile.engine import Timing
 from narrowcast.devices.profile.figures import Kind
+from narrowcast.devices.profile.statistics import MIN_BLOCKS
 from narrowcast.head.choice import Wanted
 from narrowcast.transport.structs import Settings
 
@@ -37,7 +38,7 @@ class ProfileSettings(Settings, frozen=True):
         idle_s: before and after; 10 where power is measured and none elsewhere if None.
         warm_up_s: of all ways in turn.
         settle_s: between the work and idle after it.
-        rounds: turns of each way; 12, or fewer for slow sensors, if None.
+        rounds: turns of each way; 12, or fewer for slow sensors (6 at least), if None.
         seed: of the order of turns, and of what emulated links lose.
         target: the kind of board; recognised if None.
         meter: measures power instead of the board's own sensors.
@@ -88,8 +89,8 @@ class ProfileSettings(Settings, frozen=True):
         rounds, lead_s = self.rounds or 12, self.lead_s
         if sample_hz is not None:
             lead_s = max(lead_s, LEAD_SAMPLES / sample_hz)
-            if self.rounds is None:
-                rounds = max(1, min(rounds, int(self.loaded_s * sample_hz / BLOCK_SAMPLES)))
+            if self.rounds is None:  # latencies want their intervals, however slow the sensor is: verdicts rest on them
+                rounds = max(MIN_BLOCKS, min(rounds, int(self.loaded_s * sample_hz / BLOCK_SAMPLES)))
         return Timing(
             loaded_s=self.loaded_s, windowed_s=self.loaded_s / 5 if self.windowed_s is None else self.windowed_s,
             rounds=rounds, lead_s=lead_s, warm_up_s=self.warm_up_s, settle_s=self.settle_s if sample_hz else 0.0,

@@ -151,13 +151,19 @@ _ORDER = {False: 0, None: 1, True: 2}
 
 
 def _is_faster(split: Way, rival: Way) -> bool | None:
-    """None where both have intervals that overlap: nobody can tell."""
+    """None where their intervals overlap, or one of them is not known: nobody can tell."""
     assert split.median_ms is not None
     assert rival.median_ms is not None
-    known = split.median_ms.low is not None and rival.median_ms.low is not None
-    if known and not lie_apart(split.median_ms, rival.median_ms):
-        return None
-    return _ms(split) < _ms(rival)
+    return _ms(split) < _ms(rival) if lie_apart(split.median_ms, rival.median_ms) else None
+
+
+def _why_open(split: Way, rival: Way) -> str:
+    """Why nobody can tell which of them is faster."""
+    for way in (split, rival):
+        if way.median_ms is None or way.median_ms.low is None:
+            why = (way.why_no_median or "").removeprefix("no interval: ")
+            return f"{in_words(way)} has no 95 % interval" + (f" ({why})" if why else "")
+    return "95 % intervals overlap"
 
 
 def _saves_energy(best: Sequence[Best], ways: Sequence[Way], link: str | None) -> bool:
@@ -176,7 +182,7 @@ def _compared(link: str | None, split: Way, rival: Way, faster: bool | None, *, 
     head = {
         True: f"Splitting pays {where}",
         False: f"Splitting does not pay {where}",
-        None: f"Whether splitting pays {where} cannot be told, since 95 % intervals overlap",
+        None: f"Whether splitting pays {where} cannot be told, since {_why_open(split, rival)}",
     }[faster]
     if saves:
         clearly = "clearly " if faster is None else ""

@@ -10,6 +10,8 @@ from narrowcast.devices.profile.connections import on_the_link
 from narrowcast.devices.profile.figures import Agreement, Bytes, Energy, Estimate, LatencyModel
 from narrowcast.devices.profile.model import LinkFigures, break_even, figures_of, fit, uplink_kbit
 from narrowcast.devices.profile.schema import Link, LinkSettings
+from narrowcast.devices.profile.settings import ProfileSettings
+from narrowcast.devices.profile.statistics import MIN_BLOCKS
 from narrowcast.devices.profile.verdict import verdict
 
 REAL = Link(name="real", kind="real", address="here:1", round_trip_ms=1.0)
@@ -184,6 +186,30 @@ def test_overlapping_intervals_leave_it_open():
         "Whether splitting pays over the real link cannot be told, since 95 % intervals overlap: "
     )
     assert told[2].startswith("Splitting pays over the thick link")
+
+
+def test_without_intervals_nobody_can_tell():
+    """A run of three rounds: half a per cent between two figures says nothing, and neither does half of the time."""
+    why = "no interval: it wants 6 blocks, and there are 3"
+
+    def bare(way):
+        return msgspec.structs.replace(way, median_ms=Estimate(value=way.median_ms.value), why_no_median=why)
+
+    local = make_way("local", 100.0, link=None, kind="local")
+    splits = sent("split-0", 20.0, 500.0, kind="split")
+    for ways in ([bare(local), *splits], [local, *map(bare, splits)]):
+        found = verdict(ways, LINKS, FIGURES)
+        assert found.pays is None
+        assert "has no 95 % interval (it wants 6 blocks, and there are 3): the split at level 0 takes" in found.text[0]
+        assert not any(text.startswith("Splitting ") for text in found.text)
+
+
+@pytest.mark.parametrize(("hz", "rounds"), [(None, 12), (10.0, 12), (3.0, 9), (1.0, 6), (0.2, 6)])
+def test_a_slow_sensor_leaves_turns_enough_for_intervals(hz, rounds):
+    timing = ProfileSettings().timing(hz)
+    assert timing.rounds == rounds >= MIN_BLOCKS
+    assert ProfileSettings(rounds=2).timing(hz).rounds == 2
+    assert timing.lead_s == max(0.5, 2 / (hz or 4))
 
 
 def test_of_splits_that_are_as_fast_the_truest_is_spoken_of():
