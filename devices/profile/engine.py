@@ -150,7 +150,10 @@ class Engine:
         self._runners, self._frames, self._timing = runners, frames, timing
         self._clock, self._observer, self._look, self._is_there = clock, observer, look, is_there
         self._failed = Counter[str]()  # in a row, by way
+        # By way. What does not count has a row of its own: how much of it there is depends on time, and the frames that
+        # count would then be others from run to run, and from way to way.
         self._next = {runner.info.id: 0 for runner in runners}
+        self._beside = dict(self._next)
         self._spent = {runner.info.id: 0.0 for runner in runners}
         self._looked = clock.now_ns()
         self.measured = Measured(self._looked, {runner.info.id: Tally(runner.info) for runner in runners})
@@ -268,7 +271,7 @@ class Engine:
 
     def count_one(self, runner: Runner, tally: Tally, block: int) -> tuple[int, str | None]:
         """A counted frame; gives when it was done, and its failure. All that profiling adds to a frame is in here."""
-        frame, (image, capture_ms) = self._image(runner)
+        frame, (image, capture_ms) = self._image(runner, self._next)
         sample = runner.run(image)
         now = self._clock.now_ns()
         tally.add(sample, capture_ms, block, frame)
@@ -291,7 +294,7 @@ class Engine:
         tally = self.measured.tallies[runner.info.id]
         slow = len(tally.blocks) and float(tally.latency[-1]) > 1000 * max(self._timing.lead_s, 1.0)
         while not slow:
-            runner.run(self._image(runner)[1][0])
+            runner.run(self._image(runner, self._beside)[1][0])
             if self._clock.now_ns() - lead_ns >= self._timing.lead_s * 1e9:
                 return
 
@@ -325,15 +328,15 @@ class Engine:
     def _images_until(self, runner: Runner, stop_ns: int) -> Iterator[Image]:
         """The way's frames, as long as there is time for another."""
         for _ in range(MAX_FRAMES):
-            yield self._image(runner)[1][0]
+            yield self._image(runner, self._beside)[1][0]
             if self._clock.now_ns() >= stop_ns:
                 return
 
-    def _image(self, runner: Runner) -> tuple[int, tuple[Image, float | None]]:
-        """The way's next frame, and its number among the different ones."""
+    def _image(self, runner: Runner, row: dict[str, int]) -> tuple[int, tuple[Image, float | None]]:
+        """The way's next frame in a row of frames, and its number among the different ones."""
         way = runner.info.id
-        number = self._next[way]
-        self._next[way] += 1
+        number = row[way]
+        row[way] += 1
         return number % len(self._frames), self._frames.get(number)
 
     def _end(self, runner: Runner, mode: Mode, lead: int, start: int, end: int, frames: int, failed: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from support.profiling import FRAMES, FakeClock, FakeRunner
 
 from narrowcast.devices.errors import ProfileError
 from narrowcast.devices.profile.engine import Engine, ReplayClock, Timing
+from narrowcast.devices.profile.frames import FrameSet
 from narrowcast.devices.profile.observer import Silent
 from narrowcast.head.errors import PeerUnreachableError
 
@@ -97,6 +99,15 @@ def test_all_ways_run_the_same_frames_in_the_same_order():
     run, _, _ = engine(local=ten, split=ten)
     measured = run.run()
     assert measured.tallies["local"].answers.keys() == measured.tallies["split"].answers.keys() == {0, 1, 2}
+
+
+def test_frames_that_do_not_count_take_no_turn_of_those_that_do():
+    """As many leads and frames in flight as there may be: the counted ones are the first, the second, ... all the same."""
+    clock, frames = FakeClock(), FrameSet("nowhere", images=[np.zeros((2, 2, 3), np.uint8)] * 1000)
+    ways = [FakeRunner("local", clock, ten), FakeRunner("split", clock, lambda number: 70.0, link="real")]
+    tallies = Engine(ways, frames, TIMING, clock, Silent()).run().tallies
+    for way in ("local", "split"):
+        assert list(tallies[way].answers) == list(range(tallies[way].frames)), way
 
 
 def test_failed_frames_count_as_such_and_nowhere_else():
