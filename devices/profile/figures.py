@@ -92,13 +92,15 @@ class Stage(Settings, frozen=True):
 
 
 class Bytes(Settings, frozen=True):
-    """Mean bytes of a frame; None where not measurable.
+    """Mean bytes of a frame, over those that there was time for; None where not measurable.
 
     Attributes:
         packet_up: the packet, its header included.
         packet_down: the answer, as a message.
         socket_up: TCP payload: TLS, HTTP/2 and gRPC framing included, IP and TCP headers not.
         socket_down: likewise.
+        packet_up_by_frame: the packet of each of the plan's different frames, in their order (the first 2000 at most); None,
+            or nothing at the end, for those that were not answered. Empty in older records.
         why_not: for those on the socket.
     """
 
@@ -106,6 +108,7 @@ class Bytes(Settings, frozen=True):
     packet_down: float | None
     socket_up: float | None = None
     socket_down: float | None = None
+    packet_up_by_frame: list[float | None] = []
     why_not: str | None = None
 
 

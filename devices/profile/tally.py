@@ -23,6 +23,7 @@ MEASURED: tuple[StageName, ...] = (
 )  # fmt: skip
 MAX_FRAMES = 500_000
 MAX_ANSWER_BYTES = 16 << 20
+MAX_SIZES = 2000  # different frames whose packets a record tells one by one
 _NAN = float("nan")
 
 
@@ -54,6 +55,7 @@ class Tally:
         self._kept_bytes = 0
         self._latency = array("d")
         self._bytes = (array("d"), array("d"))
+        self._numbers = array("I")  # of answered frames, among the different ones
         self._stages = {name: array("d") for name in MEASURED}
         self._exchanges = {name: array("d") for name in Exchange._fields}
 
@@ -72,6 +74,7 @@ class Tally:
             self._stages["capture"][-1] = capture_ms
         for column, value in zip(self._exchanges.values(), sample.exchange or (_NAN,) * 4, strict=True):
             column.append(value)
+        self._numbers.append(frame)
         self._bytes[0].append(sample.up_bytes)
         self._bytes[1].append(sample.down_bytes)
         if frame not in self.answers and self._kept_bytes < MAX_ANSWER_BYTES:
@@ -95,6 +98,13 @@ class Tally:
         """Of packets up and answers down."""
         up, down = (float(np.mean(column)) if len(column) else None for column in self._bytes)
         return up, down
+
+    def up_bytes_by_frame(self) -> list[float | None]:
+        """The packet of each different frame, in their order, up to the last one that was answered; None for others."""
+        numbers, sizes = np.asarray(self._numbers, np.int64), np.asarray(self._bytes[0], np.float64)
+        told = numbers < MAX_SIZES
+        counts, sums = np.bincount(numbers[told]), np.bincount(numbers[told], sizes[told])
+        return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
 
     def by_block(self, values: Floats) -> dict[int, Floats]:
         """``values`` has a row for each answered frame: those of each block, by its number."""

@@ -125,11 +125,13 @@ def _bytes(tally: Tally) -> Bytes | None:
     if tally.info.link is None:
         return None
     up, down = tally.mean_bytes()
-    frames = tally.socket_frames
+    frames, by_frame = tally.socket_frames, tally.up_bytes_by_frame()
     if not frames:
-        return Bytes(packet_up=up, packet_down=down, why_not="this system does not tell what a socket has sent")
+        why = "this system does not tell what a socket has sent"
+        return Bytes(packet_up=up, packet_down=down, packet_up_by_frame=by_frame, why_not=why)
     return Bytes(
-        packet_up=up, packet_down=down, socket_up=tally.socket_up / frames, socket_down=tally.socket_down / frames
+        packet_up=up, packet_down=down, socket_up=tally.socket_up / frames, socket_down=tally.socket_down / frames,
+        packet_up_by_frame=by_frame,
     )  # fmt: skip
 
 

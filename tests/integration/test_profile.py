@@ -145,6 +145,9 @@ def test_bytes_and_answers(run):
             continue
         assert 24 < way.bytes.packet_up < way.bytes.socket_up
         assert 0 < way.bytes.packet_down < way.bytes.socket_down
+        sizes = [size for size in way.bytes.packet_up_by_frame if size is not None]
+        assert 1 <= len(sizes) <= 5
+        assert min(sizes) <= way.bytes.packet_up <= max(sizes)
         assert way.model.fitted_on == sorted(link.name for link in run.links)
     assert run.way("local").agreement.share == 1.0
     assert run.way("split-1@real").agreement.share == 1.0  # what the uncut network gives, by how the bundle was made
