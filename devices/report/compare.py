@@ -15,7 +15,7 @@ from narrowcast.devices.profile.figures import Way
 from narrowcast.devices.profile.schema import Run
 from narrowcast.devices.report.data import figure
 from narrowcast.devices.report.entries import Entry, full_title
-from narrowcast.devices.report.figures import QUANTITIES, Quantity, up_bytes
+from narrowcast.devices.report.figures import BY_KEY, QUANTITIES, Quantity, up_bytes
 from narrowcast.devices.report.noise import Figure, Outcome, Rule, outcomes
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import nearest
@@ -141,13 +141,14 @@ def compare(old: Entry, new: Entry, least: Mapping[str, float] | None = None) ->
         new: the one in question.
         least: by the quantity's key: the smallest change that matters, in place of the usual one.
     """
-    quantities = [_with(quantity, least or {}) for quantity in _compared(old.run, new.run)]
+    quantities = [_with(quantity, least or {}) for quantity in (*QUANTITIES, _BYTES) if quantity.rule is not None]
+    same = _same_frames(old.run, new.run)
     before = {way.id: way for way in old.run.ways}
     after = {way.id: way for way in new.run.ways}
     shared = [way_id for way_id in before if way_id in after]
     found: list[Difference] = []
     for way_id in shared:
-        found += _way(before[way_id], after[way_id], quantities)
+        found += _way(before[way_id], after[way_id], quantities, same_frames=same)
     return Comparison(
         old,
         new,
@@ -158,18 +159,35 @@ def compare(old: Entry, new: Entry, least: Mapping[str, float] | None = None) ->
     )
 
 
-def _compared(old: Run, new: Run) -> list[Quantity]:
-    """Those with a rule, and bytes: certain where both runs sent the same frames through the same codec."""
-    same = (old.plan.frames_from, old.plan.frames, old.model.fingerprint) == (
+def _same_frames(old: Run, new: Run) -> bool:
+    """Whether frames of one number are the same, and go through the same codec."""
+    return (old.plan.frames_from, old.plan.frames, old.model.fingerprint) == (
         new.plan.frames_from, new.plan.frames, new.model.fingerprint)  # fmt: skip
 
-    def certain(way: Way) -> Figure | None:
-        size = up_bytes(way.bytes)
-        return None if size is None else Figure(size, size, size) if same else Figure(size)
 
-    form = next(quantity.form for quantity in QUANTITIES if quantity.key == "packet_up_bytes")
-    size = Quantity("bytes_up", "bytes up", form, certain, Rule(0.01))
-    return [*(quantity for quantity in QUANTITIES if quantity.rule is not None), size]
+def _mean_bytes(way: Way) -> Figure | None:
+    """Over the frames that there was time for: others from run to run, so that nobody knows the noise in it."""
+    size = up_bytes(way.bytes)
+    return None if size is None else Figure(size)
+
+
+def _packets(old: Way, new: Way) -> tuple[Figure, Figure] | None:
+    """The mean packet of the frames that both runs sent, each counted once: of one frame and one codec that is certain."""
+    if old.bytes is None or new.bytes is None:
+        return None
+    pairs = [
+        (first, second)
+        for first, second in zip(old.bytes.packet_up_by_frame, new.bytes.packet_up_by_frame, strict=False)
+        if first is not None and second is not None
+    ]
+    if not pairs:
+        return None
+    first, second = (sum(sizes) / len(pairs) for sizes in zip(*pairs, strict=True))
+    return Figure(first, first, first), Figure(second, second, second)
+
+
+_BYTES = Quantity("bytes_up", "bytes up", BY_KEY["packet_up_bytes"].form, _mean_bytes, Rule(0.01))
+_NO_FRAMES = "the runs do not tell of the same frames"
 
 
 def _with(quantity: Quantity, least: Mapping[str, float]) -> Quantity:
@@ -178,11 +196,13 @@ def _with(quantity: Quantity, least: Mapping[str, float]) -> Quantity:
     return dataclasses.replace(quantity, rule=dataclasses.replace(quantity.rule, least=least[quantity.key]))
 
 
-def _way(old: Way, new: Way, quantities: Sequence[Quantity]) -> list[Difference]:
+def _way(old: Way, new: Way, quantities: Sequence[Quantity], *, same_frames: bool) -> list[Difference]:
     """Outcomes of figures that both have are judged later, all together."""
     found = []
     for quantity in quantities:
         first, second = quantity.of(old), quantity.of(new)
+        if quantity.key == _BYTES.key and same_frames:
+            first, second = _packets(old, new) or (first, second)
         if first is None and second is None:
             continue
         outcome: Outcome = "same" if first and second else "cannot tell"
@@ -206,8 +226,8 @@ def _judged(differences: Sequence[Difference]) -> list[Difference]:
             found.append(one)
             continue
         outcome = next(judged)
-        why = "no interval in one of the runs" if outcome == "cannot tell" else None
-        found.append(dataclasses.replace(one, outcome=outcome, why=why))
+        why = _NO_FRAMES if one.quantity.key == _BYTES.key else "no interval in one of the runs"
+        found.append(dataclasses.replace(one, outcome=outcome, why=why if outcome == "cannot tell" else None))
     return found
 
 

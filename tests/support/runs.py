@@ -51,7 +51,8 @@ def make_way(way_id: str, median: float, up: float | None = None, *, link: str |
         throughput=Throughput(single_fps=1000 / median, why_not="several in flight were not run"),
         energy=Energy(why_not="no power sensor"), agreement=Agreement(metric="top-1", share=0.9, frames=400),
         accuracy=Accuracy(why_not="the bundle has no such figure"), conditions=WindowConditions(), loaded_s=30.0,
-        bytes=None if up is None else Bytes(packet_up=up, packet_down=60.0, socket_up=up + 40, socket_down=130.0),
+        bytes=None if up is None else Bytes(packet_up=up, packet_down=60.0, socket_up=up + 40, socket_down=130.0,
+                                            packet_up_by_frame=[up] * 4),
         model=None if up is None else LatencyModel(fixed_ms=0.9 * median, up_bytes=up + 40, down_bytes=130.0),
         **fields,
     )  # fmt: skip

@@ -97,6 +97,23 @@ def test_bytes_are_certain_for_the_same_frames_and_cannot_be_told_for_others():
     assert any("frames from" in line for line in comparison.unlike)
 
 
+def test_bytes_are_those_of_the_frames_that_both_runs_sent():
+    """The faster board comes to frames that the slower one has no time for, and that are larger; one of them failed here."""
+
+    def run(mean: float, *sizes: float | None):
+        way = split(up=mean)
+        return make_run([local(), replace(way, bytes=replace(way.bytes, packet_up_by_frame=list(sizes)))])
+
+    old, faster = run(150.0, 100.0, 200.0, None), run(275.0, 100.0, 200.0, 400.0, 400.0)
+    one = found(compared(old, faster), "split-1@real", "bytes_up")
+    assert (one.outcome, one.old.value, one.new.value) == ("same", 150.0, 150.0)
+    larger = found(compared(old, run(150.0, 100.0, 206.0)), "split-1@real", "bytes_up")
+    assert (larger.outcome, larger.old.value, larger.new.value) == ("worse", 150.0, 153.0)
+    for other in (run(275.0), run(275.0, None, None, 300.0)):  # an older record; no frame that both have
+        one = found(compared(old, other), "split-1@real", "bytes_up")
+        assert (one.outcome, one.why) == ("cannot tell", "the runs do not tell of the same frames")
+
+
 def test_a_way_that_fails_now_is_a_regression_though_it_has_no_figures():
     dead = replace(split(), latency=Distribution(frames=0), median_ms=None, failed={"UNAVAILABLE": 400}, bytes=None)
     comparison = compared(make_run(), make_run([local(), dead]))
