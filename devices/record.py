@@ -42,6 +42,7 @@ def record(
     hz: float | None = None,
     meter: str | None = None,
     architecture: str | None = None,
+    target: str | Path | None = None,
     source: str = "",
     progress: Callable[[float], None] = lambda done: None,
 ) -> Recorded:
@@ -57,11 +58,13 @@ def record(
         hz: looks a second; the sensor's own rate if None.
         meter: instead of the board's own sensors; replays with the same ``meter``.
         architecture: of the machine; what a recording says, or this one's, if None.
+        target: the kind of board, a name or a file of one's own: it says which sensors to read; recognised if None.
         source: what to say about where the values are from.
         progress: is told the seconds that are done.
 
     Raises:
         RecordingError: the file cannot be written, or grew too large.
+        TargetError: there is no such target.
     """
     if architecture is None:
         architecture = machine.header.architecture if isinstance(machine, Recording) else platform.machine()
@@ -69,7 +72,7 @@ def record(
     try:
         with part.open("w", encoding="utf-8") as file:
             recorder = Recorder(machine, file, architecture=architecture, source=source)
-            power, why, rate = _open(recorder, architecture, meter)
+            power, why, rate = _open(recorder, architecture, meter, target)
             done = _loop(recorder, power, seconds, hz or rate, progress, lambda: file.tell() > MAX_BYTES)
         part.replace(path)
     except OSError as error:
@@ -79,14 +82,17 @@ def record(
     return Recorded(*done, why)
 
 
-def _open(recorder: Recorder, architecture: str, meter: str | None) -> tuple[PowerSource | None, str | None, float]:
+def _open(
+    recorder: Recorder, architecture: str, meter: str | None, target: str | Path | None
+) -> tuple[PowerSource | None, str | None, float]:
     with suppress(OSError, SensorError):
         recorder.read("proc/cpuinfo")  # the running machine's processors are counted in another way
-    board = probe(recorder, architecture=architecture, meter=meter)
-    if board.target is None:
+    board = probe(recorder, architecture=architecture, meter=meter, target=target)
+    target = target or board.target
+    if target is None:
         return None, board.measures[0].why_not, 1.0
     try:
-        source = open_power(load_target(board.target), recorder, meter=meter)
+        source = open_power(load_target(target), recorder, meter=meter)
     except (MeterError, SensorError) as error:
         return None, str(error), 1.0
     return source, board.measures[0].why_not if source is None else None, source.sample_hz if source else 1.0

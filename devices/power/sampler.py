@@ -57,7 +57,7 @@ class Sampler:
     """Samples from :meth:`start` to :meth:`stop`, or as a context.
 
     Args:
-        target: the board's target, by name.
+        target: the board's target, by name, or a file of one's own.
         root: what stands for ``/``; a recorded board is sampled in its own time, at once.
         meter: instead of the board's own sensors.
         hz: samples a second; the sensor's own rate if None.

@@ -175,6 +175,7 @@ def _record(args: argparse.Namespace) -> int:
         hz=args.hz,
         meter=args.meter,
         architecture=args.architecture,
+        target=args.target,
         source=_SOURCE,
     )
     if args.json:
@@ -191,9 +192,10 @@ def _sample(args: argparse.Namespace, board: Board) -> dict[str, Any]:
     from narrowcast.devices.errors import SensorError
     from narrowcast.devices.power.sampler import Sampler
 
-    if board.target is None:
+    target = args.target or board.target  # a file's name of its own: the board's would be another's, or nobody's
+    if target is None:
         raise SensorError("no target describes this board: its power cannot be sampled")
-    sampler = Sampler(board.target, args.root, meter=args.meter, hz=args.hz)
+    sampler = Sampler(target, args.root, meter=args.meter, hz=args.hz)
     info = sampler.start()
     if not args.quiet:
         stderr().print(f"sampling {info.sensor} at {info.sample_hz:g} Hz for {args.sample:.0f} s", soft_wrap=True)

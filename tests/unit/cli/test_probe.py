@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib import resources
 
 import pytest
 from support.boards import GOLDEN, RECORDED
@@ -53,6 +55,44 @@ def test_probe_records_and_the_recording_replays(capsys, tmp_path):
     board = json.loads(capsys.readouterr().out)
     assert board["target"] == "jetson-agx-orin"
     assert board["measures"][0]["now"]["total_mw"] == pytest.approx(GOLDEN["jetson-agx-orin"].idle_mw)
+
+
+@pytest.mark.parametrize("name", ["my-board", "rpi4"])
+def test_a_target_file_says_which_rails_whatever_it_calls_itself(capsys, tmp_path, name):
+    """One of a name that no target has, and one of another board's name: the Pi 5's sensor, and one rail as the total."""
+    text = resources.files("narrowcast.devices.targets").joinpath("rpi5.toml").read_text()
+    text = text.replace('name = "rpi5"', f'name = "{name}"')
+    file, recording = tmp_path / "mine.toml", tmp_path / "board.jsonl"
+    file.write_text(re.sub(r"total = \[.*?\]", 'total = ["VDD_CORE"]', text, flags=re.DOTALL))
+    for words in (["--root", PI5], ["--root", str(recording)]):
+        assert main(["probe", *words, "--target", str(file), "--sample", "1", "--json", "--quiet"]) == 0
+        rails = json.loads(capsys.readouterr().out)["sampled"]["rails"]
+        assert rails["total"]["mean_mw"] == rails["VDD_CORE"]["mean_mw"] > 0
+        if not recording.exists():
+            taken = ["probe", *words, "--target", str(file), "--record", str(recording), "--seconds", "2", "--quiet"]
+            assert main(taken) == 0
+            assert "its power is not in it" not in capsys.readouterr().out
+
+
+def test_a_boards_own_target_says_what_a_recording_holds(capsys, tmp_path):
+    """Recognised as a board with another sensor, named as one with the sensor that it has."""
+    text = (
+        (RECORDED / "rpi5.jsonl").read_text().replace("Raspberry Pi 5 Model B", "My Board").replace("bcm2712", "none")
+    )
+    (tmp_path / "unknown.jsonl").write_text(text)
+    words = [
+        "probe",
+        "--root",
+        str(tmp_path / "unknown.jsonl"),
+        "--record",
+        str(tmp_path / "x.jsonl"),
+        "--seconds",
+        "1",
+    ]
+    assert main([*words, "--quiet"]) == 0
+    assert "its power is not in it" in capsys.readouterr().out
+    assert main([*words, "--quiet", "--target", "rpi5"]) == 0
+    assert "its power is not in it" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
