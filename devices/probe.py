@@ -135,7 +135,7 @@ def probe(
     machine = open_machine(root)
     architecture = architecture or _architecture(machine)
     identity = identify(machine)
-    kind = load_target(target) if target else recognise(identity.model or "", architecture, identity.compatible)
+    kind = _kind(target, identity, architecture)
     recorded = not machine.running
     board = Board(
         target=kind.name if kind else None,
@@ -153,17 +153,27 @@ def probe(
     return board
 
 
-def preferred_backends(root: Machine | str | Path = "/", *, architecture: str | None = None) -> list[str]:
+def preferred_backends(
+    root: Machine | str | Path = "/", *, architecture: str | None = None, target: str | Path | None = None
+) -> list[str]:
     """What runs networks on this board, best first: its target's backends; ONNX Runtime where no target describes it.
 
     Args:
         root: as of :func:`probe`.
         architecture: likewise.
+        target: likewise.
+
+    Raises:
+        TargetError: there is no such target.
     """
     machine = open_machine(root)
-    identity = identify(machine)
-    target = recognise(identity.model or "", architecture or _architecture(machine), identity.compatible)
-    return list(target.backends) if target else ["onnxruntime"]
+    kind = _kind(target, identify(machine), architecture or _architecture(machine))
+    return list(kind.backends) if kind else ["onnxruntime"]
+
+
+def _kind(target: str | Path | None, identity: Identity, architecture: str) -> Target | None:
+    """The board's target: the one that is named, else the one that it is recognised as."""
+    return load_target(target) if target else recognise(identity.model or "", architecture, identity.compatible)
 
 
 def _architecture(machine: Machine) -> str:

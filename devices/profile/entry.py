@@ -123,7 +123,7 @@ class _Profiling:
             power = self._power(probed)
             if power.sampler is not None:
                 stack.callback(power.sampler.stop)
-            backends = [settings.backend] if settings.backend else preferred_backends()
+            backends = [settings.backend] if settings.backend else preferred_backends(target=settings.target)
             runners = make_runners(self.bundle, kinds, found, settings, backends, observer.note)
             timing = settings.timing(power.info.sample_hz if power.info is not None else None)
             measured = self._measure(runners, frames, timing, power)

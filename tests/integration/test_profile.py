@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 
 import msgspec
 import numpy as np
@@ -20,6 +21,8 @@ from support.waiting import until
 
 import narrowcast as nc
 from narrowcast.cli import main
+from narrowcast.devices.errors import ProfileError
+from narrowcast.devices.profile import entry
 from narrowcast.devices.profile.observer import Silent
 from narrowcast.devices.profile.schema import read_run
 from narrowcast.head.errors import PeerUnreachableError
@@ -203,6 +206,23 @@ def test_from_python_with_a_watcher_and_interrupted(server, folder, tmp_path):
     assert "the run broke off (interrupted)" in run.warnings[0]
     assert sum(way.frames for way in run.ways) <= 50
     assert watcher.events[:3] == ["preparing", "idle-before", "warm-up"]
+
+
+def test_a_targets_backends_are_the_ones_that_are_tried(folder, tmp_path, monkeypatch):
+    """Those of the file that was named, not those of the machine that runs this."""
+    text = resources.files("narrowcast.devices.targets").joinpath("jetson-orin-nano.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace('name = "jetson-orin-nano"', 'name = "mine"'))
+    tried: list[str] = []
+
+    def make(bundle, kinds, links, settings, backends, note):
+        tried.extend(backends)
+        raise ProfileError("that is enough")
+
+    monkeypatch.setattr(entry, "make_runners", make)
+    settings = nc.ProfileSettings(ways=["local"], target=str(tmp_path / "mine.toml"))
+    with pytest.raises(ProfileError, match="that is enough"):
+        nc.profile(bundles.open_made(folder / "tiny.ncb", "device"), None, settings)
+    assert tried == ["tensorrt", "onnxruntime"]
 
 
 def test_ctrl_c_leaves_a_record_and_ends_with_130(server, folder, tmp_path):

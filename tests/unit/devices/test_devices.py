@@ -35,6 +35,8 @@ def test_backends_come_in_the_targets_order(orin, tmp_path):
     assert preferred_backends(orin, architecture="aarch64") == ["tensorrt", "onnxruntime"]
     assert preferred_backends(tmp_path / "empty", architecture="x86_64") == ["onnxruntime"]
     assert preferred_backends(tmp_path / "empty", architecture="riscv64") == ["onnxruntime"]
+    assert preferred_backends(orin, architecture="aarch64", target="rpi5") == ["onnxruntime"]
+    assert preferred_backends(tmp_path / "empty", target="jetson-orin-nano") == ["tensorrt", "onnxruntime"]
 
 
 def test_no_such_target():
