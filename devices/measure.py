@@ -11,10 +11,9 @@ from narrowcast.devices.conditions import Conditions, changes
 from narrowcast.devices.machine import Folder
 from narrowcast.devices.power.figures import EnergyFigures, energy_figures
 from narrowcast.devices.power.sampler import Sampler, SamplerInfo
-from narrowcast.devices.power.trace import Trace
+from narrowcast.devices.power.trace import Trace, max_gap_s
 from narrowcast.devices.windows import Clock, Span, WindowPlan, Windows, run_windows
 
-MAX_GAP_S = 1.0
 _REACH_S = 3.0
 
 
@@ -117,8 +116,8 @@ def evaluate(info: SamplerInfo, windows: Windows, trace: Trace) -> EnergyRun:
     loaded = conditions_within(trace, windows.loaded)
     if not info.total:
         return EnergyRun(None, info.why_no_total, info, windows, trace, loaded, windows.warnings())
-    gap = max(MAX_GAP_S, 3 / info.sample_hz)
-    figures = energy_figures(trace.series(info.total, stall_s=info.stall_s), windows, max_gap_s=gap)
+    series = trace.series(info.total, stall_s=info.stall_s)
+    figures = energy_figures(series, windows, max_gap_s=max_gap_s(info.sample_hz))
     warnings = list(figures.warnings)
     if loaded.throttled:
         warnings.append(f"the board was slowed down: {', '.join(loaded.throttled)}")

@@ -18,6 +18,18 @@ from narrowcast.devices.power import Reading
 
 Floats = npt.NDArray[np.float64]
 
+_GAP_S = 1.0
+_GAP_PERIODS = 3
+
+
+def max_gap_s(sample_hz: float) -> float:
+    """The longest gap between samples that may be bridged: a second, or three periods of a sensor that is slower.
+
+    A sensor of 0.5 Hz says something every 2 s: with a second alone there would be no figure at all. Three periods let two
+    of its samples be late or fail; more is a gap that nobody knows anything of.
+    """
+    return max(_GAP_S, _GAP_PERIODS / sample_hz)
+
 
 class Trouble(NamedTuple):
     """A sample that failed; ``reset`` where a counter has lost its place."""

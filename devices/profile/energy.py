@@ -14,11 +14,10 @@ import numpy as np
 from narrowcast.devices.batch_means import MIN_BATCHES, merged_half
 from narrowcast.devices.power.figures import MIN_IDLE_SAMPLES, MIN_SAMPLES, idle_half
 from narrowcast.devices.power.sampler import SamplerInfo
-from narrowcast.devices.power.trace import Integral, Series, Trace
+from narrowcast.devices.power.trace import Integral, Series, Trace, max_gap_s
 from narrowcast.devices.profile.figures import Energy, Estimate
 from narrowcast.devices.windows import LOADED_S, Span
 
-MAX_GAP_S = 1.0
 # Samples that a block should have, where that leaves blocks enough, and periods of the sensor that its lead should last.
 BLOCK_SAMPLES = 10
 LEAD_SAMPLES = 2
@@ -71,7 +70,7 @@ class PowerOver:
             self._series = trace.series(info.total, stall_s=info.stall_s)
             if not len(self._series.times):
                 self._series, self.why_not = None, "no sample has all the rails of the total"
-        self._gap = max(MAX_GAP_S, 3 / info.sample_hz)
+        self._gap = max_gap_s(info.sample_hz)
 
     def integrate(self, span: Span, least: int = 2) -> Integral:
         """The board's energy over a stretch; at least ``least`` samples must lie in it."""

@@ -208,9 +208,11 @@ def _sample(args: argparse.Namespace, board: Board) -> dict[str, Any]:
 
 def _summary(info: SamplerInfo, trace: Trace) -> dict[str, Any]:
     """Mean power of every rail over all samples, and what they cost; None with the reason where there is no figure."""
+    from narrowcast.devices.power.trace import max_gap_s
+
     rails: dict[str, Any] = {}
     names = {rail: [rail] for rail in info.rails} | ({"total": info.total} if info.total else {})
-    gap = max(1.0, 5 / info.sample_hz)
+    gap = max_gap_s(info.sample_hz)
     for name, parts in names.items():
         series = trace.series(parts, stall_s=info.stall_s) if trace.readings else None
         if series is None or len(series.times) < 2:

@@ -100,6 +100,19 @@ def test_a_block_in_which_the_sensor_was_away_is_left_out_with_its_frames():
     assert "1 of 13 blocks are left out: there are no samples for" in found.warnings[0]
 
 
+@pytest.mark.parametrize(("hz", "bridged_s"), [(10.0, 1.0), (3.0, 1.0), (1.0, 3.0), (0.5, 6.0)])
+def test_what_is_bridged_is_a_second_or_three_periods_of_a_slower_sensor(hz, bridged_s):
+    """As docs/power.md has it."""
+    whole, span = trace(wavering(5.0), hz=hz), Span(20 * SECOND, 60 * SECOND)
+
+    def away(seconds):
+        kept = [r for r in whole.readings if not 30 * SECOND < r.monotonic_ns < round((30 + seconds) * SECOND)]
+        return PowerOver(replace(INFO, sample_hz=hz), Trace(kept)).integrate(span)
+
+    assert away(bridged_s).joules == pytest.approx(200.0, rel=1e-3)
+    assert f"at most {bridged_s:.1f} s may be bridged" in away(bridged_s + 1 / hz).why_not
+
+
 def test_frames_that_failed_are_no_answers_to_divide_by():
     """A turn of refusals within 2 ms each: it takes its energy, and gives nothing for it."""
     power, turns = PowerOver(INFO, trace(wavering(5.0))), blocks(np.arange(0, 96, 8))
