@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # servers without TLS need no cryptography
     from narrowcast.transport.pki.certificates import Certificate
 
 _UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+# Certificates that a caller shows, its own included: each may cost some signatures to be checked.
+MAX_CHAIN = 8
 
 
 class Caller(NamedTuple):
@@ -62,6 +64,8 @@ class ByAddress:
 class ByCertificate:
     """Those with a certificate. That it is of the right CA, and in its time, TLS has checked when they connected.
 
+    A connection may outlive the CA that it was made under, so whether one that counts vouches for it is asked for each call.
+
     Args:
         revoked: the certificates that count no more.
         clock: seconds since 1970.
@@ -91,7 +95,7 @@ class ByCertificate:
         except CertificateError as error:
             raise AccessError(_UNAUTHENTICATED, str(error)) from error
         serial, ends = certificate.serial_number, certificate.not_valid_after_utc
-        check_issuer = self._issuer_check(name, certificate)
+        check_issuer = self._issuer_check(name, certificate, _chain(context))
 
         def still() -> None:
             revoked = self._revoked.value.get(serial)
@@ -111,28 +115,28 @@ class ByCertificate:
         still()
         return Caller(name, still)
 
-    def _issuer_check(self, name: str, certificate: Certificate) -> Callable[[], None]:
-        """Raises AccessError once none of the CAs that count has issued the certificate, where one of them had.
-
-        One that came by way of another CA (that of a rotation, which the one before has signed) is left to TLS.
-        """
+    def _issuer_check(self, name: str, certificate: Certificate, chain: Sequence[Certificate]) -> Callable[[], None]:
+        """Raises AccessError where none of the CAs that count vouches for a certificate; see :func:`is_vouched_for`."""
         watched = self._authorities
         if watched is None:
             return lambda: None
-        known = watched.value
-        issued = _is_issued_by_one_of(certificate, known)
+        known: Sequence[Certificate] | None = None
 
         def check() -> None:
-            nonlocal known, issued
-            if watched.value is known:
+            nonlocal known
+            now = watched.value
+            if now is known:
                 return
-            known, before = watched.value, issued
-            issued = _is_issued_by_one_of(certificate, known)
-            if before and not issued:
+            vouched = is_vouched_for(certificate, chain, now)
+            if not vouched and watched.refresh():  # TLS takes up a new CA a moment earlier, perhaps
+                now = watched.value
+                vouched = is_vouched_for(certificate, chain, now)
+            if not vouched:
                 raise AccessError(
                     _UNAUTHENTICATED,
                     f"the CA of the certificate of {name} counts here no more; narrowcast keys issue {name} makes a new one",
                 )
+            known = now
 
         return check
 
@@ -142,16 +146,43 @@ class ByCertificate:
         return self._revoked.refresh() or changed
 
 
-def _is_issued_by_one_of(certificate: Certificate, authorities: Sequence[Certificate]) -> bool:
-    return any(_is_issued_by(certificate, authority) for authority in authorities)
+def _chain(context: Context) -> Sequence[Certificate]:
+    """The CAs' certificates among those that a caller has shown."""
+    from narrowcast.transport.pki import certificates as pki
+
+    shown = b"".join(context.auth_context().get("x509_pem_cert_chain", ()))
+    try:
+        found = pki.read_certificates(shown, "the chain")[:MAX_CHAIN] if shown else []
+        return [one for one in found if pki.is_authority(one)]
+    except CertificateError as error:
+        raise AccessError(_UNAUTHENTICATED, str(error)) from error
+
+
+def is_vouched_for(certificate: Certificate, chain: Sequence[Certificate], authorities: Sequence[Certificate]) -> bool:
+    """Whether one of the CAs has issued a certificate, or a CA's certificate of the chain that leads to it.
+
+    Args:
+        certificate: a client's.
+        chain: CAs' certificates that were shown with it, in any order.
+        authorities: that count.
+    """
+    below, others = [certificate], list(chain)
+    while below:
+        one = below.pop()
+        if any(_is_issued_by(one, authority) for authority in authorities):
+            return True
+        above = [other for other in others if _is_issued_by(one, other)]
+        others = [other for other in others if other not in above]  # none twice: a ring ends
+        below += above
+    return False
 
 
 def _is_issued_by(certificate: Certificate, authority: Certificate) -> bool:
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):  # another name, kind of key, or key
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):  # another name, kind of key, or key
         return False
     return True
 

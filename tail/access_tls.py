@@ -133,7 +133,7 @@ def _check_server(certificate: pki.Certificate, path: Path) -> None:
     end, now = certificate.not_valid_after_utc, pki.now()
     if end <= now:
         raise CertificateError(f"{path} ended on {end:%Y-%m-%d}; narrowcast keys issue makes a new one")
-    if _is_authority(certificate):
+    if pki.is_authority(certificate):
         raise CertificateError(f"{path} is a CA's certificate, not a server's; narrowcast keys issue NAME --host HOST")
     usage = pki.find_extension(certificate, x509.ExtendedKeyUsage)
     if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
@@ -155,14 +155,9 @@ def read_authorities(path: Path) -> Sequence[pki.Certificate]:
 
 def _check_authorities(data: bytes, path: Path) -> None:
     for certificate in pki.read_certificates(data, str(path)):
-        if not _is_authority(certificate):
+        if not pki.is_authority(certificate):
             name = certificate.subject.rfc4514_string()[:80]
             raise CertificateError(f"{path} holds {name!a}, which is no CA's certificate")
-
-
-def _is_authority(certificate: pki.Certificate) -> bool:
-    constraints = pki.find_extension(certificate, x509.BasicConstraints)
-    return constraints is not None and constraints.ca
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -104,6 +104,23 @@ class TestWhileTheServerRuns:
             await channel.close()
             await other.close()
 
+    async def test_a_connection_from_before_carries_no_new_stream_of_a_dropped_ca(
+        self, tiny_folder, session, fleet, tail, board
+    ):
+        authority = fleet.authority
+        async with serving(tiny_folder, "--tls", tail) as address:
+            channel, call, _ = await opened(session, address, board)
+            authority.rotate()
+            fleet.server()
+            authority.finish()
+            authority.export(tail)
+            with pytest.raises(grpc.aio.AioRpcError, match="the CA of the certificate of board-7 counts here no more"):
+                await asyncio.wait_for(call.read(), 20)
+            with pytest.raises(grpc.aio.AioRpcError, match="the CA of the certificate of board-7 counts here no more"):
+                await TailServiceStub(channel).ListModels(pb.ListModelsRequest())
+            assert channel.get_state() is grpc.ChannelConnectivity.READY  # it is the same connection
+            await channel.close()
+
     async def test_a_half_exchanged_certificate_changes_nothing(self, tiny_folder, session, fleet, tail, board, caplog):
         async with serving(tiny_folder, "--tls", tail) as address:
             whole = (tail / "tls.key").read_bytes()

@@ -182,6 +182,16 @@ def host_names(certificate: Certificate) -> list[str]:
     )
 
 
+def is_authority(certificate: Certificate) -> bool:
+    """Whether a certificate is a CA's.
+
+    Raises:
+        CertificateError: its extensions are damaged.
+    """
+    constraints = find_extension(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
+
+
 def find_extension(certificate: Certificate, kind: type[Extension]) -> Extension | None:
     """An extension of a certificate; None where it has none of that kind.
 

@@ -9,17 +9,18 @@ from support.fleet import Fleet, write
 
 from narrowcast.cli import main
 from narrowcast.tail.access import OpenGate, check_listen, host_of
-from narrowcast.tail.access_callers import ByAddress
+from narrowcast.tail.access_callers import ByAddress, ByCertificate
 from narrowcast.tail.access_files import Watched
 from narrowcast.tail.access_gate import AccessGate, RefusalLog
 from narrowcast.tail.access_limits import Bucket, ClientLimits, Limits, RateLimiter, read_limits
-from narrowcast.tail.access_tls import ServerFiles, ServerTls
+from narrowcast.tail.access_tls import ServerFiles, ServerTls, read_authorities
 from narrowcast.tail.errors import AccessError, ListenError
 from narrowcast.tail.frame import Priority, refusal
 from narrowcast.tail.opening import rate_refusal
 from narrowcast.transport.errors import CertificateError, ConfigError, KeyFileError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.pki.authority import Authority
+from narrowcast.transport.pki.certificates import certificate_pem, cross_sign, make_leaf, make_root
 from narrowcast.transport.rpc.channels import parse_address
 
 
@@ -176,6 +177,81 @@ class TestWatchedFiles:
         other.replace(file)
         assert watched.refresh()
         assert watched.value == "2"
+
+
+class Showing:
+    """A call over a connection on which these certificates were shown, the caller's own first."""
+
+    def __init__(self, *shown):
+        self._shown = shown
+
+    def auth_context(self):
+        return {
+            "x509_pem_cert": [certificate_pem(self._shown[0])],
+            "x509_pem_cert_chain": [certificate_pem(*self._shown)],
+        }
+
+
+class TestWhoVouches:
+    """That it is asked for each call, and not once at the handshake, is for connections that outlive their CA."""
+
+    @pytest.fixture
+    def old(self):
+        return make_root("old", 10)
+
+    @pytest.fixture
+    def new(self):
+        return make_root("new", 10)
+
+    @pytest.fixture
+    def file(self, old, tmp_path):
+        (tmp_path / "ca.crt").write_bytes(certificate_pem(old.certificate))
+        return tmp_path / "ca.crt"
+
+    @pytest.fixture
+    def authorities(self, file):
+        return Watched([file], lambda: read_authorities(file), "CA")
+
+    @pytest.fixture
+    def callers(self, authorities):
+        return ByCertificate(Watched([], dict, "revocations"), authorities=authorities)
+
+    def test_a_client_of_a_dropped_ca_is_known_no_more_over_no_connection(self, callers, file, old, new):
+        shown = Showing(make_leaf("board-7", old, 1).certificate)
+        caller = callers.identify(shown)
+        file.write_bytes(certificate_pem(new.certificate))
+        assert callers.refresh()
+        for attempt in (caller.still, lambda: callers.identify(shown)):
+            with pytest.raises(AccessError, match="the CA of the certificate of board-7 counts here no more"):
+                attempt()
+
+    def test_by_way_of_a_ca_that_one_of_those_has_signed(self, callers, file, old, new):
+        leaf = make_leaf("board-7", new, 1).certificate
+        with pytest.raises(AccessError, match="counts here no more"):
+            callers.identify(Showing(leaf))
+        caller = callers.identify(Showing(leaf, cross_sign(new.certificate, old)))
+        file.write_bytes(certificate_pem(new.certificate))
+        assert callers.refresh()
+        caller.still()
+        file.write_bytes(certificate_pem(make_root("another", 10).certificate))
+        assert callers.refresh()
+        with pytest.raises(AccessError, match="counts here no more"):
+            caller.still()
+
+    def test_a_client_vouches_for_nobody(self, callers, old):
+        client = make_leaf("board-7", old, 1)
+        with pytest.raises(AccessError, match="board-8 counts here no more"):
+            callers.identify(Showing(make_leaf("board-8", client, 1).certificate, client.certificate))
+
+    def test_cas_that_vouch_for_each_other_lead_nowhere(self, callers, new):
+        other = make_root("other", 10)
+        ring = [cross_sign(new.certificate, other), cross_sign(other.certificate, new)]
+        with pytest.raises(AccessError, match="counts here no more"):
+            callers.identify(Showing(make_leaf("board-7", new, 1).certificate, *ring))
+
+    def test_a_new_ca_that_tls_has_taken_up_already_counts_at_once(self, callers, file, new):
+        file.write_bytes(certificate_pem(new.certificate))
+        assert callers.identify(Showing(make_leaf("board-7", new, 1).certificate)).name == "board-7"
 
 
 class TestServersFiles:
