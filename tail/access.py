@@ -37,8 +37,14 @@ class Gate(Protocol):
     def priority(self, client: str, wanted: Priority) -> Priority:
         """The priority that a client gets: what it wants, or less."""
 
-    def allow_frame(self, client: str, packet_bytes: int) -> int:
-        """Whether a client may send a frame now: 0, or milliseconds until it is worth trying again (its rate is used up)."""
+    def allow_frame(self, client: str, packet_bytes: int, frames: int = 1) -> int:
+        """Whether a client may send a frame now: 0, or milliseconds until it is worth trying again (its rate is used up).
+
+        Args:
+            client: its name.
+            packet_bytes: of all frames together.
+            frames: that come together, or not at all.
+        """
 
 
 class OpenGate:
@@ -55,7 +61,7 @@ class OpenGate:
         """See :class:`Gate`."""
         return wanted
 
-    def allow_frame(self, client: str, packet_bytes: int) -> int:
+    def allow_frame(self, client: str, packet_bytes: int, frames: int = 1) -> int:
         """See :class:`Gate`."""
         return 0
 

@@ -93,9 +93,9 @@ class AccessGate:
         cap = self._limits.value.of(client).priority
         return wanted if cap is None else min(wanted, PRIORITIES[cap])
 
-    def allow_frame(self, client: str, packet_bytes: int) -> int:
+    def allow_frame(self, client: str, packet_bytes: int, frames: int = 1) -> int:
         """See :class:`narrowcast.tail.access.Gate`."""
-        return self._rates.wait_ms(client, self._limits.value.of(client), packet_bytes)
+        return self._rates.wait_ms(client, self._limits.value.of(client), packet_bytes, frames)
 
     def _check_room(self, name: str) -> None:
         limits = self._limits.value

@@ -104,7 +104,8 @@ class Bucket:
     def wait_ms(self, amount: float) -> int:
         """0 if ``amount`` may be taken now, else milliseconds until it may.
 
-        What is larger than the bucket may be taken from a full one, and is owed: a large packet is late, never impossible.
+        What is larger than the bucket may be taken from a full one, and is owed: a large packet, or a request of many
+        frames, is late, never impossible.
         """
         now = self._clock()
         self._level = min(self._room, self._level + max(0.0, now - self._at) * self.rate)
@@ -129,15 +130,15 @@ class RateLimiter:
         self._clock = clock
         self._buckets: dict[str, tuple[Bucket | None, Bucket | None]] = {}
 
-    def wait_ms(self, client: str, limits: Limits, packet_bytes: int) -> int:
-        """0, and the frame is counted; or milliseconds until it is worth trying again."""
+    def wait_ms(self, client: str, limits: Limits, packet_bytes: int, frames: int = 1) -> int:
+        """0, and the frames are counted; or milliseconds until it is worth trying again with all of them."""
         if limits.rate is None and limits.mbit is None:
             return 0
-        frames, volume = self._of(client, limits)
-        wait = max(frames.wait_ms(1) if frames else 0, volume.wait_ms(packet_bytes * 8) if volume else 0)
+        number, volume = self._of(client, limits)
+        wait = max(number.wait_ms(frames) if number else 0, volume.wait_ms(packet_bytes * 8) if volume else 0)
         if wait == 0:
-            if frames:
-                frames.take(1)
+            if number:
+                number.take(frames)
             if volume:
                 volume.take(packet_bytes * 8)
         return wait

@@ -158,10 +158,12 @@ class InferenceService(GRPCInferenceServiceServicer):
         """Returns once every frame has its response; a cancelled call's frames are not computed."""
         loop = asyncio.get_running_loop()
         done: list[asyncio.Future[None]] = []
+        # One refused frame fails the request, so the others would be computed for nothing, at every try anew.
+        size = sum(frame.packet_bytes for frame in frames)
+        over_the_rate = rate_refusal(self._gate, frames[0].client, size, len(frames))
         try:
             for frame in frames:
-                refused = rate_refusal(self._gate, frame.client, frame.packet_bytes)
-                refused = refused or refusal_of(batcher, frame.packet, frame.tails)
+                refused = over_the_rate or refusal_of(batcher, frame.packet, frame.tails)
                 if refused is not None:
                     frame.release = batcher.model.manifest.release
                     frame.refuse(refused)

@@ -136,12 +136,13 @@ def refusal_of(
     return FrameRefusedError(_INVALID, message)
 
 
-def rate_refusal(gate: Gate, client: str, packet_bytes: int) -> FrameRefusedError | None:
-    """Why a client may not send a frame now; None where it may."""
-    retry_ms = gate.allow_frame(client, packet_bytes)
+def rate_refusal(gate: Gate, client: str, packet_bytes: int, frames: int = 1) -> FrameRefusedError | None:
+    """Why a client may not send a frame now, or so many together; None where it may."""
+    retry_ms = gate.allow_frame(client, packet_bytes, frames)
     if not retry_ms:
         return None
-    message = f"{client} has used up its rate; send this frame again after {retry_ms} ms"
+    what = "this frame" if frames == 1 else f"these {frames} frames"
+    message = f"{client} has used up its rate; send {what} again after {retry_ms} ms"
     return FrameRefusedError(_EXHAUSTED, message, retry_ms)
 
 

@@ -66,7 +66,7 @@ class TestGate:
                 raise AccessError(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
             return dict(context.invocation_metadata())["who"]
 
-        def allow_frame(self, client: str, packet_bytes: int) -> int:
+        def allow_frame(self, client: str, packet_bytes: int, frames: int = 1) -> int:
             assert client == "board-7"
             self.allowed -= 1
             return 0 if self.allowed >= 0 else 1234

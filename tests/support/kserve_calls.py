@@ -48,9 +48,11 @@ class Rates:
     def priority(self, client, wanted):
         return wanted
 
-    def allow_frame(self, client, packet_bytes):
-        self.left -= 1
-        return 0 if self.left >= 0 else 250
+    def allow_frame(self, client, packet_bytes, frames=1):
+        if frames > self.left:
+            return 250
+        self.left -= frames
+        return 0
 
 
 class Held:

@@ -13,6 +13,10 @@ from onnx import TensorProto, helper
 from support import bundles
 from support.kserve_calls import CODE, Held, Rates, expected, infer_request, refused, serving, some_symbols
 
+from narrowcast.tail.access_callers import ByAddress
+from narrowcast.tail.access_files import Watched
+from narrowcast.tail.access_gate import AccessGate
+from narrowcast.tail.access_limits import ClientLimits, Limits
 from narrowcast.tail.kserve_request import MAX_FRAMES
 from narrowcast.tail.store import Model, load_model
 from narrowcast.transport.bundle import OutputSpec, describe_part
@@ -310,10 +314,30 @@ async def test_rates_are_the_gates_and_say_when_to_come_back(tiny):
         await there.stub.ModelInfer(request)
         error = await refused(there.stub.ModelInfer(request))
         assert error.code() is CODE.RESOURCE_EXHAUSTED
-        assert error.details().startswith("frame 2 of 2: camera has used up its rate")
+        assert error.details() == ("frame 1 of 2: camera has used up its rate; send these 2 frames again after 250 ms")
         assert ("grpc-retry-pushback-ms", "250") in [tuple(pair) for pair in error.trailing_metadata()]
-        assert [record.result.code for record in there.observer.frames] == [0, 0, 0, CODE.RESOURCE_EXHAUSTED.value[0]]
+        over = CODE.RESOURCE_EXHAUSTED.value[0]
+        assert [record.result.code for record in there.observer.frames] == [
+            0,
+            0,
+            over,
+            over,
+        ]  # none is computed for nothing
         assert {record.stream.client for record in there.observer.frames} == {"camera"}
+
+
+async def test_a_request_of_more_frames_than_the_rate_is_late_and_not_impossible(tiny):
+    now = 1000.0
+    limits = ClientLimits(default=Limits(rate=2.0))
+    gate = AccessGate(ByAddress(), Watched([], lambda: limits, "limits"), clock=lambda: now)
+    request = infer_request(some_symbols(5), np.zeros(5, np.int64))
+    async with serving(load_model(tiny), gate=gate) as there:
+        await there.stub.ModelInfer(request)
+        error = await refused(there.stub.ModelInfer(request))
+        (wait_ms,) = (int(value) for key, value in error.trailing_metadata() if key == "grpc-retry-pushback-ms")
+        assert wait_ms == 2500  # 3 frames are owed, and the bucket has room for 2
+        now += wait_ms / 1000
+        await there.stub.ModelInfer(request)
 
 
 async def _until(done):
