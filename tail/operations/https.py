@@ -46,8 +46,11 @@ class ServerTls:
         if stamps == self._seen or None in stamps:
             return
         self._seen = stamps
+        pair = self._folder / CERTIFICATE, self._folder / KEY
         try:
-            self.context.load_cert_chain(self._folder / CERTIFICATE, self._folder / KEY, password=_no_password)
+            # Tried elsewhere first: OpenSSL drops the key that it has before it finds that the new pair does not fit.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*pair, password=_no_password)
+            self.context.load_cert_chain(*pair, password=_no_password)
         except (OSError, ValueError) as error:
             log.error("HTTP goes on with its certificate; that in %s cannot be used: %s", self._folder, error)
 

@@ -246,6 +246,25 @@ class TestTls:
         finally:
             await server.stop()
 
+    async def test_a_certificate_that_comes_before_its_key_waits_for_it(self, folder, tmp_path, caplog):
+        tls = ServerTls(folder)
+        server = made(tls=tls)
+        address = await server.start("127.0.0.1:7433")
+        try:
+            good = self.asking(folder, known=True)
+            before = await serial(address, good)
+            (tmp_path / "new").mkdir()
+            new = certificates(tmp_path / "new", "server", authority=folder)
+            (new / "tls.crt").replace(folder / "tls.crt")
+            tls.follow()
+            assert "goes on with its certificate" in caplog.text
+            assert await serial(address, good) == before
+            (new / "tls.key").replace(folder / "tls.key")
+            tls.follow()
+            assert await serial(address, good) != before
+        finally:
+            await server.stop()
+
     @pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
     def test_files_that_cannot_be_used_are_errors(self, folder, name):
         (folder / name).write_text("nonsense")
