@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from narrowcast.tail.errors import AccessError
 from narrowcast.tail.frame import Priority
 from narrowcast.tail.observe import Observer, Silent
 from narrowcast.tail.requests import METHOD_KINDS
+from narrowcast.tail.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -208,22 +208,11 @@ class RefusalLog:
         clock: seconds.
     """
 
-    EVERY_SECONDS = 60.0
-    MAX_ADDRESSES = 1000
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._told: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when, and how many were not told since
+        self.seldom = Seldom(clock)
 
     def tell(self, host: str, reason: str) -> None:
         """One refusal."""
-        now = self._clock()
-        at, untold = self._told.pop(host, (float("-inf"), 0))
-        if now - at < self.EVERY_SECONDS:
-            self._told[host] = (at, untold + 1)
-            return
-        self._told[host] = (now, 0)
-        if len(self._told) > self.MAX_ADDRESSES:
-            self._told.popitem(last=False)
-        more = f" (and {untold} times before)" if untold else ""
-        log.warning("refused %s: %s%s", ascii(host)[1:-1], reason, more)
+        more = self.seldom.take(host)
+        if more is not None:
+            log.warning("refused %s: %s%s", ascii(host)[1:-1], reason, more)

@@ -19,6 +19,7 @@ from narrowcast.tail.decoding import decode
 from narrowcast.tail.drift.profile import profiles
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.frame import Frame, refusal
+from narrowcast.tail.seldom import Seldom
 from narrowcast.tail.store import Model
 from narrowcast.transport.errors import FrameError, PayloadError
 from narrowcast.transport.images import decode_image
@@ -33,36 +34,46 @@ Response = pb.StreamResponse
 _Answering = Callable[[Model, Sequence[Frame], float, int], list[Response]]
 
 
-def answer_batch(model: Model, batch: Sequence[Frame], *, profiled: bool = False) -> list[Response]:
+def answer_batch(
+    model: Model, batch: Sequence[Frame], *, profiled: bool = False, failures: Seldom | None = None
+) -> list[Response]:
     """A response for each frame, in their order. Symbols and images may be mixed. Never raises.
 
     Args:
         model: answers.
         batch: at least one frame.
         profiled: give each frame of symbols its profile, too.
+        failures: which are told; None: all.
     """
+    failures = Seldom() if failures is None else failures
     answer_symbols = partial(_answer_symbols, profiled=profiled)
     started = time.perf_counter()
     images = [row for row, frame in enumerate(batch) if frame.packet.kind is Kind.IMAGE]
     if not images:
-        return _guarded(answer_symbols, model, batch, started, len(batch))
+        return _guarded(answer_symbols, model, batch, started, len(batch), failures)
     symbols = [row for row, frame in enumerate(batch) if frame.packet.kind is not Kind.IMAGE]
     responses: dict[int, Response] = {}
     for rows, answer in ((symbols, answer_symbols), (images, _answer_images)):
         if rows:
-            found = _guarded(answer, model, [batch[row] for row in rows], started, len(batch))
+            found = _guarded(answer, model, [batch[row] for row in rows], started, len(batch), failures)
             responses |= dict(zip(rows, found, strict=True))
     return [responses[row] for row in range(len(batch))]
 
 
-def _guarded(answer: _Answering, model: Model, frames: Sequence[Frame], started: float, size: int) -> list[Response]:
+def _guarded(
+    answer: _Answering, model: Model, frames: Sequence[Frame], started: float, size: int, failures: Seldom
+) -> list[Response]:
     try:
         return answer(model, frames, started, size)
     except Exception as error:
+        kind = type(error).__name__  # a lost GPU must not hide that memory is short, too
         if len(frames) > 1:  # one frame that the network cannot take must not fail those of others
-            log.warning("a batch of %d frames failed, and is computed frame by frame: %s", len(frames), error)
-            return [response for frame in frames for response in _guarded(answer, model, [frame], started, size)]
-        log.exception("a frame failed")
+            if (more := failures.take(f"batch {kind}")) is not None:
+                told = "%r: a batch of %d frames failed, and is computed frame by frame: %s%s"
+                log.warning(told, model.name, len(frames), error, more)
+            return [one for frame in frames for one in _guarded(answer, model, [frame], started, size, failures)]
+        if (more := failures.take(f"frame {kind}")) is not None:
+            log.exception("%r: a frame failed%s", model.name, more)
         told = str(error) if isinstance(error, TailBackendError) else f"the tail failed: {error}"
         return [refusal(frame.packet, FrameRefusedError(_INTERNAL, told)) for frame in frames]
 

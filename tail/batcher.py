@@ -22,6 +22,7 @@ from narrowcast.tail.errors import FrameRefusedError
 from narrowcast.tail.fair_queue import FairQueue
 from narrowcast.tail.frame import MAIN_ALONE, Frame, Priority
 from narrowcast.tail.observe import Observer, Silent
+from narrowcast.tail.seldom import Seldom
 from narrowcast.tail.store import Model
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.packet import Kind, Packet
@@ -92,6 +93,7 @@ class Batcher:
         self._sleeping = False  # the thread waits for frames
         self._running: Sequence[Frame] = ()
         self._closed = False
+        self._failures = Seldom()
         self._frame_seconds: float | None = None
         self._light = _LEAST_LIGHT - 1  # a model is light from its first light frame on
         self._gathered: list[Frame] = []  # to be answered on the event loop, later in this turn
@@ -253,9 +255,12 @@ class Batcher:
 
     def _compute_here(self, batch: Sequence[Frame]) -> None:
         began = time.perf_counter()
-        responses = answer_batch(self.model, batch, profiled=self.observer.wants_profiles)
+        responses = self._compute(batch)
         self._measure(time.perf_counter() - began, len(batch))
         self._deliver(batch, responses, (), 0)
+
+    def _compute(self, batch: Sequence[Frame]) -> list[pb.StreamResponse]:
+        return answer_batch(self.model, batch, profiled=self.observer.wants_profiles, failures=self._failures)
 
     def _sweep_at(self, deadline: float) -> None:
         left = max(SWEEP_SECONDS, deadline - time.perf_counter())
@@ -309,7 +314,7 @@ class Batcher:
                 batch, expired = self._take()
                 self._running = batch
             began = time.perf_counter()
-            responses = answer_batch(self.model, batch, profiled=self.observer.wants_profiles) if batch else []
+            responses = self._compute(batch) if batch else []
             if batch:
                 self._measure(time.perf_counter() - began, len(batch))
             self._running = ()

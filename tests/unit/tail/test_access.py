@@ -17,6 +17,7 @@ from narrowcast.tail.access_tls import ServerFiles, ServerTls, read_authorities
 from narrowcast.tail.errors import AccessError, ListenError
 from narrowcast.tail.frame import Priority, refusal
 from narrowcast.tail.opening import rate_refusal
+from narrowcast.tail.seldom import Seldom
 from narrowcast.transport.errors import CertificateError, ConfigError, KeyFileError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.pki.authority import Authority
@@ -326,7 +327,7 @@ def test_refusals_are_told_once_a_minute_for_each_address(clock, caplog):
     assert caplog.records[-1].getMessage() == "refused 192.0.2.7: no token (and 999 times before)"
     for k in range(3000):
         refusals.tell(f"2001:db8::{k:x}", "no token")
-    assert len(refusals._told) == RefusalLog.MAX_ADDRESSES
+    assert len(refusals.seldom) == Seldom.MAX_KINDS
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1"])

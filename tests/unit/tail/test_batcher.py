@@ -14,10 +14,12 @@ from support.inprocess import HeldBackend, Recorder, held, until
 
 from narrowcast.head.session import HeadSession
 from narrowcast.tail import batcher as batching
+from narrowcast.tail.answering import answer_batch
 from narrowcast.tail.batcher import Batcher
 from narrowcast.tail.errors import FrameRefusedError, TailBackendError
 from narrowcast.tail.frame import Frame
 from narrowcast.tail.observe import Silent
+from narrowcast.tail.seldom import Seldom
 from narrowcast.tail.store import Model, load_model
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.images import encode_image
@@ -347,4 +349,32 @@ async def test_a_frame_that_the_network_cannot_take_fails_alone(tiny, model, mon
     assert [isinstance(one, FrameRefusedError) for one in found] == [False, False, True, False]
     assert "too much" in str(found[2])
     assert picky.batches == [1, 3, 1, 1, 1]
+    await batcher.close()
+
+
+async def test_failing_frames_are_told_once_a_minute_and_counted(tiny, model, caplog, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(batching, "Seldom", lambda: Seldom(lambda: now))
+
+    class Lost(HeldBackend):
+        def run(self, symbols, levels):
+            raise TailBackendError("the GPU is lost") if len(symbols) == 1 else RuntimeError("a batch too many")
+
+    batcher = Batcher(Model(model.manifest, model.codec, Lost(model.backend.inner)))
+    one = packet(tiny, bundles.random_frames(1)[0])
+    for _ in range(100):
+        with pytest.raises(FrameRefusedError, match="the GPU is lost"):
+            await batcher.submit(one)
+    assert [record.getMessage() for record in caplog.records] == ["'tiny': a frame failed"]
+    assert "the GPU is lost" in caplog.text
+    now += 61
+    with pytest.raises(FrameRefusedError):
+        await batcher.submit(one)
+    assert caplog.records[-1].getMessage() == "'tiny': a frame failed (and 99 times before)"
+    caplog.clear()
+    for _ in range(2):
+        answer_batch(batcher.model, [Frame(one), Frame(one)], failures=batcher._failures)
+    assert [record.getMessage() for record in caplog.records] == [
+        "'tiny': a batch of 2 frames failed, and is computed frame by frame: a batch too many"
+    ]
     await batcher.close()
