@@ -106,6 +106,8 @@ class Detector:
         """One more frame: float64 ``[len(NAMES)]``. Returns what it changed."""
         self.frames += 1
         baseline = self._baselines.get(level)
+        if self.alarm and (baseline is None or baseline.learned is None):
+            return self._last_in_alarm()  # not learned: what is learned now would be the drift
         if baseline is None:
             if len(self._baselines) >= MAX_LEVELS:
                 return Verdict.NOTHING
@@ -113,8 +115,6 @@ class Detector:
             baseline = self._baselines[level] = Baseline(settings.learn_frames, settings.memory_frames)
         learned = baseline.learned
         if learned is None:
-            if self.alarm:  # what is learned now would be the drift
-                return Verdict.NOTHING
             baseline.learn(profile)
             return Verdict.LEARNED if baseline.learned else Verdict.NOTHING
         away = learned.away(profile)
@@ -141,14 +141,18 @@ class Detector:
 
     def _while_in_alarm(self, away: Vector, learned: Learned) -> Verdict:
         settings = self._settings
-        self._in_alarm += 1
-        self._away += (away - self._away) / min(self._in_alarm + 1, settings.recover_frames)
+        self._away += (away - self._away) / min(self._in_alarm + 2, settings.recover_frames)
         near = np.maximum(2 * settings.allowances[0] * learned.long_run, settings.least_shift)
         self._calm = self._calm + 1 if (np.abs(self._away) < near).all() else 0
         if self._calm >= settings.recover_frames:
             self._end_alarm()
             return Verdict.RECOVERED
-        if settings.adopt_frames and self._in_alarm >= settings.adopt_frames:
+        return self._last_in_alarm()
+
+    def _last_in_alarm(self) -> Verdict:
+        """One more frame in alarm, of a level that has a baseline or of one that has none."""
+        self._in_alarm += 1
+        if self._settings.adopt_frames and self._in_alarm >= self._settings.adopt_frames:
             self.accept()
             return Verdict.ADOPTED
         return Verdict.NOTHING

@@ -144,6 +144,17 @@ def test_an_alarm_that_lasts_becomes_normal_after_a_while():
     assert detector.learned[0].mean[0] == pytest.approx(11 - 0.3, abs=0.05)
 
 
+def test_an_alarm_that_lasts_at_a_level_that_was_never_learned_becomes_normal_too():
+    detector = Detector(DriftSettings(learn_frames=500, adopt_frames=1000))
+    verdicts(detector, independent(2000, 1))
+    ((at, verdict),) = verdicts(detector, independent(200, 9, -2.0))
+    assert verdict is Verdict.DRIFT
+    found = verdicts(detector, independent(2000, 10, -2.0), level=1)
+    still = 1000 - (199 - at)  # the alarm's frames of the level before count, too
+    assert found == [(still - 1, Verdict.ADOPTED), (still + 499, Verdict.LEARNED)]
+    assert list(detector.learned) == [1]
+
+
 def test_each_level_has_a_baseline_of_its_own():
     detector = Detector(FAST)
     for k, frame in enumerate(independent(4000, 2)):
