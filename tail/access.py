@@ -27,6 +27,9 @@ class Gate(Protocol):
             AccessError: the caller is not to be served.
         """
 
+    def ended(self, context: Context) -> grpc.StatusCode | None:
+        """The status with which the gate itself has ended a call that is still open; None where it has not."""
+
     def check_model(self, client: str, model: str) -> None:
         """Returns if a client may use a model, there or not.
 
@@ -53,6 +56,10 @@ class OpenGate:
     def client(self, context: Context) -> str:
         """See :class:`Gate`."""
         return host_of(context.peer())
+
+    def ended(self, context: Context) -> grpc.StatusCode | None:
+        """See :class:`Gate`."""
+        return None
 
     def check_model(self, client: str, model: str) -> None:
         """See :class:`Gate`."""

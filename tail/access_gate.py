@@ -57,6 +57,7 @@ class AccessGate:
         self._max_streams = max_streams
         self._rates = RateLimiter(clock)
         self._calls: dict[Context, _Call] = {}
+        self._ended: dict[Context, grpc.StatusCode] = {}  # by the gate, while their handlers still run
         self._refusals = RefusalLog(clock)
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -77,6 +78,11 @@ class AccessGate:
 
     def _over(self, context: Context) -> None:
         self._calls.pop(context, None)
+        self._ended.pop(context, None)
+
+    def ended(self, context: Context) -> grpc.StatusCode | None:
+        """See :class:`narrowcast.tail.access.Gate`."""
+        return self._ended.get(context)
 
     def check_model(self, client: str, model: str) -> None:
         """See :class:`narrowcast.tail.access.Gate`."""
@@ -134,6 +140,7 @@ class AccessGate:
             except AccessError as error:
                 log.warning("a stream of %s is ended: %s", call.caller.name, error)
                 del self._calls[context]
+                self._ended[context] = error.code
                 ending = asyncio.create_task(_end(context, call, error))
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)

@@ -175,7 +175,8 @@ class OpenStream:
             self._drop_pending()
             if self._references is not None:
                 self._references.close()
-            self._observer.stream_closed(self.info, reason)
+            by_gate = self._gate.ended(self._context)  # to the handler that looks like a client that goes
+            self._observer.stream_closed(self.info, reason if by_gate is None else by_gate.name)
 
     def drain(self, reason: str, come_back: bool, grace_seconds: float) -> None:
         """Asks the client to move; ends the stream in ``grace_seconds``, whatever is unanswered then."""

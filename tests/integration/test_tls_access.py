@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from support.inprocess import Recorder, until
 from support.secured import Refusals, answer, called, eventually, opened, refused, serving
 
 from narrowcast.head.errors import RefusedError
@@ -26,7 +27,8 @@ class TestWhileTheServerRuns:
     async def test_a_revoked_client_loses_its_open_stream_and_gets_no_other(
         self, tiny_folder, session, fleet, tail, board
     ):
-        async with serving(tiny_folder, "--tls", tail) as address:
+        watching = Recorder()
+        async with serving(tiny_folder, "--tls", tail, observer=watching) as address:
             channel, call, _ = await opened(session, address, board)
             other_channel, other, _ = await opened(session, address, fleet.board("board-8"))
             fleet.authority.revoke("board-7")
@@ -35,6 +37,8 @@ class TestWhileTheServerRuns:
                 await asyncio.wait_for(call.read(), 10)
             assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert "was revoked on" in ended.value.details()
+            await until(lambda: watching.closed, "the stream is closed here, too")
+            assert [(one.client, reason) for one, reason in watching.closed] == [("board-7", "UNAUTHENTICATED")]
             with pytest.raises(RefusedError, match="keys issue board-7 makes a new one"):
                 await answer(session, address, board)
             assert not other.done()

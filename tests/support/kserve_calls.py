@@ -42,6 +42,9 @@ class Rates:
     def client(self, context):
         return "camera"
 
+    def ended(self, context):
+        return None
+
     def check_model(self, client, model):
         pass
 
