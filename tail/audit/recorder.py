@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ class AuditRecorder(Silent):
 
     def __init__(self, sampler: Sampler, store: AuditStore) -> None:
         self._sampler, self._store = sampler, store
+        self._open: Counter[StreamInfo] = Counter()  # a camera that moves has two for a moment
         self._wanted: dict[StreamInfo, list[int]] = {}
         self._asked: OrderedDict[StreamInfo, OrderedDict[int, _Asked]] = OrderedDict()
         self.sources_asked = self.sources_kept = self.sources_refused = 0
@@ -56,9 +57,16 @@ class AuditRecorder(Silent):
         if event.verdict is Verdict.DRIFT:
             self._keep(self._sampler.alarm(event.camera.client, event.camera.stream_id))
 
+    def stream_opened(self, stream: StreamInfo) -> None:
+        """See :class:`~narrowcast.tail.observe.Observer`."""
+        self._open[stream] += 1
+
     def stream_closed(self, stream: StreamInfo, reason: str) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
-        self._wanted.pop(stream, None)
+        self._open[stream] -= 1
+        if self._open[stream] <= 0:
+            del self._open[stream]
+            self._wanted.pop(stream, None)
 
     def wanted(self, stream: StreamInfo) -> Sequence[int]:
         """See :class:`~narrowcast.tail.observe.Auditor`."""

@@ -9,6 +9,7 @@ Imported only where traces are wanted; wants the extra ``otel``.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -62,7 +63,8 @@ class Traces(Silent):
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("narrowcast.tail", VERSION)
         self._every = every
-        self._streams: dict[StreamInfo, tuple[Span, Context]] = {}
+        # Several where a camera comes back before its old stream is closed: after every move to the same server.
+        self._streams: dict[StreamInfo, deque[tuple[Span, Context]]] = {}
         self._frames = 0
 
     def close(self, seconds: float = 5.0) -> None:
@@ -72,17 +74,18 @@ class Traces(Silent):
 
     def stream_opened(self, stream: StreamInfo) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
-        before = self._streams.pop(stream, None)
-        if before is not None:  # a camera that reconnected before its old stream was found to be dead
-            before[0].end()
         span = self._tracer.start_span("narrowcast.stream", _caller.get() or Context(), SpanKind.SERVER, _about(stream))
-        self._streams[stream] = span, trace.set_span_in_context(span, Context())
+        self._streams.setdefault(stream, deque()).append((span, trace.set_span_in_context(span, Context())))
 
     def stream_closed(self, stream: StreamInfo, reason: str) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
-        found = self._streams.pop(stream, None)
-        if found is not None:
-            _end(found[0], reason, time.time_ns())
+        spans = self._streams.get(stream)
+        if spans is None:
+            return
+        oldest, _ = spans.popleft()
+        if not spans:
+            del self._streams[stream]
+        _end(oldest, reason, time.time_ns())
 
     def refused(self, client: str, model: str, code: str) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
@@ -93,7 +96,7 @@ class Traces(Silent):
     def frame_done(self, record: FrameRecord) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
         found = self._streams.get(record.stream)
-        parent = found[1] if found is not None else None if record.stream.stream_id else _caller.get()
+        parent = found[-1][1] if found is not None else None if record.stream.stream_id else _caller.get()
         if found is not None or parent is None:
             self._frames += 1
             if self._frames % self._every:

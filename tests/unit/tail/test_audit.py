@@ -200,6 +200,21 @@ def test_samples_that_lie(tmp_path, key):
         open_sample(path, key).unpacked()
 
 
+def test_what_is_to_be_asked_for_outlives_the_stream_that_a_camera_has_moved_from(tmp_path, key):
+    recorder = AuditRecorder(Sampler(1), AuditStore(tmp_path / "samples", key.public))
+    one = record(0)
+    stream = one.stream._replace(audit=True)
+    recorder.stream_opened(stream)
+    recorder.stream_opened(stream)  # the same camera's next one
+    recorder.frame_done(one._replace(stream=stream))
+    recorder.stream_closed(stream, "OK")
+    assert recorder.wanted(stream) == [0]
+    recorder.frame_done(record(1)._replace(stream=stream))
+    recorder.stream_closed(stream, "OK")
+    assert not recorder.wanted(stream)
+    recorder.close()
+
+
 # The verb
 
 
