@@ -12,7 +12,7 @@ import grpc
 from narrowcast.tail.errors import ListenError
 from narrowcast.tail.frame import Priority
 from narrowcast.tail.observe import Observer
-from narrowcast.transport.rpc.channels import Address
+from narrowcast.transport.rpc.channels import MAX_STREAMS, Address
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -87,6 +87,7 @@ class Access:
         authenticates: whether callers must show a certificate or token.
         interceptors: of the gRPC server: every service goes through them, whoever wrote it.
         report: told of the server's observer, which refusals at the interceptors go to.
+        max_streams: that the gate lets be open at once: the server takes connections for more.
         watch: runs as long as the server: takes up changed files, and ends the streams of those who may not go on.
     """
 
@@ -95,6 +96,7 @@ class Access:
     authenticates: bool = False
     interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
     report: Callable[[Observer], None] = lambda observer: None
+    max_streams: int = MAX_STREAMS
     watch: Callable[[], Coroutine[Any, Any, None]] = _nothing_to_watch
 
     def add_port(self, server: grpc.aio.Server, address: Address) -> int:

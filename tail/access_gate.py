@@ -21,12 +21,12 @@ from narrowcast.tail.frame import Priority
 from narrowcast.tail.observe import Observer, Silent
 from narrowcast.tail.requests import METHOD_KINDS
 from narrowcast.tail.seldom import Seldom
+from narrowcast.transport.rpc.channels import MAX_STREAMS
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 1.0
 _FORGET_EVERY = 60
-MAX_STREAMS = 4096
 
 
 class _Call(NamedTuple):

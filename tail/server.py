@@ -23,7 +23,7 @@ from narrowcast.tail.requests import SoundRequests
 from narrowcast.tail.service import TailService
 from narrowcast.tail.store import Model, ModelStatus, ModelStore, StoreObserver, StoreSettings
 from narrowcast.tail.stream import Ageing
-from narrowcast.transport.rpc.channels import SERVER_OPTIONS, Address
+from narrowcast.transport.rpc.channels import Address, server_options
 from narrowcast.transport.rpc.tail_pb2_grpc import add_TailServiceServicer_to_server
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,8 @@ class TailServer:
             self.table, gate=self._access.gate, observer=self._observer, ageing=self._ageing, auditor=self._auditor
         )
         self._server = grpc.aio.server(
-            options=SERVER_OPTIONS, interceptors=[*self._access.interceptors, *self._interceptors, SoundRequests()]
+            options=server_options(self._access.max_streams),
+            interceptors=[*self._access.interceptors, *self._interceptors, SoundRequests()],
         )
         add_TailServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

@@ -203,6 +203,15 @@ class TestTokens:
 
 
 class TestLimits:
+    @pytest.mark.parametrize(("streams", "connections"), [(2, 8192), (4096, 8192), (20_000, 40_000)])
+    async def test_there_are_connections_for_all_streams(self, tiny_folder, tail, streams, connections, monkeypatch):
+        given, make = {}, grpc.aio.server
+        monkeypatch.setattr(grpc.aio, "server", lambda **more: given.update(more) or make(**more))
+        for options in (), ("--tls", tail):
+            async with serving(tiny_folder, *options, "--max-streams", streams):
+                found = [value for name, value in given["options"] if name == "grpc.max_allowed_incoming_connections"]
+                assert found == [connections]
+
     async def test_streams_are_counted_for_each_client_and_for_all(self, tiny_folder, session, fleet, tail, board):
         other = fleet.board("board-8")
         options = ("--tls", tail, "--max-client-streams", 1, "--max-streams", 2)

@@ -12,6 +12,8 @@ DEFAULT_PORT = 7433
 MAX_PACKET_BYTES = MAX_PAYLOAD_BYTES + HEADER_BYTES
 MAX_MESSAGE_BYTES = MAX_PACKET_BYTES + 4096
 MAX_RESULT_BYTES = 300 * 1024 * 1024
+MAX_STREAMS = 4096  # of a server that is not told otherwise
+MAX_CONNECTIONS = 2 * MAX_STREAMS
 
 Options = list[tuple[str, int]]
 
@@ -30,6 +32,7 @@ CLIENT_OPTIONS: Options = [
     ("grpc.enable_retries", 0),
 ]
 
+_CONNECTIONS = "grpc.max_allowed_incoming_connections"
 # The server pings nobody but by gRPC's default, once in two hours (and so has TCP_USER_TIMEOUT, 20 s): keepalive counts an
 # idle stream as a call. It finds hung clients on the stream itself (docs/protocol.md).
 SERVER_OPTIONS: Options = [
@@ -40,11 +43,20 @@ SERVER_OPTIONS: Options = [
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Nor one that has no call open, when it asks for one no more: an idle stream is a call.
     ("grpc.max_connection_idle_ms", 300_000),
-    # Twice as many as there may be streams (`--max-streams`), whoever they are; one more is closed at once.
-    ("grpc.max_allowed_incoming_connections", 8_192),
+    # Whoever they are; one more is closed at once. See server_options().
+    (_CONNECTIONS, MAX_CONNECTIONS),
     # Two servers on one port would share its clients between them without a word.
     ("grpc.so_reuseport", 0),
 ]
+
+
+def server_options(max_streams: int) -> Options:
+    """:data:`SERVER_OPTIONS` for so many streams at once: each may have a connection of its own, and as many others come.
+
+    Fewer streams leave it at :data:`MAX_CONNECTIONS`: who is one too many is told so, which takes a connection.
+    """
+    most = max(MAX_CONNECTIONS, 2 * max_streams)
+    return [*(pair for pair in SERVER_OPTIONS if pair[0] != _CONNECTIONS), (_CONNECTIONS, most)]
 
 
 class Address(NamedTuple):

@@ -61,7 +61,7 @@ def build_access(args: argparse.Namespace) -> Access:
     limits = _limits(args.clients, Limits(rate=args.rate, mbit=args.client_mbit, streams=args.max_client_streams))
     if args.tls is None:
         gate = AccessGate(ByAddress(), limits, max_streams=args.max_streams)
-        return Access(gate, watch=gate.watch)
+        return Access(gate, max_streams=args.max_streams, watch=gate.watch)
     from narrowcast.tail.access_tls import ServerFiles, ServerTls
 
     files = ServerFiles.of_folder(args.tls, client_authority=args.client_ca, clients=args.tokens is None)
@@ -69,7 +69,7 @@ def build_access(args: argparse.Namespace) -> Access:
     keeper = GateKeeper(gate)
     return Access(
         gate, ServerTls(files).credentials(), authenticates=True, interceptors=[keeper], report=keeper.report,
-        watch=gate.watch,
+        max_streams=args.max_streams, watch=gate.watch,
     )  # fmt: skip
 
 
