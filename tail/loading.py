@@ -230,10 +230,34 @@ def load_models(
 ) -> dict[str, Model]:
     """Loads the highest release of every model in ``folder``, once: for those who do without a :class:`ModelStore`.
 
-    A bundle that must not be used is left out, with the reason in the log.
+    Raises:
+        StoreError, BundleError: see :func:`load_codecs`.
+    """
+    models = load_codecs(folder, trusted=trusted, allow_unsigned=allow_unsigned, threads=threads, keep=1)
+    return {model.name: model for model in models}
+
+
+def load_codecs(
+    folder: Path,
+    *,
+    trusted: Iterable[PublicKey] | None = None,
+    allow_unsigned: bool = False,
+    threads: int = 0,
+    keep: int | None = None,
+) -> list[Model]:
+    """Loads what a :class:`ModelStore` would serve of ``folder``, once: of each model and codec the highest release.
+
+    A bundle that must not be used, or is in another's way, is left out, with the reason in the log.
+
+    Args:
+        folder: of bundles.
+        trusted: whose bundles may be used; None: those of the keys folder.
+        allow_unsigned: take bundles that carry no signature, too.
+        threads: for each model; 0: the library's choice.
+        keep: of one model, codecs that are served at once, the highest releases first; None for all.
 
     Raises:
-        StoreError: no folder, no bundle that can be used, or two of one name and release.
+        StoreError: no folder, or no bundle that can be used.
         BundleError: none can be used, and that is what is wrong with the first one.
     """
     files = sorted(look(folder))
@@ -248,13 +272,14 @@ def load_models(
         except BundleError as error:
             log.error("not served: %s", error)
             problems.append(error)
-    choice = choose(found, [], keep=1)
+    choice = choose(found, [], keep)
     for clash in choice.clashes.values():
-        raise clash
-    models: dict[str, Model] = {}
-    for key, one in choice.serve.items():
+        log.error("not served: %s", clash)
+        problems.append(clash)
+    models: list[Model] = []
+    for one in choice.serve.values():
         try:
-            models[key.name] = load_model(one.bundle, settings=BackendSettings(threads=threads))
+            models.append(load_model(one.bundle, settings=BackendSettings(threads=threads)))
         except (BundleError, TailBackendError) as error:
             log.error("not served: %s", error)
             problems.append(error)

@@ -34,7 +34,7 @@ from narrowcast.tail.observe import FrameRecord, Silent
 from narrowcast.tail.ray_bridge import BridgedContext
 from narrowcast.tail.server import SERVICE
 from narrowcast.tail.service import TailService
-from narrowcast.tail.store import load_models
+from narrowcast.tail.store import load_codecs
 from narrowcast.tail.stream import Ageing
 from narrowcast.transport.bundle import trusted_keys
 from narrowcast.transport.bundle.signing import read_keys
@@ -56,6 +56,7 @@ class ReplicaSettings(Settings, frozen=True):
         insecure: must be true: Ray Serve's proxy listens on all interfaces, and neither encrypts nor asks who calls.
         trust: files of public keys; those of the keys folder where there are none.
         allow_unsigned: take bundles that carry no signature.
+        keep: releases of one model, with different codecs, that are served at once; None for all in the folder.
         max_batch, max_delay_ms, max_queue: see :class:`Batcher`.
         threads: for each model; 0: the library's choice, which is all cores of the machine.
         frames_per_second: what one replica is to answer; more replicas are started above it.
@@ -71,6 +72,7 @@ class ReplicaSettings(Settings, frozen=True):
     insecure: bool = False
     trust: list[str] = []
     allow_unsigned: bool = False
+    keep: _AtLeastOne | None = None
     max_batch: _AtLeastOne = 16
     max_delay_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     max_queue: _AtLeastOne = 1024
@@ -138,15 +140,16 @@ class Replica:
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         keys = [key for file in settings.trust for key in read_keys(Path(file))] or trusted_keys()
         models = await asyncio.to_thread(
-            load_models,
+            load_codecs,
             Path(settings.bundles),
             trusted=keys,
             allow_unsigned=settings.allow_unsigned,
             threads=settings.threads,
+            keep=settings.keep,
         )
         self._table = ModelTable()
         self._rate = FrameRate()
-        for model in models.values():
+        for model in models:
             self._table.publish(
                 Batcher(
                     model,

@@ -20,7 +20,7 @@ from narrowcast.tail.backends import BackendSettings
 from narrowcast.tail.errors import DowngradeError, StoreError, TailBackendError
 from narrowcast.tail.events import event_fields
 from narrowcast.tail.folder import SUFFIX, Candidate, Choice, Key, Stamp, choose, look
-from narrowcast.tail.loading import Model, load_model, load_models
+from narrowcast.tail.loading import Model, load_codecs, load_model, load_models
 from narrowcast.tail.watch import Watch
 from narrowcast.transport.bundle import PublicKey
 from narrowcast.transport.errors import BundleError, NarrowcastError
@@ -29,7 +29,16 @@ if TYPE_CHECKING:  # the batcher knows models, so models cannot know it
     from narrowcast.tail.batcher import Batcher
     from narrowcast.tail.models import ModelTable
 
-__all__ = ["Model", "ModelStatus", "ModelStore", "StoreObserver", "StoreSettings", "load_model", "load_models"]
+__all__ = [
+    "Model",
+    "ModelStatus",
+    "ModelStore",
+    "StoreObserver",
+    "StoreSettings",
+    "load_codecs",
+    "load_model",
+    "load_models",
+]
 log = logging.getLogger(__name__)
 
 # A file that differs between two looks so far apart is being written.

@@ -179,6 +179,13 @@ def with_second_tail(made: Made) -> Made:
     return Made(msgspec.structs.replace(more.manifest, tails=tails), more.contents)
 
 
+def with_codec(made: Made, number: int) -> Made:
+    """The bundle with a codec of another fingerprint, as after training anew."""
+    spec = CodecSpec("rans", SHAPE, ALPHABET, LEVELS, f"{number:064x}")
+    fingerprint = spec.fingerprint(made.contents["tables"]).hex()
+    return Made(msgspec.structs.replace(made.manifest, codec=spec, fingerprint=fingerprint), made.contents)
+
+
 def with_self_check(made: Made, *, moved: int = 0, payload: bytes = b"") -> Made:
     """The bundle with the symbols of one reference frame, each moved by so much; ``payload`` goes in their place."""
     codec = open_codec(made.manifest.codec, tables())

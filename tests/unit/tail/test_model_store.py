@@ -7,7 +7,6 @@ import gc
 import weakref
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from support import bundles
@@ -19,7 +18,6 @@ from narrowcast.tail.errors import DowngradeError, ModelUnavailableError, StoreE
 from narrowcast.tail.models import ModelTable
 from narrowcast.tail.store import ModelStore, StoreSettings
 from narrowcast.transport.bundle import describe_part
-from narrowcast.transport.codec import CodecSpec
 from narrowcast.transport.errors import PartHashError, UnsignedBundleError
 from narrowcast.transport.packet import CodecId, Packet
 from narrowcast.transport.rpc.tensors import from_tensors
@@ -31,11 +29,7 @@ ONE_THREAD = BackendSettings(threads=1, max_batch=2)
 def made(release: int = 1, *, codec: int = 0, name: str = "tiny") -> bundles.Made:
     """A bundle; those of another ``codec`` have another fingerprint, as after training anew."""
     one = bundles.make(name, release)
-    if codec:
-        spec = CodecSpec("rans", bundles.SHAPE, bundles.ALPHABET, bundles.LEVELS, f"{codec:064x}")
-        fingerprint = spec.fingerprint(one.contents["tables"]).hex()
-        one.manifest = msgspec.structs.replace(one.manifest, codec=spec, fingerprint=fingerprint)
-    return one
+    return bundles.with_codec(one, codec) if codec else one
 
 
 def publish(folder: Path, file: str, one: bundles.Made, **options) -> None:

@@ -11,10 +11,12 @@ pytest.importorskip("ray.serve", reason="ray is not installed (pip install 'narr
 import yaml
 from ray.serve.config import AutoscalingContext
 from ray.serve.schema import ServeDeploySchema
+from support import bundles
 
 from narrowcast.tail.errors import ListenError
-from narrowcast.tail.ray_serve import RATE, FrameRatePolicy, app
+from narrowcast.tail.ray_serve import RATE, FrameRatePolicy, Replica, ReplicaSettings, app
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.rpc import tail_pb2 as pb
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
@@ -49,6 +51,25 @@ def test_the_file_in_deploy_is_one_for_ray_serve():
     for path in schema.grpc_options.grpc_servicer_functions:
         module, name = path.split(":")
         assert callable(getattr(__import__(module, fromlist=[name]), name))
+
+
+async def test_a_replica_serves_codecs_side_by_side(tmp_path):
+    bundles.make("a", 1).write(tmp_path / "a1.ncb", key=None)
+    bundles.with_codec(bundles.make("a", 2), 1).write(tmp_path / "a2.ncb", key=None)
+    for keep, releases in ((None, [1, 2]), (1, [2])):
+        replica = Replica.__new__(Replica)
+        await replica.__init__(ReplicaSettings(str(tmp_path), allow_unsigned=True, keep=keep))
+        listed = await replica.ListModels(pb.ListModelsRequest(), Caller())
+        assert sorted(model.release for model in listed.models) == releases
+        for slot in replica._table:
+            await slot.batcher.close()
+
+
+class Caller:
+    """What Ray Serve tells of a call."""
+
+    def peer(self):
+        return "ipv4:192.0.2.7:5000"
 
 
 def context(rates, streams=0):

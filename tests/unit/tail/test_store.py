@@ -8,7 +8,7 @@ from support import bundles
 
 from narrowcast.tail.errors import ListenError, StoreError, TailBackendError
 from narrowcast.tail.server import TailServer
-from narrowcast.tail.store import load_model, load_models
+from narrowcast.tail.store import load_codecs, load_model, load_models
 from narrowcast.transport.bundle import OutputSpec, describe_part
 from narrowcast.transport.errors import UnsignedBundleError, UntrustedKeyError
 from narrowcast.transport.rpc.channels import Address
@@ -51,6 +51,19 @@ def test_two_of_one_name_and_release(tmp_path):
         bundles.make("twin").write(tmp_path / file)
     with pytest.raises(StoreError, match="both 'twin' release 1; remove one"):
         load_models(tmp_path, trusted=TRUSTED)
+
+
+def test_codecs_side_by_side_as_a_folder_that_is_watched_has_them(tmp_path, caplog):
+    for release in (1, 2):
+        bundles.make("a", release).write(tmp_path / f"a{release}.ncb")
+    bundles.with_codec(bundles.make("a", 3), 1).write(tmp_path / "a3.ncb")
+    for file in ("b.ncb", "c.ncb"):
+        bundles.make("twin").write(tmp_path / file)
+    models = load_codecs(tmp_path, trusted=TRUSTED)
+    assert sorted(model.manifest.release for model in models) == [2, 3]
+    assert "both 'twin' release 1; remove one" in caplog.text
+    (model,) = load_codecs(tmp_path, trusted=TRUSTED, keep=1)
+    assert model.manifest.release == 3
 
 
 def test_a_tail_that_does_not_run_is_found_when_it_is_loaded(tmp_path):
