@@ -168,13 +168,11 @@ class References:
             raise NeedKeyError(f"frame {packet.reference} is of level {kept.level}, its successor of {packet.level}")
         if codec is None or codec.fingerprint != self.codec.fingerprint:
             raise NeedKeyError("the model's new release has other video tables")
-        if packet.kind is Kind.SKIP:
-            if kept.release != release:
-                raise NeedKeyError(
-                    f"frame {packet.reference} was answered by release {kept.release}; now it is {release}"
-                )
-            if packet.payload != self.codec.skip_payload(kept.symbols.shape):
-                raise NeedKeyError(f"frame {packet.reference} is of another size")
+        if packet.kind is Kind.SKIP and kept.release != release:
+            raise NeedKeyError(f"frame {packet.reference} was answered by release {kept.release}; now it is {release}")
+        size = self.codec.skip_payload(kept.symbols.shape)  # what a predicted payload begins with, too
+        if not packet.payload.startswith(size) or (packet.kind is Kind.SKIP and packet.payload != size):
+            raise NeedKeyError(f"frame {packet.reference} is of another size")
         return kept
 
     def refer(self, frame: Frame, codec: VideoCodec | None, release: int) -> FrameRefusedError | None:

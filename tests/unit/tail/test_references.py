@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import bundles
 
+from narrowcast.tail.errors import NeedKeyError
 from narrowcast.tail.frame import Frame
 from narrowcast.tail.references import References, Room
-from narrowcast.transport.packet import CodecId, Packet
+from narrowcast.transport.packet import CodecId, Kind, Packet
 from narrowcast.transport.rpc import tail_pb2 as pb
-from narrowcast.transport.video import Memory
+from narrowcast.transport.video import Memory, VideoCodec
 
 SYMBOLS, SYMBOLS_BYTES = np.zeros((4, 5, 5), np.uint8), 100
 SIZE = 3 * SYMBOLS_BYTES  # with what is remembered; the answer below is empty
@@ -95,3 +97,23 @@ def test_streams_that_keep_nothing_take_no_place():
     assert len(busy.kept) == 4
     assert room.clients == {"busy": 4 * SIZE}
     assert not any(len(one.kept) for one in idle)
+
+
+@pytest.mark.parametrize("kind", [Kind.PREDICTED, Kind.SKIP])
+def test_a_reference_of_another_size_is_answered_with_the_wish_for_a_key(kind):
+    codec = VideoCodec(bundles.make_free().manifest.codec, bundles.video_tables().to_bytes())
+    kept = References(codec, 4, Room())
+    small, large = (np.zeros((3, 8, columns), np.uint8) for columns in (8, 12))
+    key = Frame(Packet(CodecId.RANS, 1, 0, 0, b"", bytes(16), bytes(16)))
+    key.response, key.kept = pb.StreamResponse(), (small, codec.memory(small, None))
+    kept.keep(key)
+
+    def refer(symbols):
+        skip, memory = codec.skip_payload(symbols.shape), codec.memory(symbols, None)
+        payload = skip if kind is Kind.SKIP else codec.encode(symbols, 1, memory)
+        packet = Packet(CodecId.RANS_PREDICTED, 1, 1, 0, payload, bytes(16), bytes(16), kind, 0)
+        return kept.find(packet, codec, 0)
+
+    assert refer(small).symbols is small
+    with pytest.raises(NeedKeyError, match="frame 0 is of another size"):
+        refer(large)
