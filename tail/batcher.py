@@ -224,8 +224,11 @@ class Batcher:
             self.overloaded = True
         elif count * 8 <= self._queue.limit:
             self.overloaded = False
-            if not count and not self._running and not self._gathered:
-                self._idle.set()
+            if not count and not self._running and not self._gathered and not self._idle.is_set():
+                with self._changed:  # the thread may have just taken what is the last, and not said yet that it runs
+                    idle = not self._queue and not self._running
+                if idle:
+                    self._idle.set()
 
     def _is_light(self, frame: Frame) -> bool:
         """Whether handing a frame to the thread would cost more than answering it: nothing waits, and it takes no time."""

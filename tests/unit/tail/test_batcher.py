@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
-from support import bundles
+from support import bundles, waiting
 from support.inprocess import HeldBackend, Recorder, held, until
 
 from narrowcast.head.session import HeadSession
@@ -269,6 +270,37 @@ async def test_idle_is_when_nothing_waits_and_nothing_runs(tiny, model):
     await batcher.close()
     with pytest.raises(FrameRefusedError, match="being unloaded"):
         await batcher.submit(one)
+
+
+async def test_it_is_not_idle_while_a_batch_is_taken(tiny, model, monkeypatch):
+    """On the thread's way from the queue to the batch, a frame is in neither."""
+    seen = []
+
+    class Watched(threading.Condition):
+        wanted: set[threading.Thread] = set()
+
+        def __enter__(self):
+            self.wanted.add(threading.current_thread())
+            return super().__enter__()
+
+    class Taking(Batcher):
+        def _take(self):
+            found = super()._take()
+            looking = threading.Thread(target=self._weigh)
+            looking.start()
+            waiting.until(lambda: looking in Watched.wanted or not looking.is_alive(), "somebody has looked")
+            seen.append(self._idle.is_set())
+            return found
+
+    with monkeypatch.context() as patched:
+        thread = {"Lock": threading.Lock, "Thread": threading.Thread}
+        patched.setattr(batching, "threading", SimpleNamespace(Condition=Watched, **thread))
+        batcher = Taking(model)
+    answer = batcher.submit(packet(tiny, bundles.random_frames(1)[0]))
+    model.backend.go.set()
+    assert (await answer).outputs
+    assert seen == [False]
+    await batcher.close()
 
 
 async def test_observers_are_told_of_batches(tiny, model):
