@@ -27,6 +27,9 @@ class Gate(Protocol):
             AccessError: the caller is not to be served.
         """
 
+    def when_full(self, look: Callable[[str | None], None]) -> None:
+        """Has ``look`` called where there is no room for a stream: with the client that has too many, else with None."""
+
     def ended(self, context: Context) -> grpc.StatusCode | None:
         """The status with which the gate itself has ended a call that is still open; None where it has not."""
 
@@ -56,6 +59,9 @@ class OpenGate:
     def client(self, context: Context) -> str:
         """See :class:`Gate`."""
         return host_of(context.peer())
+
+    def when_full(self, look: Callable[[str | None], None]) -> None:
+        """See :class:`Gate`. There always is room."""
 
     def ended(self, context: Context) -> grpc.StatusCode | None:
         """See :class:`Gate`."""

@@ -59,6 +59,7 @@ class AccessGate:
         self._calls: dict[Context, _Call] = {}
         self._ended: dict[Context, grpc.StatusCode] = {}  # by the gate, while their handlers still run
         self._refusals = RefusalLog(clock)
+        self._look: Callable[[str | None], None] = lambda client: None
         self._ending: set[asyncio.Task[None]] = set()
 
     def client(self, context: Context) -> str:
@@ -79,6 +80,10 @@ class AccessGate:
     def _over(self, context: Context) -> None:
         self._calls.pop(context, None)
         self._ended.pop(context, None)
+
+    def when_full(self, look: Callable[[str | None], None]) -> None:
+        """See :class:`narrowcast.tail.access.Gate`."""
+        self._look = look
 
     def ended(self, context: Context) -> grpc.StatusCode | None:
         """See :class:`narrowcast.tail.access.Gate`."""
@@ -108,11 +113,13 @@ class AccessGate:
         if limits.only_listed and name not in limits.clients:
             raise AccessError(grpc.StatusCode.PERMISSION_DENIED, f"{name} is not among the clients of this server")
         if len(self._calls) >= self._max_streams:
+            self._look(None)
             raise AccessError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._max_streams} streams are open, the most for this server"
             )
         most = limits.of(name).streams
         if most is not None and sum(call.caller.name == name for call in self._calls.values()) >= most:
+            self._look(name)
             raise AccessError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"{most} streams of {name} are open, the most that it may have"
             )

@@ -57,6 +57,7 @@ class TailService(TailServiceServicer):
         self._streams: dict[Slot, set[OpenStream]] = {}
         self._watching: dict[Slot, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._gate.when_full(self._knock)
 
     def drain(self, grace_seconds: float = 10.0) -> None:
         """From now on: no new streams; open ones are asked to move, and end within ``grace_seconds``."""
@@ -211,6 +212,14 @@ class TailService(TailServiceServicer):
         await slot.retired.wait()
         for stream in list(streams):
             stream.drain("model unloaded", True, self._ageing.grace_seconds)
+
+    def _knock(self, client: str | None) -> None:
+        """There is no room: perhaps some streams, of this client or (None) of all, are held by nobody any more."""
+        now = time.monotonic()
+        for streams in self._streams.values():
+            for stream in streams:
+                if client is None or stream.info.client == client:
+                    stream.knock(now)
 
     def _watch(self) -> None:
         """Looks for silent clients."""

@@ -37,6 +37,8 @@ from narrowcast.transport.rpc import tail_pb2 as pb
 from narrowcast.transport.rpc.channels import MAX_PACKET_BYTES
 
 LEAST_SILENCE_SECONDS = 1.0
+# So long TCP takes to find that what was written arrives nowhere (docs/protocol.md); sooner there is nothing new to learn.
+KNOCK_EVERY_SECONDS = 20.0
 # A client that reads no answers must not fill the memory with what it sends.
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 _EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -89,6 +91,8 @@ class OpenStream:
         self._no_more = False  # the reader has ended
         self._end_now: EndedError | None = None
         self._pong: int | None = None
+        self._knocking = False
+        self._knocked = float("-inf")
         self._drain: pb.Drain | None = None  # to be sent
         self._draining = False
         self._writer: asyncio.Task[None] | None = None
@@ -215,6 +219,15 @@ class OpenStream:
             )
         )
 
+    def knock(self, now: float) -> None:
+        """Says nothing new to a client that may be gone: TCP then finds out. ``now`` is ``time.monotonic()``.
+
+        An idle stream carries nothing, so neither end of one notices for hours that the other has lost its power.
+        """
+        if self._is_idle() and not self._draining and now - self._knocked >= KNOCK_EVERY_SECONDS:
+            self._knocking, self._knocked = True, now
+            self._wake()
+
     def _limit_silence(self, limit_ms: int) -> None:
         if limit_ms:
             self._silence_limit = max(LEAST_SILENCE_SECONDS, limit_ms / 1000)
@@ -244,6 +257,9 @@ class OpenStream:
                 await write(pb.StreamResponse(pong=pb.Pong(number=number)))
             elif pending and pending[0].response is not None:
                 await self._answer(pending.popleft())
+            elif self._knocking:
+                self._knocking = False
+                await write(pb.StreamResponse(credits=pb.Credits(window=self._credits.window)))
             elif self._no_more and not pending:
                 if self._ending is not None:
                     raise self._ending

@@ -8,17 +8,28 @@ import contextlib
 import grpc
 import numpy as np
 import pytest
+from support import inprocess
 from support.inprocess import RawStream, running, stream, until, value
+from support.relay import thin
 
+from narrowcast.tail import stream as streams
 from narrowcast.tail.access import OpenGate
+from narrowcast.tail.access_callers import ByAddress
+from narrowcast.tail.access_files import Watched
+from narrowcast.tail.access_gate import AccessGate
+from narrowcast.tail.access_limits import ClientLimits, Limits
 from narrowcast.tail.errors import AccessError
 from narrowcast.tail.store import Model
 from narrowcast.transport.rpc import tail_pb2 as pb
+from narrowcast.transport.rpc.tail_pb2_grpc import TailServiceStub
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
+OWN = [("grpc.use_local_subchannel_pool", 1)]  # connections
 
 
 EXPIRED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
@@ -98,6 +109,58 @@ class TestGate:
                     await call
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert [refusal[2] for refusal in server.recorder.refusals] == ["UNAUTHENTICATED"] * 3
+
+
+class TestRoom:
+    def gate(self, **limits) -> AccessGate:
+        found = ClientLimits(default=Limits(**limits))
+        return AccessGate(ByAddress(), Watched([], lambda: found, "limits"), max_streams=2)
+
+    async def opens(self, server, model: Model) -> bool:
+        """Whether there is room for one more; it is given back at once."""
+        async with server.stub() as stub:
+            raw = RawStream(stub, model)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await raw.open()
+                raw.call.cancel()
+                return True
+            _, _, code = server.recorder.refusals[
+                -1
+            ]  # to a client whose first message crosses the refusal gRPC says less
+            assert code == "RESOURCE_EXHAUSTED"
+            return False
+
+    @pytest.mark.parametrize(("limits", "count"), [({"streams": 1}, 1), ({}, 2)])
+    async def test_a_client_that_lost_its_power_gives_its_place_back(self, free, limits, count, monkeypatch):
+        quiet = [*inprocess.SERVER_OPTIONS, ("grpc.http2.bdp_probe", 0)]  # gRPC's measuring, which writes by itself
+        monkeypatch.setattr(inprocess, "SERVER_OPTIONS", quiet)
+        async with (
+            running(free, gate=self.gate(**limits)) as server,
+            thin(server.address, 1e9) as relay,
+            contextlib.AsyncExitStack() as open_streams,
+        ):
+            for _ in range(count):
+                channel = await open_streams.enter_async_context(grpc.aio.insecure_channel(relay.address, options=OWN))
+                raw = RawStream(TailServiceStub(channel), free)
+                await raw.open()
+                await raw.settle()
+            relay.vanish()
+            assert not server.recorder.closed  # nothing was written, so nothing is known
+            end = asyncio.get_running_loop().time() + 30
+            while not await self.opens(server, free):
+                assert asyncio.get_running_loop().time() < end, "its place is still taken"
+                await asyncio.sleep(0.05)
+            assert server.recorder.closed
+
+    async def test_a_client_that_is_there_keeps_its_place(self, free, monkeypatch):
+        monkeypatch.setattr(streams, "KNOCK_EVERY_SECONDS", 1e9)
+        async with running(free, gate=self.gate(streams=1)) as server, stream(server, free) as raw:
+            assert not await self.opens(server, free)
+            assert (await raw.read()).credits.window == 8  # what it had
+            assert not await self.opens(server, free)
+            await raw.send(0)
+            assert value(await raw.result()) == 100  # and it was asked once
+            assert not server.recorder.closed
 
 
 class TestUnary:

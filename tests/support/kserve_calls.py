@@ -42,6 +42,9 @@ class Rates:
     def client(self, context):
         return "camera"
 
+    def when_full(self, look):
+        pass
+
     def ended(self, context):
         return None
 

@@ -23,6 +23,7 @@ class Relay:
         self.bytes_per_second = bytes_per_second
         self._running: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._joined: list[tuple[asyncio.StreamWriter, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.connections = 0
         self.up_bytes = 0
         self.address = ""
@@ -35,6 +36,7 @@ class Relay:
             writer.close()
             return
         self._writers |= {writer, there_writer}
+        self._joined.append((writer, there_reader, there_writer))
         ways = (self._pass(reader, there_writer, up=True), self._pass(there_reader, writer, up=False))
         for task in map(asyncio.create_task, ways):
             self._running.add(task)
@@ -49,6 +51,17 @@ class Relay:
                 await writer.drain()
         writer.close()
 
+    def vanish(self) -> None:
+        """The clients lose their power, and start anew: the server learns of it when it writes, and not before."""
+        for task in list(self._running):
+            task.cancel()
+        for writer, there_reader, there_writer in self._joined:
+            writer.transport.abort()
+            task = asyncio.create_task(_answer_with_a_reset(there_reader, there_writer))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        self._joined.clear()
+
     def cut(self) -> None:
         """Ends what runs, with what is on its way; both sides see the connection break."""
         for task in list(self._running):
@@ -56,6 +69,13 @@ class Relay:
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+
+
+async def _answer_with_a_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As the kernel of a machine does that knows of no such connection."""
+    with contextlib.suppress(OSError):
+        await reader.read(1)
+    writer.transport.abort()
 
 
 @contextlib.asynccontextmanager
