@@ -32,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
+Rate = Annotated[float, Meta(gt=0, lt=10_000)]  # as Feed takes it
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Backend = Literal["auto", "onnxruntime", "tensorrt"]
 
@@ -64,7 +65,7 @@ class SourceConfig(Settings, frozen=True):
     watch: bool = False
     raw: str | None = None
     camera_size: str | None = None
-    fps: Positive | None = None
+    fps: Rate | None = None
     watchdog_seconds: Positive = 20.0
     queue: Annotated[int, Meta(ge=1, le=64)] = 2
     level: int | Literal["auto"] | None = None

@@ -63,6 +63,7 @@ def test_paths_are_the_files_own(tmp_path):
         (OWN + SOURCE + "way_joules = { local = 1 }\n", "'gate'.*for offload 'auto'"),
         (OWN + SOURCE + 'offload = "auto"\nway_joules = { here = 1 }\n', r"sources\[0\].way_joules"),
         (OWN + SOURCE + "fps = 0\n", r"sources\[0\].fps"),
+        (OWN + SOURCE + "fps = 10000\n", r"sources\[0\].fps"),
         (OWN + SOURCE + "max_packet_bytes = 24\n", "max_packet_bytes"),  # a header alone
         (OWN + "sources = []\n", "sources"),
         (OWN, "sources"),
