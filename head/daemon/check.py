@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from narrowcast.head.affinity import check_cpus
-from narrowcast.head.daemon.clients import check_source, policy_of, sends_by_reference, tls_of
+from narrowcast.head.daemon.clients import check_capture, check_source, policy_of, sends_by_reference, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.http import check_listen
 from narrowcast.head.daemon.model import Backends, Model, load_model
 from narrowcast.head.daemon.output_config import LinesOutput, Output, SocketOutput
 from narrowcast.head.daemon.outputs import make_sink
-from narrowcast.head.sources import open_source
-from narrowcast.head.sources.raw import RawForm
 from narrowcast.transport.errors import ConfigError, NarrowcastError
 
 
@@ -80,12 +78,7 @@ def _servers(config: DaemonConfig) -> str:
 
 
 def _source(config: DaemonConfig, source: SourceConfig, models: list[Model]) -> str:
-    note, name = "", source.uri
-    if not source.uri.startswith("unix:"):  # opening it would take the socket from a daemon that runs
-        raw = None if source.raw is None else RawForm.parse(source.raw)
-        name = open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size).name  # without a password
-    elif source.raw is None:
-        raise ConfigError(f'frames from {source.uri} are raw: say what they are like (raw = "640x480:rgb")')
+    note, name = "", check_capture(source)
     if source.uri.startswith("/dev/") and not Path(source.uri).exists():
         note = " (not there now: it is waited for)"
     policy, how = source.on_outage or "as the bundle says", ""

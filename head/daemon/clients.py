@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from narrowcast.head.rate.budget import DailyCap, parse_cap, parse_rate
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.replay import Replayed
 from narrowcast.head.session import HeadSession
+from narrowcast.head.sources import open_source
+from narrowcast.head.sources.raw import RawForm
 from narrowcast.head.spool import Spool
 from narrowcast.head.video.wanted import by_reference
-from narrowcast.transport.errors import ConfigError, MissingPartError
+from narrowcast.transport.errors import ConfigError, MissingPartError, NarrowcastError
 from narrowcast.transport.rpc.credentials import ClientTls, client_tls
 
 MIB = 1024 * 1024
@@ -65,6 +67,23 @@ def sends_by_reference(source: SourceConfig, session: HeadSession) -> bool:
     )  # fmt: skip
 
 
+def check_capture(source: SourceConfig) -> str:
+    """A source's name, without a password, if it can be captured; nothing that runs is disturbed.
+
+    Raises:
+        ConfigError: it cannot be: no such file, folder or scheme, or settings that do not go together.
+    """
+    try:
+        if not source.uri.startswith("unix:"):  # opening it would take the socket from a daemon that runs
+            raw = None if source.raw is None else RawForm.parse(source.raw)
+            return open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size).name
+        if source.raw is None:
+            raise ConfigError(f'frames from {source.uri} are raw: say what they are like (raw = "640x480:rgb")')
+    except (NarrowcastError, OSError) as error:
+        raise ConfigError(f"source {source.name!r}: {error}") from error
+    return source.uri
+
+
 def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> None:
     """Returns if :func:`make_client` will find nothing wrong. May load parts of the model: not for an event loop.
 
@@ -99,6 +118,14 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
     except (ConfigError, MissingPartError) as error:
         raise type(error)(f"source {source.name!r}: {error}") from error
     tls_of(config)
+
+
+def check_sources(config: DaemonConfig, model: Model, anew: Iterable[SourceConfig] = ()) -> None:
+    """:func:`check_source` of all, and :func:`check_capture` of those that are begun anew."""
+    for source in config.sources:
+        check_source(config, source, model)
+    for source in anew:
+        check_capture(source)
 
 
 def make_client(

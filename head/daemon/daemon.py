@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from narrowcast.head.daemon.clients import check_source
-from narrowcast.head.daemon.config import DaemonConfig
+from narrowcast.head.daemon.clients import check_sources
+from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.http import HttpServer, Page
 from narrowcast.head.daemon.lane import Lane
@@ -114,7 +114,7 @@ class Daemon:
         started = time.monotonic()
         self._stamp = stamp_of(self._config.bundle)
         self._model = await asyncio.to_thread(load_model, self._config, self._preferred)
-        await _check_sources(self._config, self._model)
+        await asyncio.to_thread(check_sources, self._config, self._model)
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
@@ -123,7 +123,7 @@ class Daemon:
         gc.collect()
         gc.freeze()
         for source in self._config.sources:
-            self._start_lane(self._config, source.name)
+            self._start_lane(self._config, source)
         self._running = True
         self._write()
         manifest = self._model.manifest
@@ -133,10 +133,9 @@ class Daemon:
         )  # fmt: skip
         self._notifier.ready(self._line())
 
-    def _start_lane(self, config: DaemonConfig, name: str) -> None:
-        source = next(one for one in config.sources if one.name == name)
-        figures = self.figures.setdefault(name, Figures())
-        self.lanes[name] = Lane(config, source, self._model, figures, self._outputs.tell)
+    def _start_lane(self, config: DaemonConfig, source: SourceConfig) -> None:
+        figures = self.figures.setdefault(source.name, Figures())
+        self.lanes[source.name] = Lane(config, source, self._model, figures, self._outputs.tell)
 
     async def _listen(self, where: str | None) -> None:
         """Figures over HTTP, where they are wanted; what was listened on before is given up once that works."""
@@ -175,7 +174,7 @@ class Daemon:
             for name, lane in self.lanes.items():
                 if lane.failure is not None and lane.feed.source.live:
                     return StuckSourceError(f"source {name!r} is lost: {lane.failure}")
-            if all(lane.ended for lane in self.lanes.values()):
+            if self.lanes and all(lane.ended for lane in self.lanes.values()):
                 failures = [lane.failure for lane in self.lanes.values() if lane.failure is not None]
                 log.info("all sources have ended")
                 return failures[0] if failures else None
@@ -251,14 +250,14 @@ class Daemon:
         if stamp is None or stamp == self._stamp or (model := await self._load(self._config, stamp)) is None:
             return
         self._take_over(model)
-        await self._change_lanes(self._config, self._config, other_model=True)
+        await self._change_lanes(self._config)
 
     async def _load(self, config: DaemonConfig, stamp: Stamp | None) -> Model | None:
         """The configured model; None where it is refused."""
         self._stamp = stamp
         try:
             model = await asyncio.to_thread(load_model, config, self._preferred, self._model)
-            await _check_sources(config, model)
+            await asyncio.to_thread(check_sources, config, model)
         except Exception as error:  # noqa: BLE001  (whatever a bundle does to a library: what runs goes on)
             self._refuse(
                 "bundle", f"{str(error) or type(error).__name__}; release {self._model.manifest.release} goes on"
@@ -296,7 +295,7 @@ class Daemon:
             model = await self._load(config, stamp)
             config = msgspec.structs.replace(config, **old.model) if model is None else config
         try:
-            await _check_sources(config, model or self._model)
+            await asyncio.to_thread(check_sources, config, model or self._model, self._anew(config))
             if config.metrics.listen != old.metrics.listen:
                 await self._listen(config.metrics.listen)
             await self._outputs.change(list(config.outputs) or [LinesOutput()])
@@ -310,26 +309,43 @@ class Daemon:
         self._config = config
         if config.ports != old.ports:
             self._meter = SocketMeter(*config.ports)
-        await self._change_lanes(config, old, other_model=model is not None)
+        await self._change_lanes(config)
 
-    async def _change_lanes(self, config: DaemonConfig, old: DaemonConfig, *, other_model: bool) -> None:
-        """Gives each source its settings; one that is captured or spooled in another way is begun anew."""
+    async def _change_lanes(self, config: DaemonConfig) -> None:
+        """Gives each source its settings; one that is captured or spooled in another way is begun anew.
+
+        Raises:
+            NarrowcastError, OSError: one of them cannot have them after all; that one goes on as it was.
+        """
         wanted = {source.name: source for source in config.sources}
+        failures: list[Exception] = []
+        before: dict[str, SourceConfig] = {}
         for name, lane in list(self.lanes.items()):
             source = wanted.get(name)
-            if source is None or source.kept != lane.source.kept:
+            if source is None or source.kept != lane.source.kept:  # all of them before another one takes a camera
                 await lane.stop(config.drain_seconds)
-                del self.lanes[name]
-            elif (
-                other_model
-                or source != lane.source
-                or config.link != old.link
-                or lane.client.client.failure is not None
-            ):
-                await lane.change(config, source, self._model)
-        for name in wanted:
-            if name not in self.lanes:
-                self._start_lane(config, name)
+                before[name] = self.lanes.pop(name).source
+                continue
+            try:
+                same = source == lane.source and self._model is lane.model and config.link == lane.config.link
+                if not same or lane.client.client.failure is not None:
+                    await lane.change(config, source, self._model)
+            except (NarrowcastError, OSError) as error:  # the others have theirs
+                failures.append(error)
+        for source in self._anew(config):
+            try:
+                self._start_lane(config, source)
+            except (NarrowcastError, OSError) as error:
+                failures.append(error)
+                if source.name in before:
+                    self._start_lane(config, before[source.name])
+        if failures:
+            raise failures[0]
+
+    def _anew(self, config: DaemonConfig) -> list[SourceConfig]:
+        """Sources that do not run yet, or are captured or spooled in another way."""
+        found = ((source, self.lanes.get(source.name)) for source in config.sources)
+        return [source for source, lane in found if lane is None or lane.source.kept != source.kept]
 
     def _refuse(self, what: str, why: str) -> None:
         self._refused[what] = why
@@ -376,9 +392,3 @@ class Daemon:
             await self._http.stop()
         if self.figures:
             log.info("ended: %s", self._line())
-
-
-async def _check_sources(config: DaemonConfig, model: Model) -> None:
-    """See :func:`check_source`."""
-    for source in config.sources:
-        await asyncio.to_thread(check_source, config, source, model)

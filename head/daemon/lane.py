@@ -26,6 +26,7 @@ from narrowcast.head.results import Result
 from narrowcast.head.session import Encoded
 from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources.raw import RawForm
+from narrowcast.head.spool import Spool
 from narrowcast.transport.errors import FrameError, NarrowcastError
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ class Lane:
         model: that runs.
         figures: are kept up.
         tell: takes records; must not block.
+
+    Attributes:
+        config, source, model: what it goes by now.
+        failure: what ended it, where that was a fault.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class Lane:
     ) -> None:
         self.source, self.figures, self._tell = source, figures, tell
         self.failure: BaseException | None = None
-        self._config, self._model = config, model
+        self.config, self.model = config, model
         self._loop = asyncio.get_running_loop()
         self._mutex = threading.Lock()  # which client is used, and by how many frames
         self._old: set[asyncio.Task[None]] = set()
@@ -84,14 +89,16 @@ class Lane:
         self._unencoded = self._failed_in_a_row = 0
         raw = None if source.raw is None else RawForm.parse(source.raw)
         opened = open_source(source.uri, watch=source.watch, raw=raw, size=source.camera_size, on_trouble=self._trouble)
-        self.spool = make_spool(config, source)
+        self.spool: Spool | None = None
         try:
+            self.spool = make_spool(config, source)
             self._running = self._make()
             self.feed = Feed(
                 opened, fps=source.fps, queue=source.queue, watchdog_seconds=source.watchdog_seconds,
                 on_trouble=self._trouble, on_drop=lambda: figures.ledger.drop("overtaken"),
             )  # fmt: skip
         except BaseException:
+            opened.close()
             if self.spool is not None:
                 self.spool.close()
             raise
@@ -113,7 +120,7 @@ class Lane:
 
     def _make(self) -> Running:
         return make_client(
-            self._config, self.source, self._model, self.spool, self.figures, on_trouble=self._trouble,
+            self.config, self.source, self.model, self.spool, self.figures, on_trouble=self._trouble,
             on_replayed=self._replayed,
         )  # fmt: skip
 
@@ -260,7 +267,7 @@ class Lane:
             ConfigError: there is a data cap now, and what is used cannot be kept; nothing has changed then.
         """
         make_cap(config, source, self.figures)
-        self._config, self.source, self._model = config, source, model
+        self.config, self.source, self.model = config, source, model
         old = self._running
         await old.client.retire()
         if self.spool is not None:  # one client at a time sends what is in it
@@ -295,7 +302,7 @@ class Lane:
             self._renewal_seconds = min(2 * self._renewal_seconds, LONGEST_RENEWAL_SECONDS)
         elif now >= self._renew_at and not self._stopping:
             self._renew_at = 0.0
-            await self.change(self._config, self.source, self._model)
+            await self.change(self.config, self.source, self.model)
 
     def stuck_seconds(self) -> float:
         """For how long a frame has not got on although nothing outside keeps it; 0 while there is none."""

@@ -338,6 +338,56 @@ async def test_a_local_exit_that_is_not_there_is_said_at_the_start(tmp_path):
             await run.task
 
 
+async def reloaded(run: Run, folder, old: str, new: str) -> None:
+    """With other settings, to the end of it: what they were is found and replaced."""
+    file = folder / "edge.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    ready = []
+    run.daemon._notifier.ready = ready.append
+    run.daemon.reload()
+    await eventually(lambda: run.task.done() or ready, "it is reloaded")
+    assert not run.task.done()
+
+
+SOCKET = '[[sources]]\nname = "in"\nuri = "unix:in.sock"\nraw = "8x8"\n'
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"), [("rstp://camera/1", "no source rstp://"), ("none.png", "no image or folder")]
+)
+async def test_a_source_that_cannot_be_is_refused_while_the_one_before_goes_on(tmp_path, uri, why):
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, SOCKET)
+        async with Run(config, tmp_path) as run:
+            lane = run.daemon.lanes["in"]
+            await reloaded(run, tmp_path, 'unix:in.sock"\nraw = "8x8"', f'{uri}"')
+            assert why in run.daemon.status().refused
+            assert run.daemon.lanes == {"in": lane}
+            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+            camera.write(bytes(8 * 8 * 3))
+            await eventually(lambda: len(told(tmp_path)) == 1, "it goes on")
+            camera.close()
+
+
+async def test_a_source_that_turns_out_not_to_open_is_what_it_was(tmp_path):
+    """Nothing is wrong with the settings: the socket's folder is not there."""
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, SOCKET)
+        async with Run(config, tmp_path) as run:
+            await reloaded(run, tmp_path, "unix:in.sock", "unix:none/in.sock")
+            assert "none/in.sock" in run.daemon.status().refused
+            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+            camera.write(bytes(8 * 8 * 3))
+            await eventually(lambda: len(told(tmp_path)) == 1, "it goes on as it was")
+            camera.close()
+            (tmp_path / "none").mkdir()
+            await reloaded(run, tmp_path, "none/in.sock", "none/./in.sock")
+            assert run.daemon.status().refused is None
+            assert (tmp_path / "none" / "in.sock").exists()
+
+
 async def test_many_frames_leave_nothing_behind(tmp_path):
     """Counted in objects, while nothing is under way, which is exact; in bytes, bench/ does it for half an hour."""
 
