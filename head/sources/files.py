@@ -14,6 +14,7 @@ from narrowcast.transport.frames import SUFFIXES, read_image
 POLL_SECONDS = 0.5
 # A file that cannot be read is tried again for so long: whoever writes it may take a pause.
 PATIENCE_SECONDS = 10.0
+State = tuple[int, int]  # a file's size, and when it was changed, ns
 
 
 class ImageFiles:
@@ -63,6 +64,14 @@ class ImageFiles:
         """Nothing waits."""
 
 
+def _state_of(path: Path) -> State | None:
+    try:
+        found = path.stat()
+    except OSError:  # deleted since, or a link to nowhere: that is one file, and the next look tells
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 class WatchedFolder:
     """Image files as they appear in a folder: those that are there, by name, then new ones, each once.
 
@@ -92,31 +101,32 @@ class WatchedFolder:
         self._folder, self._poll_seconds = folder, poll_seconds
         self._on_trouble = on_trouble or (lambda line: None)
         self._closed = threading.Event()
-        self._done: dict[Path, tuple[int, int]] = {}
+        self._done: dict[Path, State] = {}
         if new_only:
-            self._done = self._look()
+            self._done = {path: state for path, state in (self._look() or {}).items() if state is not None}
 
-    def _look(self) -> dict[Path, tuple[int, int]]:
-        """Images, each with size and time."""
-        found = {}
+    def _look(self) -> dict[Path, State | None] | None:
+        """Images, each with size and time, or None where that cannot be said; None where the folder cannot be read."""
         try:
-            for path in sorted(self._folder.iterdir()):
-                if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-                    stat = path.stat()
-                    found[path] = stat.st_size, stat.st_mtime_ns
-        except OSError:  # gone, or goes while it is looked at: the next look tells
-            pass
-        return found
+            paths = sorted(self._folder.iterdir())
+        except OSError:  # gone, or goes while it is looked at
+            return None
+        return {
+            path: _state_of(path) for path in paths if path.suffix.lower() in SUFFIXES and path.name[:1] != "."
+        }
 
     def frames(self) -> Iterator[Captured]:
         """Frames until :meth:`close`."""
-        before: dict[Path, tuple[int, int]] = {}
+        before: dict[Path, State | None] = {}
         unread: dict[Path, float] = {}
         while not self._closed.is_set():
             now = self._look()
+            if now is None:  # what was told stays told: the folder may come back as it was
+                self._closed.wait(self._poll_seconds)
+                continue
             self._done = {path: state for path, state in self._done.items() if path in now}
             for path, state in now.items():
-                if self._done.get(path) == state or before.get(path) != state:
+                if state is None or self._done.get(path) == state or before.get(path) != state:
                     continue
                 try:
                     image = read_image(path)

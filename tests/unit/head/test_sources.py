@@ -207,6 +207,51 @@ class TestFolders:
             assert next(frames).image[0, 0, 0] == 9
         assert len(troubles) == 1
 
+    def test_a_file_that_is_not_there_any_more_hides_none_behind_it(self, tmp_path):
+        looks = Looks(tmp_path)
+        with Feed(looks) as feed:
+            frames = iter(feed)
+            os.symlink("nowhere", tmp_path / "a.png")
+            save(tmp_path / "b.png", 1)
+            until(lambda: feed._frames, "what lies behind a link to nowhere is read")
+            assert next(frames).name.endswith("b.png")
+
+    def test_what_was_told_stays_told_while_another_file_or_the_folder_cannot_be_looked_at(self, tmp_path):
+        folder = tmp_path / "inbox"
+        folder.mkdir()
+        save(folder / "b.png", 1)
+        looks = Looks(folder)
+        with Feed(looks) as feed:
+            frames = iter(feed)
+            assert next(frames).name.endswith("b.png")
+            os.symlink("nowhere", folder / "a.png")
+            looks.wait()
+            (folder / "a.png").unlink()
+            looks.wait()
+            folder.rename(tmp_path / "aside")
+            looks.wait()
+            (tmp_path / "aside").rename(folder)
+            looks.wait()
+            save(folder / "c.png", 2)
+            assert next(frames).name.endswith("c.png")
+
+
+class Looks(WatchedFolder):
+    """Counts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.count = 0
+        super().__init__(folder, poll_seconds=0.01)
+
+    def _look(self):
+        found = super()._look()
+        self.count += 1
+        return found
+
+    def wait(self) -> None:
+        """For some that begin from now on, and what follows from them."""
+        until(lambda before=self.count: self.count >= before + 4, "it is looked at")
+
 
 class TestRaw:
     @pytest.mark.parametrize("layout", ["rgb", "bgr", "rgba", "gray", "nv12"])
