@@ -16,6 +16,9 @@ from narrowcast.transport.errors import ConfigError, NarrowcastError
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 # Threads that hang in a driver cannot be ended. More than so many are not left behind: the source counts as lost.
 MAX_STUCK = 4
+# One that hangs may keep the device, so that those after it fail at once. With the pauses between them, so many in a row take
+# about half a minute behind the watchdog's: a service that is started anew for it stays below systemd's limits.
+MAX_KEPT_OUT = 6
 # What a source that is closed may take to notice.
 CLOSE_SECONDS = 1.0
 
@@ -82,6 +85,7 @@ class Feed:
         self._changed = threading.Condition()
         self._opening = 0  # those before are given up
         self._stuck: list[threading.Thread] = []
+        self._kept_out = 0  # openings in a row that brought nothing while an earlier one hangs
         self._failure: BaseException | None = None
         self._ended = self._closed = False
         self._due = 0.0
@@ -93,7 +97,8 @@ class Feed:
         """The frames, each once.
 
         Raises:
-            SourceError: a source that is not live failed; or a live one hangs again and again and cannot be ended.
+            SourceError: a source that is not live failed; or a live one hangs again and again and cannot be ended, or hangs once
+            and then opens no more.
         """
         while (frame := self._take()) is not None:
             yield frame
@@ -116,6 +121,7 @@ class Feed:
         try:
             while not self._closed:
                 before = self.counters.frames + self.counters.dropped + len(self._frames)
+                hung = any(thread.is_alive() for thread in self._stuck)
                 trouble = self._open_once()
                 if self._closed:
                     break
@@ -123,8 +129,9 @@ class Feed:
                     if trouble is not None:
                         raise trouble
                     break
+                self._kept_out = self._kept_out + 1 if hung else 0
                 if self.counters.frames + self.counters.dropped + len(self._frames) > before:
-                    pause = FIRST_PAUSE_SECONDS
+                    pause, self._kept_out = FIRST_PAUSE_SECONDS, 0
                 what = str(trouble or "it has ended")
                 if what != told or pause < LONGEST_PAUSE_SECONDS:  # a camera that is gone for months is no news
                     self._on_trouble(f"{self.source.name}: {what}; opening it again in {pause:.1f} s")
@@ -143,6 +150,9 @@ class Feed:
         if len(self._stuck) >= MAX_STUCK:
             names = f"{len(self._stuck)} tries to read it hang in the system"
             raise SourceError(f"{self.source.name}: {names}, and cannot be ended: restart this process, or the camera")
+        if self._stuck and self._kept_out >= MAX_KEPT_OUT:
+            names = f"a try to read it hangs in the system, and {self._kept_out} after it brought nothing"
+            raise SourceError(f"{self.source.name}: {names}: restart this process, or the camera")
         self.counters.openings += 1
         self._opening += 1
         found: list[BaseException | None] = []

@@ -141,6 +141,30 @@ class TestFeed:
                 list(feed)
         source.gone.set()
 
+    def test_one_whose_hung_opening_keeps_it_from_those_after(self, monkeypatch):
+        """The thread that hangs has the device: whoever opens it again is told that it is busy, for ever."""
+        monkeypatch.setattr(feeds, "LONGEST_PAUSE_SECONDS", 0.01)
+        source = Scripted(stuck, fails)
+        with Feed(source, watchdog_seconds=0.05) as feed:
+            until(lambda: feed._ended, "the source counts as lost")
+            with pytest.raises(SourceError, match="hangs in the system, and 6 after it brought nothing"):
+                next(iter(feed))
+        assert source.opened == 7
+        source.gone.set()
+
+    def test_failures_beside_a_hung_opening_count_in_a_row(self, monkeypatch):
+        monkeypatch.setattr(feeds, "LONGEST_PAUSE_SECONDS", 0.01)
+
+        def patient(source):
+            feed._watchdog = 60  # what comes from now on may take its time
+            yield from fails(source)
+
+        source = Scripted(stuck, patient, *[*[fails] * 4, brings(1), fails] * 3, hangs)
+        with Feed(source, watchdog_seconds=0.1, queue=10) as feed:
+            frames = iter(feed)
+            assert names(next(frames) for _ in range(4)) == ["1", "1", "1", "last"]
+        source.gone.set()
+
     def test_an_error_of_a_file_is_raised_after_its_frames(self):
         def breaks(source):
             yield from brings(1, 2)(source)
