@@ -135,15 +135,16 @@ def make_client(
     spool: Spool | None,
     figures: Figures,
     *,
+    tls: ClientTls | None,
     on_trouble: Callable[[str], None],
     on_replayed: Callable[[Teller, Replayed], None],
 ) -> Running:
-    """A client for a source, on the running loop. Raises as :func:`check_source` does."""
+    """A client for a source, on the running loop; ``tls`` is :func:`tls_of`'s. Raises as :func:`check_source` does."""
     session, teller = model.session, Teller(source.name, model)
     client = AsyncClient(
         session, config.to, level=source.level, tails=source.tails, window=source.window, give_up_seconds=30.0,
         on_trouble=on_trouble, exit_after_seconds=source.exit_after_seconds, deadline_ms=source.deadline_ms,
-        priority=source.priority, tls=tls_of(config), way=source.way, image_codec=source.image_codec,
+        priority=source.priority, tls=tls, way=source.way, image_codec=source.image_codec,
         image_quality=source.image_quality, data_cap=make_cap(config, source, figures),
         max_packet_bytes=source.max_packet_bytes,
         budget_kbit=None if source.budget is None else parse_rate(source.budget) * 8 / 1000,

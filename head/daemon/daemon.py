@@ -250,7 +250,11 @@ class Daemon:
         if stamp is None or stamp == self._stamp or (model := await self._load(self._config, stamp)) is None:
             return
         self._take_over(model)
-        await self._change_lanes(self._config)
+        try:
+            await self._change_lanes(self._config)
+        except (NarrowcastError, OSError) as error:  # its certificates are being replaced at this moment
+            self._refuse("bundle", f"{error}; it is tried again")
+            self._stamp = None
 
     async def _load(self, config: DaemonConfig, stamp: Stamp | None) -> Model | None:
         """The configured model; None where it is refused."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
-from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_spool
+from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_spool, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.model import Model
@@ -28,6 +28,7 @@ from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.head.spool import Spool
 from narrowcast.transport.errors import FrameError, NarrowcastError
+from narrowcast.transport.rpc.credentials import ClientTls
 
 log = logging.getLogger(__name__)
 # A link that has failed for good (servers refuse this client) is tried anew: the fault may be theirs, and be mended.
@@ -92,7 +93,7 @@ class Lane:
         self.spool: Spool | None = None
         try:
             self.spool = make_spool(config, source)
-            self._running = self._make()
+            self._running = self._make(tls_of(config))
             self.feed = Feed(
                 opened, fps=source.fps, queue=source.queue, watchdog_seconds=source.watchdog_seconds,
                 on_trouble=self._trouble, on_drop=lambda: figures.ledger.drop("overtaken"),
@@ -118,10 +119,10 @@ class Lane:
         """Whether the source has, and all of its frames."""
         return self._tasks[1].done()
 
-    def _make(self) -> Running:
+    def _make(self, tls: ClientTls | None) -> Running:
         return make_client(
-            self.config, self.source, self.model, self.spool, self.figures, on_trouble=self._trouble,
-            on_replayed=self._replayed,
+            self.config, self.source, self.model, self.spool, self.figures, tls=tls,
+            on_trouble=self._trouble, on_replayed=self._replayed,
         )  # fmt: skip
 
     def _trouble(self, line: str) -> None:
@@ -265,14 +266,16 @@ class Lane:
 
         Raises:
             ConfigError: there is a data cap now, and what is used cannot be kept; nothing has changed then.
+            CertificateError, KeyFileError, TokenError: files for TLS are no good any more; nothing has changed then.
         """
+        tls = tls_of(config)
         make_cap(config, source, self.figures)
         self.config, self.source, self.model = config, source, model
         old = self._running
         await old.client.retire()
         if self.spool is not None:  # one client at a time sends what is in it
             await asyncio.to_thread(self.spool.rewind)
-        new = self._make()
+        new = self._make(tls)
         with self._mutex:
             self._running = new
         self._retired.add(old)
@@ -297,12 +300,18 @@ class Lane:
         if client.failure is None:
             self._renew_at = 0.0
         elif not self._renew_at:
-            self._renew_at = now + self._renewal_seconds
-            self._trouble(f"{client.failure}; trying anew in {self._renewal_seconds:.0f} s")
-            self._renewal_seconds = min(2 * self._renewal_seconds, LONGEST_RENEWAL_SECONDS)
+            self._renew_later(str(client.failure))
         elif now >= self._renew_at and not self._stopping:
             self._renew_at = 0.0
-            await self.change(self.config, self.source, self.model)
+            try:
+                await self.change(self.config, self.source, self.model)
+            except (NarrowcastError, OSError) as error:  # certificates that are being replaced, half of them there
+                self._renew_later(str(error))
+
+    def _renew_later(self, why: str) -> None:
+        self._renew_at = time.monotonic() + self._renewal_seconds
+        self._trouble(f"{why}; trying anew in {self._renewal_seconds:.0f} s")
+        self._renewal_seconds = min(2 * self._renewal_seconds, LONGEST_RENEWAL_SECONDS)
 
     def stuck_seconds(self) -> float:
         """For how long a frame has not got on although nothing outside keeps it; 0 while there is none."""

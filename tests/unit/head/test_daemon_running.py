@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import itertools
 import json
 import os
 from collections import Counter
@@ -17,6 +18,7 @@ from support import bundles
 from support.scripted import EndedError, echo, scripted
 from support.waiting import eventually
 
+from narrowcast.head.daemon import clients
 from narrowcast.head.daemon import lane as lanes
 from narrowcast.head.daemon.config import DaemonConfig, load_config
 from narrowcast.head.daemon.daemon import Daemon
@@ -29,7 +31,7 @@ from narrowcast.head.sources import feed
 from narrowcast.transport.bundle import describe_part
 from narrowcast.transport.codec import open_codec
 from narrowcast.transport.contract import InputContract
-from narrowcast.transport.errors import FrameError, MissingPartError
+from narrowcast.transport.errors import CertificateError, FrameError, MissingPartError
 from narrowcast.transport.selfcheck import SelfCheck, SymbolBound, reference_frames
 from narrowcast.transport.structs import to_json
 
@@ -111,6 +113,38 @@ async def test_servers_that_refuse_are_an_outage_and_are_tried_anew(tmp_path, mo
             ledger = run.daemon.status().ledger
             assert ledger.local >= 2
             assert ledger.dropped == {"INVALID_ARGUMENT": 1}
+
+
+async def test_certificates_that_are_being_replaced_put_a_new_link_off(tmp_path, monkeypatch, caplog):
+    """A link that is refused is made anew, and at that moment one of the files is not there."""
+    monkeypatch.setattr(lanes, "FIRST_RENEWAL_SECONDS", 0.0)
+    refusing, replacing = [True], []
+
+    def files(*args, **more) -> None:
+        if replacing:
+            raise CertificateError("tls.crt is not there")
+
+    async def script(talk):
+        if refusing:
+            raise EndedError(grpc.StatusCode.PERMISSION_DENIED, "not you")
+        await echo(talk)
+
+    monkeypatch.setattr(clients, "client_tls", files)
+    async with scripted(script) as server:
+        made = bundles.with_exit(bundles.make())
+        config = settings(tmp_path, server.address, '[tls]\ndir = "tls"\n' + photos(tmp_path, 1), made)
+        async with Run(config, tmp_path) as run:
+            replacing.append(True)
+            await eventually(lambda: run.task.done() or "tls.crt is not there; trying anew" in caplog.text, "it fails")
+            replacing.clear()
+            refusing.clear()
+            for number in itertools.count(2):  # those before there is a link are the local exit's
+                Image.fromarray(FRAMES[2]).save(tmp_path / "in" / f"{number}.png")
+                await eventually(lambda number=number: run.task.done() or len(told(tmp_path)) == number, "one more")
+                assert not run.task.done()
+                if told(tmp_path)[-1]["from"] == "server":
+                    break
+                assert number < 60, "no server was tried anew"
 
 
 async def test_who_blocks_waits_for_servers_that_refuse(tmp_path):
