@@ -21,19 +21,21 @@ class JsonLines:
     def __init__(self, path: str) -> None:
         self.name = "stdout" if path == "-" else path
         self._path = path
-        self._mutex = threading.Lock()
+        self._stale = threading.Event()
         self._file: int | None = None
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Writes whole lines; a disk that fills up in the middle of them is as it was before."""
         data = b"".join(record.to_json() + b"\n" for record in records)
-        with self._mutex:
-            try:
-                self._append(self._opened(), data)
-            except BrokenPipeError as error:
-                raise SinkRejectedError("nobody reads it any more") from error
-            except OSError as error:
-                raise SinkUnavailableError(error.strerror or str(error)) from error
+        if self._stale.is_set():
+            self._stale.clear()
+            self.close()
+        try:
+            self._append(self._opened(), data)
+        except BrokenPipeError as error:
+            raise SinkRejectedError("nobody reads it any more") from error
+        except OSError as error:
+            raise SinkUnavailableError(error.strerror or str(error)) from error
 
     def _opened(self) -> int:
         if self._path == "-":
@@ -55,12 +57,11 @@ class JsonLines:
             raise
 
     def reopen(self) -> None:
-        """The file may have been renamed: the next line goes to a new one."""
-        with self._mutex:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+        """The file may have been renamed: the next lines go to a new one. From any thread, and never waits: a write may."""
+        self._stale.set()
 
     def close(self) -> None:
         """See :class:`~narrowcast.transport.sinks.outbox.Sink`."""
-        self.reopen()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

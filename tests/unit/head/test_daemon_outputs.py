@@ -7,13 +7,15 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from support.waiting import eventually
+from support.waiting import eventually, until
 
 from narrowcast.head.daemon import http, logs
 from narrowcast.head.daemon.http import MAX_REQUEST_BYTES, HttpServer, Page, check_listen
@@ -45,6 +47,29 @@ def test_lines_are_whole_and_appended(tmp_path):
     sink.close()
     assert [json.loads(line)["frame_id"] for line in file.read_text().splitlines()] == [0, 1, 2]
     assert stat.S_IMODE(file.stat().st_mode) & 0o007 == 0
+
+
+def test_a_reader_that_stands_still_does_not_hold_up_who_rotates(tmp_path):
+    """A named pipe that is full: the write waits for its reader, and nobody waits for the write."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonLines(str(tmp_path / "pipe"))
+    delivering = threading.Thread(target=sink.deliver, args=([record(0, 1_000_000)],), daemon=True)
+    delivering.start()
+    until(lambda: select.select([reader], [], [], 0)[0], "it writes")
+    reopening = threading.Thread(target=sink.reopen, daemon=True)
+    reopening.start()
+    reopening.join(20)
+    assert not reopening.is_alive()
+    assert delivering.is_alive()
+    got = 0
+    while delivering.is_alive() or select.select([reader], [], [], 0)[0]:
+        select.select([reader], [], [], 0.1)
+        with contextlib.suppress(BlockingIOError):
+            got += len(os.read(reader, 1 << 20))
+    assert got > 1_000_000
+    os.close(reader)
+    sink.close()
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
