@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 
 import pytest
@@ -66,6 +67,7 @@ def test_a_killed_process_leaves_its_records(tmp_path):
     box = DurableOutbox(Collector(), tmp_path / "box.db")
     for number in range(5):
         box.keep(record(number))
+    until(lambda: box.settled == 5, "they are on disk")
     for path in list(tmp_path.glob("box.db*")):
         (tmp_path / path.name.replace("box", "copy")).write_bytes(path.read_bytes())
     box.close(0)
@@ -129,6 +131,71 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be kept in"):
         DurableOutbox(Collector(), tmp_path / "file" / "box.db")
+
+
+def test_while_another_program_has_locked_the_file_records_wait_in_memory_and_none_is_lost(tmp_path):
+    sink = Collector()
+    sink.open.set()
+    box = DurableOutbox(sink, tmp_path / "box.db", linger_s=0)
+    box.keep(record(0))
+    until(lambda: len(sink.taken) == 1 and box.counts.waiting == 0, "it works")
+    other = sqlite3.connect(tmp_path / "box.db", isolation_level=None)
+    until(lambda: locked(other), "it is locked")
+    assert all(box.keep(record(number)) for number in range(1, 8))
+    assert (box.taken, box.settled, box.counts.waiting, box.counts.dropped) == (8, 1, 7, 0)
+    other.execute("ROLLBACK")
+    other.close()
+    until(lambda: box.settled == 8, "all are on disk")
+    until(lambda: len(sink.taken) == 8, "and delivered")
+    assert ids(sink.taken) == [record(number).id for number in range(8)]
+    box.close()
+
+
+def locked(disk) -> bool:
+    try:
+        disk.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def test_what_waits_in_memory_is_bounded_and_at_the_end_it_is_said_what_is_lost(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(durable, "MOST_HELD_BYTES", 5_000)
+    monkeypatch.setattr(durable, "LAST_SECONDS", 0.1)
+    box = DurableOutbox(Collector(), tmp_path / "box.db")
+    other = sqlite3.connect(tmp_path / "box.db", isolation_level=None)
+    until(lambda: locked(other), "it is locked")
+    for number in range(20):
+        assert box.keep(record(number, 1000))
+    held = box.counts.waiting
+    assert 0 < held < 5
+    assert (box.counts.dropped, box.settled) == (20 - held, 20 - held)
+    assert "box.db is too slow" in caplog.text
+    counts = box.close(0)
+    other.close()
+    assert (counts.waiting, counts.dropped) == (0, 20)
+    assert f"box.db could not be written: {held} records are lost" in caplog.text
+
+
+def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path, monkeypatch, caplog):
+    opened, full = DurableOutbox._opened, [True]
+
+    def tried(self):
+        if full:
+            raise sqlite3.OperationalError("disk I/O error")
+        return opened(self)
+
+    monkeypatch.setattr(DurableOutbox, "_opened", tried)
+    sink = Collector()
+    sink.open.set()
+    box = DurableOutbox(sink, tmp_path / "box.db", linger_s=0)
+    assert all(box.keep(record(number)) for number in range(3))
+    assert (box.settled, box.counts.waiting) == (0, 3)
+    assert caplog.text.count("box.db cannot be written: disk I/O error; records wait in memory") == 1
+    full.clear()
+    until(lambda: len(sink.taken) == 3, "they are written and delivered")
+    assert box.settled == 3
+    box.close()
 
 
 def test_a_file_that_cannot_be_read_for_weeks_is_told_of_once(tmp_path, caplog):
