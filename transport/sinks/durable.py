@@ -232,6 +232,11 @@ class DurableOutbox(Outbox[_Row]):
             waiting = self._waiting + len(self._fresh)
             return SinkCounts(self._delivered, self._dropped, self._rejected, self._retries, waiting)
 
+    def change_limit(self, max_bytes: int) -> None:
+        """Of records that may wait, from the next one on."""
+        with self._changed:
+            self._limit = max_bytes
+
     @property
     def waiting_bytes(self) -> int:
         """Of all that are on disk."""
@@ -322,7 +327,7 @@ class DurableOutbox(Outbox[_Row]):
         ):  # a full disk: they go with a later batch, or are delivered once more by the next process
             self._reader.execute("DELETE FROM waiting WHERE number <= ?", (self._done,))
 
-    def _left(self, count: int) -> None:
+    def _left(self, items: list[_Row]) -> None:
         """They stay on disk."""
 
     def close(self, seconds: float = 5.0) -> SinkCounts:

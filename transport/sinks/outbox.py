@@ -77,6 +77,7 @@ class Outbox(Generic[Item]):
         linger_s: float = 0.2,
     ) -> None:
         self.sink = sink
+        self._next_sink: Sink | None = None
         self._to_record = to_record
         self._capacity, self._batch, self._linger_s = capacity, batch, linger_s
         self._weigh, self._max_bytes, self._bytes = weigh, max_bytes, 0
@@ -111,19 +112,31 @@ class Outbox(Generic[Item]):
             waiting = len(self._items) + self._under_way
             return SinkCounts(self._delivered, self._dropped, self._rejected, self._retries, waiting)
 
-    def close(self, seconds: float = 5.0) -> SinkCounts:
-        """Delivers what waits, for at most so long; what is left then is dropped, and counted."""
+    def replace_sink(self, sink: Sink) -> None:
+        """Delivers to another one, from the next try on; the one before is closed. What waits goes on waiting."""
+        with self._changed:
+            self._next_sink = sink
+
+    def end(self, seconds: float = 5.0) -> list[Item]:
+        """Delivers what waits, for at most so long; what is left then, in its order, which is for the caller to count."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(seconds)
         self._give_up.set()
         self._thread.join(1.0)
-        with self._changed:
-            self._dropped += len(self._items)
-            self._items.clear()
         if not self._thread.is_alive():
             self.sink.close()
+        with self._changed:
+            left = list(self._items)
+            self._items.clear()
+        return left
+
+    def close(self, seconds: float = 5.0) -> SinkCounts:
+        """Delivers what waits, for at most so long; what is left then is dropped, and counted."""
+        left = self.end(seconds)
+        with self._changed:
+            self._dropped += len(left)
         counts = self.counts
         if counts.dropped:
             log.warning("%s: %d records dropped, %d delivered", self.sink.name, counts.dropped, counts.delivered)
@@ -131,9 +144,11 @@ class Outbox(Generic[Item]):
 
     def _work(self) -> None:
         while (items := self._take()) is not None:
-            records = [record for item in items if (record := self._converted(item)) is not None]
-            if not records or self._deliver(records):
+            told = [(item, record) for item in items if (record := self._converted(item)) is not None]
+            if not told or self._deliver([record for _, record in told]):
                 self._settled()
+            else:
+                self._left([item for item, _ in told])
             with self._changed:
                 self._under_way = 0
 
@@ -153,6 +168,8 @@ class Outbox(Generic[Item]):
                 if left <= 0:
                     break
                 self._changed.wait(left)
+            if self._give_up.is_set():
+                return None
             taken = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
             self._bytes -= sum(map(self._weigh, taken))
             self._under_way = len(taken)
@@ -171,6 +188,10 @@ class Outbox(Generic[Item]):
         """Tries until it is delivered or refused; False where the end comes first."""
         pause = FIRST_PAUSE_S
         while True:
+            with self._changed:
+                before, self.sink, self._next_sink = self.sink, self._next_sink or self.sink, None
+            if before is not self.sink:
+                before.close()
             try:
                 self.sink.deliver(records)
                 with self._changed:
@@ -185,7 +206,6 @@ class Outbox(Generic[Item]):
                 if pause == FIRST_PAUSE_S:
                     log.warning("%s: %s; trying again", self.sink.name, error)
                 if self._give_up.wait(_wait_s(pause, error.retry_after_s)):
-                    self._left(len(records))
                     return False
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
@@ -195,10 +215,10 @@ class Outbox(Generic[Item]):
                     self._rejected += len(records)
             return True
 
-    def _left(self, count: int) -> None:
-        """So many that were being delivered are not, at the end."""
+    def _left(self, items: list[Item]) -> None:
+        """These were being delivered, and are not, at the end."""
         with self._changed:
-            self._dropped += count
+            self._items.extendleft(reversed(items))
 
 
 def _wait_s(pause_s: float, asked_s: float | None) -> float:

@@ -89,6 +89,12 @@ class Readers:
         listening = listen_unix(self._path, self._mode)
         self._server = await self._loop.create_unix_server(lambda: _Reader(self), sock=listening)
 
+    def change(self, limit: int, mode: int) -> None:
+        """Other settings, for who connects from now on."""
+        self._limit, self._mode = limit, mode
+        with suppress(OSError):  # somebody has taken the socket away: nobody can connect then
+            self._path.chmod(mode)
+
     def __len__(self) -> int:
         return len(self._readers)
 

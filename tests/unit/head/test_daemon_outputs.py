@@ -9,12 +9,15 @@ import logging
 import os
 import select
 import socket
+import sqlite3
 import stat
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from support.receivers import receiving
 from support.waiting import eventually, until
 
 from narrowcast.head.daemon import http, logs
@@ -27,7 +30,8 @@ from narrowcast.head.daemon.records import Telling
 from narrowcast.head.daemon.unix import listen_unix
 from narrowcast.head.errors import ListenError
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.sinks import Record, SinkRejectedError, SinkUnavailableError
+from narrowcast.transport.sinks import Record, SinkCounts, SinkRejectedError, SinkUnavailableError, outbox
+from narrowcast.transport.sinks.webhook import SIGNATURE, verify
 
 
 def record(number: int, size: int = 10) -> Record:
@@ -183,6 +187,118 @@ async def test_what_is_durable_waits_for_the_next_daemon(tmp_path):
     await again.change([hook])
     assert again.counts()["webhook http://127.0.0.1"].waiting == 1
     await again.close(0.1)
+
+
+async def test_outputs_that_cannot_be_change_nothing(tmp_path):
+    taken = listen_unix(tmp_path / "taken", 0o600)
+    outputs = Outputs(tmp_path)
+    one, two = LinesOutput(path=str(tmp_path / "one")), LinesOutput(path=str(tmp_path / "two"))
+    free, new = SocketOutput(path=str(tmp_path / "free")), SocketOutput(path=str(tmp_path / "new"))
+    await outputs.change([one, free])
+    with pytest.raises(ListenError, match="another process does"):
+        await outputs.change([two, new, SocketOutput(path=str(tmp_path / "taken"))])
+    assert set(outputs.counts()) == {str(tmp_path / "one"), f"unix:{tmp_path / 'free'}"}
+    assert not (tmp_path / "new").exists()
+    outputs.tell(telling(0))
+    _, writer = await asyncio.open_unix_connection(tmp_path / "free")
+    writer.close()
+    await outputs.close(20)
+    assert [json.loads(line)["frame_id"] for line in (tmp_path / "one").read_text().splitlines()] == [0]
+    taken.close()
+
+
+async def test_a_sockets_settings_change_under_its_readers(tmp_path):
+    outputs = Outputs(tmp_path)
+    path = tmp_path / "sock"
+    await outputs.change([SocketOutput(path=str(path), readers=1)])
+    reader, writer = await asyncio.open_unix_connection(path)
+    await eventually(lambda: len(outputs._open[f"socket {path}"].readers) == 1, "it is there")
+    await outputs.change([SocketOutput(path=str(path), readers=2, mode="0600")])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    _, another = await asyncio.open_unix_connection(path)
+    await eventually(lambda: len(outputs._open[f"socket {path}"].readers) == 2, "both are there")
+    outputs.tell(telling(0))
+    assert json.loads(await asyncio.wait_for(reader.readline(), 20))["frame_id"] == 0
+    await outputs.close(1)
+    for one in (writer, another):
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"durable": True}, {"durable": True, "durable_mib": 32}),
+        ({}, {"ca": "none"}),
+        ({}, {"durable": True}),
+    ],
+)
+async def test_what_waits_for_a_receiver_that_is_down_waits_on_under_other_settings(
+    tmp_path, monkeypatch, before, after
+):
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.05)
+    with receiving(*[503] * 100_000) as hook:
+        url = f"http://127.0.0.1:{hook.port}/"
+        outputs = Outputs(tmp_path)
+        await outputs.change([WebhookOutput(url=url, **before)])
+        for number in range(40):
+            outputs.tell(telling(number))
+        await eventually(lambda: counts(outputs).retries > 1, "it is down")
+        changing = asyncio.create_task(outputs.change([WebhookOutput(url=url, **after)]))
+        for number in range(40, 50):  # also in the middle of it
+            outputs.tell(telling(number))
+            await asyncio.sleep(0)
+        await changing
+        outputs.tell(telling(50))
+        now = counts(outputs)
+        assert (now.dropped, now.waiting, now.delivered) == (0, 51, 0)
+        assert now.retries > 1
+        hook.script.clear()
+        await eventually(lambda: counts(outputs).delivered == 51, "all are delivered")
+        ids = [one["frame_id"] for one in hook.records]
+        assert list(dict.fromkeys(ids)) == list(range(51))
+        await outputs.close(1)
+
+
+def counts(outputs: Outputs) -> SinkCounts:
+    return outputs.counts()["webhook http://127.0.0.1"]
+
+
+async def test_a_secret_that_was_replaced_under_its_name_counts(tmp_path):
+    secret = tmp_path / "secret"
+    with receiving() as hook:
+        output = WebhookOutput(url=f"http://127.0.0.1:{hook.port}/", secret_file=str(secret))
+        outputs = Outputs(tmp_path)
+        for number, word in enumerate((b"old", b"new")):
+            secret.write_bytes(word)
+            await outputs.change([output])
+            outputs.tell(telling(number))
+            await eventually(lambda number=number: len(hook.requests) == number + 1, "it is delivered")
+            headers, body = hook.requests[-1]
+            assert verify(word, body, headers[SIGNATURE], time.time())
+        await eventually(lambda: counts(outputs).delivered == 2, "both count")
+        secret.unlink()
+        with pytest.raises(ConfigError, match="cannot be read"):
+            await outputs.change([output])
+        await outputs.close(1)
+
+
+async def test_who_wants_it_waits_until_what_was_told_is_on_disk(tmp_path):
+    outputs = Outputs(tmp_path)
+    await outputs.change([WebhookOutput(url="http://127.0.0.1:9/", durable=True)])
+    await asyncio.wait_for(outputs.kept(), 20)
+    other = sqlite3.connect(next((tmp_path / "outbox").glob("*.db")), timeout=20, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    outputs.tell(telling(0))
+    waiting = asyncio.create_task(outputs.kept())
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+    assert not waiting.done()
+    other.execute("ROLLBACK")
+    await asyncio.wait_for(waiting, 20)
+    assert other.execute("SELECT COUNT(*) FROM waiting").fetchone() == (1,)
+    other.close()
+    await outputs.close(0.1)
 
 
 def test_secrets_are_read_and_urls_checked(tmp_path):
