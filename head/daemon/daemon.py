@@ -118,7 +118,7 @@ class Daemon:
         await self._outputs.change(list(self._config.outputs) or [LinesOutput()])
         if any(one.key == "lines -" for one in self._config.outputs or [LinesOutput()]) and for_journal(sys.stdout):
             log.warning('every result is a line in the journal: name another output, such as kind = "socket"')
-        await self._listen(self._config.metrics.listen)
+        await self._show_at(await self._listening(self._config.metrics.listen))
         # What is there by now stays: looking for rings of objects among the rest takes a millisecond.
         gc.collect()
         gc.freeze()
@@ -137,22 +137,26 @@ class Daemon:
         figures = self.figures.setdefault(source.name, Figures())
         self.lanes[source.name] = Lane(config, source, self._model, figures, self._outputs.tell)
 
-    async def _listen(self, where: str | None) -> None:
-        """Figures over HTTP, where they are wanted; what was listened on before is given up once that works."""
-        server = None
-        if where is not None:
-            metrics = self._metrics
-            pages = {
-                "/metrics": lambda: Page("200 OK", metrics.content_type, metrics.text()),
-                "/status": lambda: Page("200 OK", "application/json", self.status().to_json()),
-                "/healthz": self._health,
-            }
-            server = HttpServer(where, pages)
-            await server.start()
-            log.info("figures at %s: %s", server.where, ", ".join(pages))
-        if self._http is not None:
-            await self._http.stop()
-        self._http = server
+    async def _listening(self, where: str | None) -> HttpServer | None:
+        """Figures over HTTP, where they are wanted."""
+        if where is None:
+            return None
+        metrics = self._metrics
+        pages = {
+            "/metrics": lambda: Page("200 OK", metrics.content_type, metrics.text()),
+            "/status": lambda: Page("200 OK", "application/json", self.status().to_json()),
+            "/healthz": self._health,
+        }
+        server = HttpServer(where, pages)
+        await server.start()
+        log.info("figures at %s: %s", server.where, ", ".join(pages))
+        return server
+
+    async def _show_at(self, server: HttpServer | None) -> None:
+        """What was listened on before is given up."""
+        before, self._http = self._http, server
+        if before is not None and before is not server:
+            await before.stop()
 
     def _health(self) -> Page:
         status = "200 OK" if self.status().ready else "503 Service Unavailable"
@@ -300,9 +304,15 @@ class Daemon:
             config = msgspec.structs.replace(config, **old.model) if model is None else config
         try:
             await asyncio.to_thread(check_sources, config, model or self._model, self._anew(config))
-            if config.metrics.listen != old.metrics.listen:
-                await self._listen(config.metrics.listen)
-            await self._outputs.change(list(config.outputs) or [LinesOutput()])
+            listen = config.metrics.listen
+            server = self._http if listen == old.metrics.listen else await self._listening(listen)
+            try:
+                await self._outputs.change(list(config.outputs) or [LinesOutput()])
+            except BaseException:
+                if server is not None and server is not self._http:
+                    await server.stop()
+                raise
+            await self._show_at(server)
         except (NarrowcastError, OSError):
             self._stamp = (
                 None if model is not None else self._stamp

@@ -422,6 +422,16 @@ async def test_a_source_that_turns_out_not_to_open_is_what_it_was(tmp_path):
             assert (tmp_path / "none" / "in.sock").exists()
 
 
+async def test_figures_stay_where_they_are_when_the_settings_are_refused(tmp_path):
+    config = settings(tmp_path, "127.0.0.1:9", SOCKET + f'[metrics]\nlisten = "unix:{tmp_path}/one"\n')
+    async with Run(config, tmp_path) as run:
+        await eventually((tmp_path / "one").exists, "they are shown")
+        bad = '/two"\n[[outputs]]\nkind = "socket"\npath = "edge.toml"\n'
+        await reloaded(run, tmp_path, '/one"\n', bad)
+        assert "edge.toml" in run.daemon.status().refused
+        assert [(tmp_path / name).exists() for name in ("one", "two")] == [True, False]
+
+
 async def test_many_frames_leave_nothing_behind(tmp_path):
     """Counted in objects, while nothing is under way, which is exact; in bytes, bench/ does it for half an hour."""
 
