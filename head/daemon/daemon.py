@@ -26,7 +26,7 @@ from narrowcast.head.daemon.model import Backends, Model, Stamp, load_model, sta
 from narrowcast.head.daemon.notify import Notifier
 from narrowcast.head.daemon.output_config import LinesOutput
 from narrowcast.head.daemon.outputs import Outputs
-from narrowcast.head.daemon.overview import status_of
+from narrowcast.head.daemon.overview import line_of, status_of
 from narrowcast.head.daemon.status import Status, StatusFile
 from narrowcast.head.errors import StuckSourceError
 from narrowcast.head.socket_bytes import SocketBytes, SocketMeter
@@ -383,16 +383,7 @@ class Daemon:
         return self._outputs.counts()
 
     def _line(self) -> str:
-        status = self.status()
-        ledger, server = status.ledger, status.server or "no server"
-        dropped = sum(ledger.dropped.values())
-        spooled = f", {ledger.spooled} spooled" if ledger.spooled else ""
-        local = f", {ledger.local} local" if ledger.local else ""
-        refused = f"; REFUSED: {status.refused}" if status.refused else ""
-        return (
-            f"{status.model.name} release {status.model.release}, {server}: {ledger.captured} frames, "
-            f"{ledger.answered} answered{local}{spooled}, {dropped} dropped{refused}"
-        )
+        return line_of(self.status())
 
     def _write(self) -> None:
         self._status_file.write(self.status())

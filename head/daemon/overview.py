@@ -51,6 +51,19 @@ def status_of(
     )
 
 
+def line_of(status: Status) -> str:
+    """The same in a line."""
+    ledger, server = status.ledger, status.server or "no server"
+    dropped = sum(ledger.dropped.values())
+    spooled = f", {ledger.spooled} spooled" if ledger.spooled else ""
+    local = f", {ledger.local} local" if ledger.local else ""
+    refused = f"; REFUSED: {status.refused}" if status.refused else ""
+    return (
+        f"{status.model.name} release {status.model.release}, {server}: {ledger.captured} frames, "
+        f"{ledger.answered} answered{local}{spooled}, {dropped} dropped{refused}"
+    )
+
+
 def _source(figures: Figures, lane: Lane | None) -> SourceStatus:
     spool = None if lane is None else lane.spool
     return SourceStatus(
