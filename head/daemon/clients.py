@@ -36,12 +36,14 @@ class Running:
         teller: makes the records of its frames.
         under_way: frames that were given to it and have no end yet.
         frames: that were handed to it: the next one's number.
+        ended: whether what it did is in the source's figures.
     """
 
     client: AsyncClient
     teller: Teller
     under_way: int = 0
     frames: int = 0
+    ended: bool = False
 
 
 def tls_of(config: DaemonConfig) -> ClientTls | None:

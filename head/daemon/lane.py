@@ -17,7 +17,7 @@ from typing import NamedTuple
 from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
 from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_spool, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
-from narrowcast.head.daemon.figures import Figures
+from narrowcast.head.daemon.figures import Figures, added
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller, Telling
 from narrowcast.head.errors import BackendError, LinkError
@@ -27,6 +27,7 @@ from narrowcast.head.session import Encoded
 from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.head.spool import Spool
+from narrowcast.head.unanswered import LinkCounters
 from narrowcast.transport.errors import FrameError, NarrowcastError
 from narrowcast.transport.rpc.credentials import ClientTls
 
@@ -82,7 +83,7 @@ class Lane:
         self._old: set[asyncio.Task[None]] = set()
         self._retired: set[Running] = set()  # whose last frames are still under way
         self._room = threading.Semaphore(source.window)
-        self._stopping = self._giving_up = False
+        self._stopping = self._giving_up = self._feed_ended = False
         self._encoding_since: float | None = None
         self._moved_at = time.monotonic()
         self._renew_at = 0.0
@@ -113,6 +114,24 @@ class Lane:
     def client(self) -> Running:
         """The one that new frames go to."""
         return self._running
+
+    @property
+    def link(self) -> LinkCounters:
+        """What all of the source's clients have done, those before included."""
+        found = self.figures.link
+        for one in {self._running, *self._retired}:
+            found = found if one.ended else added(found, one.client.counters)
+        return found
+
+    @property
+    def openings(self) -> int:
+        """How often the source was opened, by the feeds before, too."""
+        return self.figures.opened + (0 if self._feed_ended else self.feed.counters.openings)
+
+    @property
+    def hangs(self) -> int:
+        """How many of those were given up."""
+        return self.figures.hangs + (0 if self._feed_ended else self.feed.counters.hangs)
 
     @property
     def ended(self) -> bool:
@@ -289,6 +308,7 @@ class Lane:
             await asyncio.sleep(0.02)
         await old.client.close()
         self.figures.end_client(old.client.counters)
+        old.ended = True
         self._retired.discard(old)
 
     async def tick(self) -> None:
@@ -327,6 +347,7 @@ class Lane:
         counters = self.feed.counters
         self.figures.opened += counters.openings
         self.figures.hangs += counters.hangs
+        self._feed_ended = True
         await asyncio.wait(self._tasks, timeout=seconds)
         if self.spool is not None and not self.ended:
             # Also what was captured and has not come to the head yet: there is a place for it.

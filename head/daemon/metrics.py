@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from narrowcast.head.daemon.figures import BOUNDS, added
+from narrowcast.head.daemon.figures import BOUNDS
 from narrowcast.transport.files import replacing
 
 if TYPE_CHECKING:
@@ -133,15 +133,14 @@ class Metrics(Collector):
         size = gauge("spool_bytes", "The spool's size on disk.")
         for name, figures in self._daemon.figures.items():
             lane = self._daemon.lanes.get(name)
-            link = figures.link if lane is None else added(figures.link, lane.client.client.counters)
+            link = figures.link if lane is None else lane.link
             for family, value in (
                 (packets, link.packets_sent), (packet_bytes, link.packet_bytes_sent), (resent, link.packets_resent),
                 (streams, link.streams_opened), (hangs, link.hangs), (late, link.results_late),
             ):  # fmt: skip
                 family.add_metric([name], value)
-            feed = None if lane is None else lane.feed.counters
-            openings.add_metric([name], figures.opened + (feed.openings if feed else 0))
-            stuck.add_metric([name], figures.hangs + (feed.hangs if feed else 0))
+            openings.add_metric([name], figures.opened if lane is None else lane.openings)
+            stuck.add_metric([name], figures.hangs if lane is None else lane.hangs)
             up.add_metric([name], float(lane is not None and lane.client.client.server is not None))
             if figures.level is not None:
                 level.add_metric([name], figures.level)

@@ -74,7 +74,7 @@ def _source(figures: Figures, lane: Lane | None) -> SourceStatus:
         frame_age_s=age(figures.captured_at),
         level=figures.level,
         stuck_s=0.0 if lane is None else round(lane.stuck_seconds(), 3),
-        openings=figures.opened + (0 if lane is None else lane.feed.counters.openings),
+        openings=figures.opened if lane is None else lane.openings,
         spool_waiting=None if spool is None else spool.waiting,
         spool_bytes=None if spool is None else spool.size_bytes,
     )

@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import os
+import re
 from collections import Counter
 
 import grpc
@@ -22,6 +23,7 @@ from narrowcast.head.daemon import clients
 from narrowcast.head.daemon import lane as lanes
 from narrowcast.head.daemon.config import DaemonConfig, load_config
 from narrowcast.head.daemon.daemon import Daemon
+from narrowcast.head.daemon.metrics import Metrics
 from narrowcast.head.daemon.model import load_model
 from narrowcast.head.daemon.notify import Notifier
 from narrowcast.head.errors import BackendError, ModelRefusedError, SourceError, StuckSourceError
@@ -420,6 +422,42 @@ async def test_a_source_that_turns_out_not_to_open_is_what_it_was(tmp_path):
             await reloaded(run, tmp_path, "none/in.sock", "none/./in.sock")
             assert run.daemon.status().refused is None
             assert (tmp_path / "none" / "in.sock").exists()
+
+
+async def test_what_links_have_done_is_counted_on_while_clients_change_and_end(tmp_path):
+    """Also while an old client still waits for its last answers."""
+    asked, goes_on = [], asyncio.Event()
+
+    async def script(talk):
+        async for frame_id in talk.frames():
+            asked.append(frame_id)
+            await goes_on.wait()
+            talk.answer(frame_id)
+
+    def shown(daemon: Daemon, name: str) -> float:
+        text = Metrics(daemon).text().decode()
+        return float(re.search(rf'^narrowcast_edge_{name}{{source="in"}} (.*)$', text, re.MULTILINE)[1])
+
+    async with scripted(script) as server:
+        config = settings(tmp_path, server.address, SOCKET + "exit_after_seconds = 60\n")
+        async with Run(config, tmp_path) as run:
+            lane = run.daemon.lanes["in"]
+            await eventually((tmp_path / "in.sock").exists, "it listens")
+            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+            camera.write(bytes(8 * 8 * 3 * 2))
+            await eventually(lambda: shown(run.daemon, "packets_sent_total") == 2, "two are sent")
+            await reloaded(run, tmp_path, "exit_after_seconds = 60", "exit_after_seconds = 61")
+            assert lane._retired, "the old client is still there"
+            assert shown(run.daemon, "packets_sent_total") == 2
+            goes_on.set()
+            await eventually(lambda: not lane._retired, "it has ended")
+            assert shown(run.daemon, "packets_sent_total") == 2
+            opened = shown(run.daemon, "source_openings_total")
+            run.stop.set()
+            await run.task  # its sources are still shown
+            assert shown(run.daemon, "packets_sent_total") == 2
+            assert shown(run.daemon, "source_openings_total") == opened
+            camera.close()
 
 
 async def test_figures_stay_where_they_are_when_the_settings_are_refused(tmp_path):
