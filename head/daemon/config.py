@@ -31,7 +31,6 @@ from narrowcast.transport.structs import Settings, from_mapping, read_toml
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
-NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, lt=10_000)]  # as Feed takes it
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Backend = Literal["auto", "onnxruntime", "tensorrt"]
@@ -83,7 +82,7 @@ class SourceConfig(Settings, frozen=True):
     way_joules: dict[WayName, Positive] | None = None
     tails: list[str] | None = None
     on_outage: OnOutage | None = None
-    exit_after_seconds: NotNegative = 2.0
+    exit_after_seconds: Positive = 2.0
     spool: SpoolConfig | None = None
 
     def __post_init__(self) -> None:

@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-exit", action="store_true", help="never answer by the bundle's local exit")
     parser.add_argument(
         "--exit-after",
-        type=seconds,
+        type=sources.positive,
         default=2.0,
         metavar="S",
         help="what the server does not answer in time is answered by the local exit, where the bundle has one (default: 2)",

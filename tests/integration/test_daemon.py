@@ -283,7 +283,7 @@ def test_a_stuck_pipeline_stops_feeding_the_watchdog(settings, tmp_path):
     (tmp_path / "stuck.py").write_text(STUCK)
     inbox = tmp_path / "inbox"
     photos(inbox, 0, 1, 2)
-    tables = f'[[sources]]\nname = "inbox"\nuri = "{inbox}"\nwatch = true\nexit_after_seconds = 0\n'
+    tables = f'[[sources]]\nname = "inbox"\nuri = "{inbox}"\nwatch = true\nexit_after_seconds = 0.01\n'
     with daemon(tmp_path / "edge", settings(tables), program=[str(tmp_path / "stuck.py")], watchdog=2) as edge:
         until(lambda: "s in inbox" in edge.log.read_text(), "it notices")
         fed = edge.count("WATCHDOG=1")

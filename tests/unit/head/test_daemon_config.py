@@ -62,6 +62,7 @@ def test_paths_are_the_files_own(tmp_path):
         (OWN + SOURCE + 'way = "image"\nlevel = "auto"\n', "'gate': level = \"auto\" is for symbols"),
         (OWN + SOURCE + "way_joules = { local = 1 }\n", "'gate'.*for offload 'auto'"),
         (OWN + SOURCE + 'offload = "auto"\nway_joules = { here = 1 }\n', r"sources\[0\].way_joules"),
+        (OWN + SOURCE + "exit_after_seconds = 0\n", r"sources\[0\].exit_after_seconds"),
         (OWN + SOURCE + "fps = 0\n", r"sources\[0\].fps"),
         (OWN + SOURCE + "fps = 10000\n", r"sources\[0\].fps"),
         (OWN + SOURCE + "max_packet_bytes = 24\n", "max_packet_bytes"),  # a header alone
@@ -129,6 +130,12 @@ def test_flags_win_over_variables_and_those_over_the_file(tmp_path, monkeypatch)
     assert (config.to, config.sources[0].fps, config.sources[0].window) == ("variable:1", 3.0, 4)
     assert (config.runtime.threads, config.allow_unsigned) == (2, True)
     assert flags("--config", "edge.toml", "other.ncb")["bundle"] == str(Path("other.ncb").absolute())
+
+
+def test_no_frame_is_to_be_given_up_before_it_is_sent(capsys):
+    with pytest.raises(SystemExit):
+        flags("--config", "edge.toml", "--exit-after", "0")
+    assert "0 is not above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--masks", "m"], ["--spool", "s"], ["m.ncb", "photos/"], ["--audit"]])
