@@ -288,6 +288,7 @@ class Daemon:
             config = self._reread()
             if config.state_folder != self._state:
                 log.warning("state = %s counts from the next start on", config.state_folder)
+                config = msgspec.structs.replace(config, state=str(self._state))  # for sources that are begun anew, too
             if config.runtime.cpus != self._config.runtime.cpus:
                 log.warning("runtime.cpus counts from the next start on")
             await self._change_config(config)

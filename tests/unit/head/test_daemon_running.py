@@ -460,6 +460,17 @@ async def test_what_links_have_done_is_counted_on_while_clients_change_and_end(t
             camera.close()
 
 
+async def test_another_state_folder_counts_from_the_next_start_on_for_all(tmp_path):
+    tables = SOCKET + 'on_outage = "spool"\ndata_cap = "1GB/day"\n'
+    config = settings(tmp_path, "127.0.0.1:9", tables)
+    async with Run(config, tmp_path) as run:
+        await reloaded(run, tmp_path, 'state = "state"', 'state = "other"')
+        await reloaded(run, tmp_path, 'raw = "8x8"', 'raw = "8x8"\nqueue = 3')
+        assert run.daemon.lanes["in"].source.queue == 3, "it is begun anew"
+        assert run.daemon.lanes["in"].spool.folder == tmp_path / "state" / "spool" / "in"
+    assert not (tmp_path / "other").exists()
+
+
 async def test_figures_stay_where_they_are_when_the_settings_are_refused(tmp_path):
     config = settings(tmp_path, "127.0.0.1:9", SOCKET + f'[metrics]\nlisten = "unix:{tmp_path}/one"\n')
     async with Run(config, tmp_path) as run:
