@@ -81,6 +81,11 @@ class Daemon:
         self._told_stuck = False
         self._textfile_at = self._looked_at = 0.0
 
+    @property
+    def drain_seconds(self) -> float:
+        """What there is at the end for what is under way, by the settings as they are now."""
+        return self._config.drain_seconds
+
     def reload(self) -> None:
         """Settings and bundle are read again, soon. For SIGHUP."""
         self._reload.set()

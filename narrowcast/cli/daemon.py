@@ -140,7 +140,7 @@ async def _serve(config: DaemonConfig, read: Any) -> int:
         if again:
             log.warning("a second %s: ends at once", number.name)
             return
-        seconds = config.drain_seconds
+        seconds = daemon.drain_seconds
         log.info("%s: what is under way is finished, within %g s", number.name, seconds)
         end_in_any_case(2 * seconds + 15.0, lambda: log.error("something hangs: ends without it"))
 

@@ -279,6 +279,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def test_the_time_to_end_in_is_that_of_the_settings_as_they_are(settings, tmp_path):
+    tables = f'[[sources]]\nname = "in"\nuri = "unix:{tmp_path}/in.sock"\nraw = "{RAW}"\n'
+    with daemon(tmp_path / "edge", settings(tables, drain_seconds=1)) as edge:
+        edge.config.write_text(settings(tables, drain_seconds=77))
+        edge.reload()
+        assert edge.end() == 0
+        assert "SIGTERM: what is under way is finished, within 77 s" in edge.log.read_text()
+
+
 def test_a_stuck_pipeline_stops_feeding_the_watchdog(settings, tmp_path):
     (tmp_path / "stuck.py").write_text(STUCK)
     inbox = tmp_path / "inbox"
