@@ -6,9 +6,7 @@ import asyncio
 import errno
 import gc
 import itertools
-import json
 import os
-import re
 from collections import Counter
 
 import grpc
@@ -16,16 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import bundles
+from support.running import FRAMES, Run, photos, settings, told, told_count
 from support.scripted import EndedError, echo, scripted
 from support.waiting import eventually
 
 from narrowcast.head.daemon import clients
 from narrowcast.head.daemon import lane as lanes
-from narrowcast.head.daemon.config import DaemonConfig, load_config
-from narrowcast.head.daemon.daemon import Daemon
-from narrowcast.head.daemon.metrics import Metrics
 from narrowcast.head.daemon.model import load_model
-from narrowcast.head.daemon.notify import Notifier
 from narrowcast.head.errors import BackendError, ModelRefusedError, SourceError, StuckSourceError
 from narrowcast.head.rate import budget
 from narrowcast.head.session import HeadSession
@@ -36,53 +31,6 @@ from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import CertificateError, FrameError, MissingPartError
 from narrowcast.transport.selfcheck import SelfCheck, SymbolBound, reference_frames
 from narrowcast.transport.structs import to_json
-
-FRAMES = bundles.random_frames(4)
-
-
-def settings(folder, to: str, more: str, bundle: bundles.Made | None = None) -> DaemonConfig:
-    (bundle or bundles.make()).write(folder / "tiny.ncb")
-    bundles.trusted_key().write(folder / "test.pub")
-    file = folder / "edge.toml"
-    file.write_text(
-        f'bundle = "tiny.ncb"\nto = "{to}"\ntrust = ["test.pub"]\nstate = "state"\ndrain_seconds = 1\n{more}\n'
-        '[[outputs]]\nkind = "lines"\npath = "out"\n'
-    )
-    return load_config(file)
-
-
-def photos(folder, count: int) -> str:
-    (folder / "in").mkdir(exist_ok=True)
-    for number in range(count):
-        Image.fromarray(FRAMES[number % 4]).save(folder / "in" / f"{number:03d}.png")
-    return f'[[sources]]\nname = "in"\nuri = "in"\nwatch = {"true" if count < 10 else "false"}\n'
-
-
-def told(folder) -> list[dict]:
-    out = folder / "out"
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-
-
-def told_count(folder) -> int:
-    out = folder / "out"
-    return out.read_bytes().count(b"\n") if out.exists() else 0
-
-
-class Run:
-    """A daemon for the length of the block."""
-
-    def __init__(self, config: DaemonConfig, folder) -> None:
-        self.stop = asyncio.Event()
-        self.daemon = Daemon(config, lambda: load_config(folder / "edge.toml"), lambda: ["onnxruntime"], Notifier({}))
-
-    async def __aenter__(self) -> Run:
-        self.task = asyncio.create_task(self.daemon.run(self.stop))
-        await eventually(lambda: self.task.done() or self.daemon.lanes, "it runs")
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        self.stop.set()
-        await asyncio.wait([self.task])
 
 
 async def test_servers_that_refuse_are_an_outage_and_are_tried_anew(tmp_path, monkeypatch):
@@ -372,113 +320,6 @@ async def test_a_local_exit_that_is_not_there_is_said_at_the_start(tmp_path):
     async with Run(config, tmp_path) as run:
         with pytest.raises(MissingPartError, match="has no local exit"):
             await run.task
-
-
-async def reloaded(run: Run, folder, old: str, new: str) -> None:
-    """With other settings, to the end of it: what they were is found and replaced."""
-    file = folder / "edge.toml"
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
-    ready = []
-    run.daemon._notifier.ready = ready.append
-    run.daemon.reload()
-    await eventually(lambda: run.task.done() or ready, "it is reloaded")
-    assert not run.task.done()
-
-
-SOCKET = '[[sources]]\nname = "in"\nuri = "unix:in.sock"\nraw = "8x8"\n'
-
-
-@pytest.mark.parametrize(
-    ("uri", "why"), [("rstp://camera/1", "no source rstp://"), ("none.png", "no image or folder")]
-)
-async def test_a_source_that_cannot_be_is_refused_while_the_one_before_goes_on(tmp_path, uri, why):
-    async with scripted(echo) as server:
-        config = settings(tmp_path, server.address, SOCKET)
-        async with Run(config, tmp_path) as run:
-            lane = run.daemon.lanes["in"]
-            await reloaded(run, tmp_path, 'unix:in.sock"\nraw = "8x8"', f'{uri}"')
-            assert why in run.daemon.status().refused
-            assert run.daemon.lanes == {"in": lane}
-            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
-            camera.write(bytes(8 * 8 * 3))
-            await eventually(lambda: len(told(tmp_path)) == 1, "it goes on")
-            camera.close()
-
-
-async def test_a_source_that_turns_out_not_to_open_is_what_it_was(tmp_path):
-    """Nothing is wrong with the settings: the socket's folder is not there."""
-    async with scripted(echo) as server:
-        config = settings(tmp_path, server.address, SOCKET)
-        async with Run(config, tmp_path) as run:
-            await reloaded(run, tmp_path, "unix:in.sock", "unix:none/in.sock")
-            assert "none/in.sock" in run.daemon.status().refused
-            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
-            camera.write(bytes(8 * 8 * 3))
-            await eventually(lambda: len(told(tmp_path)) == 1, "it goes on as it was")
-            camera.close()
-            (tmp_path / "none").mkdir()
-            await reloaded(run, tmp_path, "none/in.sock", "none/./in.sock")
-            assert run.daemon.status().refused is None
-            assert (tmp_path / "none" / "in.sock").exists()
-
-
-async def test_what_links_have_done_is_counted_on_while_clients_change_and_end(tmp_path):
-    """Also while an old client still waits for its last answers."""
-    asked, goes_on = [], asyncio.Event()
-
-    async def script(talk):
-        async for frame_id in talk.frames():
-            asked.append(frame_id)
-            await goes_on.wait()
-            talk.answer(frame_id)
-
-    def shown(daemon: Daemon, name: str) -> float:
-        text = Metrics(daemon).text().decode()
-        return float(re.search(rf'^narrowcast_edge_{name}{{source="in"}} (.*)$', text, re.MULTILINE)[1])
-
-    async with scripted(script) as server:
-        config = settings(tmp_path, server.address, SOCKET + "exit_after_seconds = 60\n")
-        async with Run(config, tmp_path) as run:
-            lane = run.daemon.lanes["in"]
-            await eventually((tmp_path / "in.sock").exists, "it listens")
-            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
-            camera.write(bytes(8 * 8 * 3 * 2))
-            await eventually(lambda: shown(run.daemon, "packets_sent_total") == 2, "two are sent")
-            await reloaded(run, tmp_path, "exit_after_seconds = 60", "exit_after_seconds = 61")
-            assert lane._retired, "the old client is still there"
-            assert shown(run.daemon, "packets_sent_total") == 2
-            goes_on.set()
-            await eventually(lambda: not lane._retired, "it has ended")
-            assert shown(run.daemon, "packets_sent_total") == 2
-            opened = shown(run.daemon, "source_openings_total")
-            run.stop.set()
-            await run.task  # its sources are still shown
-            assert shown(run.daemon, "packets_sent_total") == 2
-            assert shown(run.daemon, "source_openings_total") == opened
-            camera.close()
-
-
-async def test_another_state_folder_counts_from_the_next_start_on_for_all(tmp_path):
-    tables = SOCKET + 'on_outage = "spool"\ndata_cap = "1GB/day"\n'
-    config = settings(tmp_path, "127.0.0.1:9", tables)
-    async with Run(config, tmp_path) as run:
-        await reloaded(run, tmp_path, 'state = "state"', 'state = "other"')
-        await reloaded(run, tmp_path, 'raw = "8x8"', 'raw = "8x8"\nqueue = 3')
-        assert run.daemon.lanes["in"].source.queue == 3, "it is begun anew"
-        assert run.daemon.lanes["in"].spool.folder == tmp_path / "state" / "spool" / "in"
-    assert not (tmp_path / "other").exists()
-
-
-async def test_figures_stay_where_they_are_when_the_settings_are_refused(tmp_path):
-    config = settings(tmp_path, "127.0.0.1:9", SOCKET + f'[metrics]\nlisten = "unix:{tmp_path}/one"\n')
-    async with Run(config, tmp_path) as run:
-        await eventually((tmp_path / "one").exists, "they are shown")
-        bad = '/two"\n[[outputs]]\nkind = "socket"\npath = "edge.toml"\n'
-        await reloaded(run, tmp_path, '/one"\n', bad)
-        assert "edge.toml" in run.daemon.status().refused
-        assert [(tmp_path / name).exists() for name in ("one", "two")] == [True, False]
 
 
 async def test_many_frames_leave_nothing_behind(tmp_path):

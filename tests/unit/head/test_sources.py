@@ -235,7 +235,7 @@ class TestFolders:
         looks = Looks(tmp_path)
         with Feed(looks) as feed:
             frames = iter(feed)
-            os.symlink("nowhere", tmp_path / "a.png")
+            (tmp_path / "a.png").symlink_to("nowhere")
             save(tmp_path / "b.png", 1)
             until(lambda: feed._frames, "what lies behind a link to nowhere is read")
             assert next(frames).name.endswith("b.png")
@@ -248,7 +248,7 @@ class TestFolders:
         with Feed(looks) as feed:
             frames = iter(feed)
             assert next(frames).name.endswith("b.png")
-            os.symlink("nowhere", folder / "a.png")
+            (folder / "a.png").symlink_to("nowhere")
             looks.wait()
             (folder / "a.png").unlink()
             looks.wait()

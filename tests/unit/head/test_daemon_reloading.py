@@ -1,0 +1,103 @@
+"""A daemon that is told other settings while it runs: all of them, or as it was; and what it counts goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+from support.running import SOCKET, Run, reloaded, settings, told
+from support.scripted import echo, scripted
+from support.waiting import eventually
+
+from narrowcast.head.daemon.daemon import Daemon
+from narrowcast.head.daemon.metrics import Metrics
+
+
+@pytest.mark.parametrize(("uri", "why"), [("rstp://camera/1", "no source rstp://"), ("none.png", "no image or folder")])
+async def test_a_source_that_cannot_be_is_refused_while_the_one_before_goes_on(tmp_path, uri, why):
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, SOCKET)
+        async with Run(config, tmp_path) as run:
+            lane = run.daemon.lanes["in"]
+            await reloaded(run, tmp_path, 'unix:in.sock"\nraw = "8x8"', f'{uri}"')
+            assert why in run.daemon.status().refused
+            assert run.daemon.lanes == {"in": lane}
+            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+            camera.write(bytes(8 * 8 * 3))
+            await eventually(lambda: len(told(tmp_path)) == 1, "it goes on")
+            camera.close()
+
+
+async def test_a_source_that_turns_out_not_to_open_is_what_it_was(tmp_path):
+    """Nothing is wrong with the settings: the socket's folder is not there."""
+    async with scripted(echo) as server:
+        config = settings(tmp_path, server.address, SOCKET)
+        async with Run(config, tmp_path) as run:
+            await reloaded(run, tmp_path, "unix:in.sock", "unix:none/in.sock")
+            assert "none/in.sock" in run.daemon.status().refused
+            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+            camera.write(bytes(8 * 8 * 3))
+            await eventually(lambda: len(told(tmp_path)) == 1, "it goes on as it was")
+            camera.close()
+            (tmp_path / "none").mkdir()
+            await reloaded(run, tmp_path, "none/in.sock", "none/./in.sock")
+            assert run.daemon.status().refused is None
+            assert (tmp_path / "none" / "in.sock").exists()
+
+
+async def test_what_links_have_done_is_counted_on_while_clients_change_and_end(tmp_path):
+    """Also while an old client still waits for its last answers."""
+    asked, goes_on = [], asyncio.Event()
+
+    async def script(talk):
+        async for frame_id in talk.frames():
+            asked.append(frame_id)
+            await goes_on.wait()
+            talk.answer(frame_id)
+
+    def shown(daemon: Daemon, name: str) -> float:
+        text = Metrics(daemon).text().decode()
+        return float(re.search(rf'^narrowcast_edge_{name}{{source="in"}} (.*)$', text, re.MULTILINE)[1])
+
+    async with scripted(script) as server:
+        config = settings(tmp_path, server.address, SOCKET + "exit_after_seconds = 60\n")
+        async with Run(config, tmp_path) as run:
+            lane = run.daemon.lanes["in"]
+            await eventually((tmp_path / "in.sock").exists, "it listens")
+            _, camera = await asyncio.open_unix_connection(tmp_path / "in.sock")
+            camera.write(bytes(8 * 8 * 3 * 2))
+            await eventually(lambda: shown(run.daemon, "packets_sent_total") == 2, "two are sent")
+            await reloaded(run, tmp_path, "exit_after_seconds = 60", "exit_after_seconds = 61")
+            assert lane._retired, "the old client is still there"
+            assert shown(run.daemon, "packets_sent_total") == 2
+            goes_on.set()
+            await eventually(lambda: not lane._retired, "it has ended")
+            assert shown(run.daemon, "packets_sent_total") == 2
+            opened = shown(run.daemon, "source_openings_total")
+            run.stop.set()
+            await run.task  # its sources are still shown
+            assert shown(run.daemon, "packets_sent_total") == 2
+            assert shown(run.daemon, "source_openings_total") == opened
+            camera.close()
+
+
+async def test_another_state_folder_counts_from_the_next_start_on_for_all(tmp_path):
+    tables = SOCKET + 'on_outage = "spool"\ndata_cap = "1GB/day"\n'
+    config = settings(tmp_path, "127.0.0.1:9", tables)
+    async with Run(config, tmp_path) as run:
+        await reloaded(run, tmp_path, 'state = "state"', 'state = "other"')
+        await reloaded(run, tmp_path, 'raw = "8x8"', 'raw = "8x8"\nqueue = 3')
+        assert run.daemon.lanes["in"].source.queue == 3, "it is begun anew"
+        assert run.daemon.lanes["in"].spool.folder == tmp_path / "state" / "spool" / "in"
+    assert not (tmp_path / "other").exists()
+
+
+async def test_figures_stay_where_they_are_when_the_settings_are_refused(tmp_path):
+    config = settings(tmp_path, "127.0.0.1:9", SOCKET + f'[metrics]\nlisten = "unix:{tmp_path}/one"\n')
+    async with Run(config, tmp_path) as run:
+        await eventually((tmp_path / "one").exists, "they are shown")
+        bad = '/two"\n[[outputs]]\nkind = "socket"\npath = "edge.toml"\n'
+        await reloaded(run, tmp_path, '/one"\n', bad)
+        assert "edge.toml" in run.daemon.status().refused
+        assert [(tmp_path / name).exists() for name in ("one", "two")] == [True, False]
