@@ -16,8 +16,8 @@ from narrowcast.transport.errors import ConfigError, NarrowcastError
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 # Threads that hang in a driver cannot be ended. More than so many are not left behind: the source counts as lost.
 MAX_STUCK = 4
-# One that hangs may keep the device, so that those after it fail at once. With the pauses between them, so many in a row take
-# about half a minute behind the watchdog's: a service that is started anew for it stays below systemd's limits.
+# One that hangs may keep the device, so that those after it fail at once. With the pauses between them, so many in a row
+# take about half a minute behind the watchdog's: a service that is started anew for it stays below systemd's limits.
 MAX_KEPT_OUT = 6
 # What a source that is closed may take to notice.
 CLOSE_SECONDS = 1.0
@@ -97,8 +97,8 @@ class Feed:
         """The frames, each once.
 
         Raises:
-            SourceError: a source that is not live failed; or a live one hangs again and again and cannot be ended, or hangs once
-            and then opens no more.
+            SourceError: a source that is not live failed; or a live one hangs again and again and cannot be ended, or hangs
+                once and brings nothing any more.
         """
         while (frame := self._take()) is not None:
             yield frame

@@ -111,9 +111,7 @@ class WatchedFolder:
             paths = sorted(self._folder.iterdir())
         except OSError:  # gone, or goes while it is looked at
             return None
-        return {
-            path: _state_of(path) for path in paths if path.suffix.lower() in SUFFIXES and path.name[:1] != "."
-        }
+        return {path: _state_of(path) for path in paths if path.suffix.lower() in SUFFIXES and path.name[:1] != "."}
 
     def frames(self) -> Iterator[Captured]:
         """Frames until :meth:`close`."""
