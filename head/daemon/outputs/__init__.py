@@ -65,7 +65,8 @@ class _Open:
         self.box: Outbox[Telling] | None = None
         self.readers = sink if isinstance(sink, Readers) else None
         self._held: list[Telling] | None = None  # while it waits for what another one leaves
-        self._before = SinkCounts(0, 0, 0, 0, 0)  # of that one
+        self._old: _Open | None = None  # that one
+        self._before = SinkCounts(0, 0, 0, 0, 0)  # and its counts, once it has ended
         if isinstance(output, WebhookOutput | MqttOutput) and output.durable:
             name = hashlib.sha256(output.key.encode()).hexdigest()[:12]
             self.durable = DurableOutbox(sink, state / "outbox" / f"{name}.db", max_bytes=output.durable_mib * MIB)
@@ -113,16 +114,16 @@ class _Open:
         if self.durable is not None and isinstance(output, WebhookOutput | MqttOutput):
             self.durable.change_limit(output.durable_mib * MIB)
 
-    def inherit(self) -> None:
-        """Waits for :meth:`take_over` with what it is told, so that all comes in order."""
-        self._held = []
+    def inherit(self, old: _Open) -> None:
+        """Waits for :meth:`take_over` with what it is told, so that all comes in order, and counts on."""
+        self._old, self._held = old, []
 
     async def take_over(self, old: _Open) -> None:
         """Ends another one and takes what that leaves; what it leaves on disk waits for the next one that is durable."""
         left = [] if old.box is None else await asyncio.to_thread(old.box.end, 2.0)
         if old.box is None:
             await old.close(2.0)
-        self._before = old.counts
+        self._before, self._old = old.counts, None
         left, self._held = [*left, *(self._held or [])], None
         for telling in left:
             self.tell(telling)
@@ -137,10 +138,11 @@ class _Open:
 
     @property
     def counts(self) -> SinkCounts:
-        now, before = self._any.counts, self._before
+        now, before = self._any.counts, self._before if self._old is None else self._old.counts
+        waiting = now.waiting + len(self._held or ()) + (0 if self._old is None else before.waiting)
         return SinkCounts(
             now.delivered + before.delivered, now.dropped + before.dropped, now.rejected + before.rejected,
-            now.retries + before.retries, now.waiting + len(self._held or ()),
+            now.retries + before.retries, waiting,
         )  # fmt: skip
 
     async def close(self, seconds: float) -> None:
@@ -200,7 +202,7 @@ class Outputs:
     def _end(self, old: _Open, heir: _Open | None) -> None:
         """Soon; whoever waits for it may stop waiting."""
         if heir is not None:
-            heir.inherit()
+            heir.inherit(old)
         task = asyncio.create_task(old.close(2.0) if heir is None else heir.take_over(old))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -248,6 +248,9 @@ async def test_what_waits_for_a_receiver_that_is_down_waits_on_under_other_setti
         for number in range(40, 50):  # also in the middle of it
             outputs.tell(telling(number))
             await asyncio.sleep(0)
+        while not changing.done():
+            assert counts(outputs).retries > 1, "they never run back"
+            await asyncio.sleep(0.005)
         await changing
         outputs.tell(telling(50))
         now = counts(outputs)
