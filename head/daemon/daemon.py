@@ -353,12 +353,13 @@ class Daemon:
             except (NarrowcastError, OSError) as error:  # the others have theirs
                 failures.append(error)
         for source in self._anew(config):
-            try:
-                self._start_lane(config, source)
-            except (NarrowcastError, OSError) as error:
-                failures.append(error)
-                if source.name in before:
-                    self._start_lane(config, before[source.name])
+            for tried in (source, before.get(source.name)):
+                try:
+                    if tried is not None:
+                        self._start_lane(config, tried)
+                    break
+                except (NarrowcastError, OSError) as error:
+                    failures.append(error)
         if failures:
             raise failures[0]
 

@@ -307,8 +307,9 @@ class Lane:
         while old.under_way and not self._giving_up:
             await asyncio.sleep(0.02)
         await old.client.close()
-        self.figures.end_client(old.client.counters)
-        old.ended = True
+        if not old.ended:
+            self.figures.end_client(old.client.counters)
+            old.ended = True
         self._retired.discard(old)
 
     async def tick(self) -> None:
@@ -344,10 +345,10 @@ class Lane:
         """Takes no more frames, and ends those that are under way: by their answers, for so long; then as it has to be."""
         self._stopping = True
         await asyncio.to_thread(self.feed.close)
-        counters = self.feed.counters
-        self.figures.opened += counters.openings
-        self.figures.hangs += counters.hangs
-        self._feed_ended = True
+        if not self._feed_ended:
+            self.figures.opened += self.feed.counters.openings
+            self.figures.hangs += self.feed.counters.hangs
+            self._feed_ended = True
         await asyncio.wait(self._tasks, timeout=seconds)
         if self.spool is not None and not self.ended:
             # Also what was captured and has not come to the head yet: there is a place for it.
