@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from narrowcast.head.errors import Refusal
 from narrowcast.head.liveness import Pace
 from narrowcast.transport.errors import AddressError
 from narrowcast.transport.rpc.channels import Address, parse_address
@@ -53,6 +54,7 @@ class Endpoint:
         address: to connect to.
         name: the host as the user gave it, which a certificate is checked against.
         refusal: why it will not serve this client, by its last word; None where it has said no such thing.
+        refused_as: the status of that, by gRPC's name; None where there was none.
         trouble: why it did not serve lately; empty where it did.
         told: what the user was told of it last, since it answered.
         retry_at: when it is worth another try, in seconds of ``time.monotonic()``.
@@ -63,6 +65,7 @@ class Endpoint:
     address: Address
     name: str
     refusal: str | None = None
+    refused_as: str | None = None
     trouble: str = ""
     told: str = ""
     retry_at: float = 0.0
@@ -79,9 +82,17 @@ class Endpoint:
         self.refusal, self.trouble, self.told, self.retry_at, self.patience = None, "", "", 0.0, 1.0
         self._pause = FIRST_PAUSE_SECONDS / 2
 
-    def failed(self, trouble: str, *, refused: bool = False, hung: bool = False, by_chance: random.Random) -> None:
+    def failed(
+        self,
+        trouble: str,
+        *,
+        refused: bool = False,
+        status: str | None = None,
+        hung: bool = False,
+        by_chance: random.Random,
+    ) -> None:
         """It did not take a stream, or lost one."""
-        self.trouble, self.refusal = trouble, trouble if refused else None
+        self.trouble, self.refusal, self.refused_as = trouble, trouble if refused else None, status
         if hung:
             self.patience = min(self.patience * 2, MAX_PATIENCE)
         self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
@@ -171,15 +182,21 @@ class Endpoints:
         """It is the current one from now on."""
         self._current = endpoint
 
-    def failed(self, endpoint: Endpoint, trouble: str, *, refused: bool = False, hung: bool = False) -> None:
+    def failed(
+        self, endpoint: Endpoint, trouble: str, *, refused: bool = False, status: str | None = None, hung: bool = False
+    ) -> None:
         """An endpoint did not take a stream, or lost one."""
-        endpoint.failed(trouble, refused=refused, hung=hung, by_chance=self._by_chance)
+        endpoint.failed(trouble, refused=refused, status=status, hung=hung, by_chance=self._by_chance)
 
     def refusals(self) -> str | None:
         """What they say where every one of them refuses this client; None where one does not."""
         said = {f"{one.address} refuses: {one.refusal}" for one in self._known.values() if one.refusal is not None}
         refused = all(endpoint.refusal is not None for endpoint in self._known.values())
         return "; ".join(sorted(said)) if self._known and refused else None
+
+    def words(self) -> list[Refusal]:
+        """The last refusal of each that has refused this client."""
+        return [Refusal(one.refused_as, one.refusal) for one in self._known.values() if one.refusal is not None]
 
     def troubles(self) -> str:
         """What was wrong with each lately."""

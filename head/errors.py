@@ -23,6 +23,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from narrowcast.transport.errors import NarrowcastError
 
 
@@ -84,8 +87,38 @@ class PeerUnreachableError(LinkError):
     exit_code = 4
 
 
+class Refusal(NamedTuple):
+    """What one server says to a client that it will not serve.
+
+    Attributes:
+        status: gRPC's name for it; None where the server does not keep the protocol.
+        words: the server's.
+    """
+
+    status: str | None
+    words: str
+
+
 class RefusedError(LinkError):
-    """The server is there and will not serve this client; trying again is no use."""
+    """The server is there and will not serve this client; trying again is no use.
+
+    Attributes:
+        refusals: what each server says, where they were asked.
+    """
+
+    def __init__(self, message: str, refusals: Sequence[Refusal] = ()) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals)
+
+    def is_of_codec(self, fingerprint: bytes) -> bool:
+        """Whether every server has the model, and none with this codec: the server's word for that names the codec.
+
+        All else may be over tomorrow: a certificate or token that has expired, a proxy in the way, a server whose models
+        are not there yet.
+        """
+        return bool(self.refusals) and all(
+            status == "FAILED_PRECONDITION" and fingerprint.hex() in words for status, words in self.refusals
+        )
 
 
 class LinkClosedError(LinkError):

@@ -323,8 +323,9 @@ class Link:
 
     def _note(self, endpoint: Endpoint, error: BaseException, *, opened: bool = False) -> None:
         """What went wrong with a stream; one that was open has no trouble with TLS, whatever a broken link looks like."""
+        status: str | None = None
         if isinstance(error, grpc.aio.AioRpcError):
-            refused = error.code() in _FINAL
+            refused, status = error.code() in _FINAL, error.code().name
             trouble = str(error.details()) if refused else f"{error.code().name}: {error.details()}"
             if error.code() is grpc.StatusCode.UNAVAILABLE and not opened:
                 trouble = explain(endpoint.address, endpoint.name, self._tls, str(error.details())) or trouble
@@ -332,7 +333,8 @@ class Link:
             refused, trouble = isinstance(error, RefusedError), str(error)
         else:
             raise error
-        self.endpoints.failed(endpoint, trouble, refused=refused, hung=isinstance(error, HungError))
+        hung = isinstance(error, HungError)
+        self.endpoints.failed(endpoint, trouble, refused=refused, status=status, hung=hung)
         if not self._is_hopeless() and (self.hold_refused or self.endpoints.refusals() is None):
             self._tell(endpoint, trouble)
 
@@ -344,7 +346,7 @@ class Link:
     def _is_over(self) -> bool:
         """Whether there is no point in another try; fails the link then."""
         if (refusals := self.endpoints.refusals()) is not None and not self.hold_refused:
-            self._fail(RefusedError(refusals))
+            self._fail(RefusedError(refusals, self.endpoints.words()))
         elif self._is_hopeless():
             troubles = self.endpoints.troubles()
             self._fail(PeerUnreachableError(f"no answer from a tail server at {self.endpoints} ({troubles})"))

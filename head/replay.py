@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.5
 # A live frame that waits for room goes first, but not for ever.
 YIELD_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
+# Before it is tried again: at first, and after many times in a row.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # Packets of one stream that were captured a little before its first one still have a time after its epoch.
 SLACK_US = 86_400_000_000
 
@@ -84,7 +85,8 @@ class Replayer:
         link: makes one for a stream as it was (``context``), of the lowest priority, that never gives up.
         reader: knows the outputs.
         size: height and width of the network's input.
-        fingerprint: of the client's codec. Packets for another one, of a model before, are dropped where no server has it.
+        fingerprint: of the client's codec. Packets for another one, of a model before, are dropped where
+            every server says that it has the model with other codecs only.
         is_busy: whether live frames wait for room.
         on_replayed: told of each answer, on the event loop, before the packet is acknowledged. Must not block.
         window: how many may be unanswered.
@@ -111,7 +113,7 @@ class Replayer:
         self._last_id = -1
         self._running: set[asyncio.Task[None]] = set()
         self._again = False
-        self._pause = 1.0
+        self._pause = FIRST_PAUSE_SECONDS
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -149,7 +151,7 @@ class Replayer:
             await asyncio.sleep(0.02)
 
     async def _start_over(self) -> None:
-        """A server had no room, or none takes the model: after a while, from the first packet without an answer on."""
+        """A server had no room, or none takes this client: after a while, from the first packet without an answer on."""
         if self._running:
             await asyncio.wait(self._running)
         await self._end_link()
@@ -192,7 +194,7 @@ class Replayer:
         if status in PUT_OFF:
             self._again = True
             return
-        self._pause = 1.0
+        self._pause = FIRST_PAUSE_SECONDS
         outputs: dict[str, npt.NDArray[Any]] = {}
         answers: dict[str, Answer] = {}
         error = None if status == "OK" else result.message or f"the server says {status} (code {result.code})"
@@ -216,7 +218,8 @@ class Replayer:
             log.exception("on_replayed failed for frame %s", replayed.name)
 
     def _failed(self, record: Record, packet: Packet, error: LinkError) -> None:
-        if isinstance(error, RefusedError) and packet.fingerprint != self._fingerprint:
+        other = packet.fingerprint != self._fingerprint
+        if other and isinstance(error, RefusedError) and error.is_of_codec(packet.fingerprint):
             self._tell(packet, {}, {}, str(error), "FAILED_PRECONDITION")
             self._acknowledge(record, "of a model that no server has")
             return

@@ -1,0 +1,104 @@
+"""Spooled frames and servers that are in trouble: what is kept, and for how long."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import pytest
+from support import bundles
+from support.scripted import Conversation, EndedError, echo, scripted
+from support.waiting import eventually
+
+from narrowcast.head import replay
+from narrowcast.head.client import AsyncClient
+from narrowcast.head.session import HeadSession
+from narrowcast.head.spool import Spool
+from narrowcast.transport.packet import Packet
+
+FRAMES = bundles.random_frames(60)
+OLD = bytes(range(16))  # the codec of a model before
+
+
+@pytest.fixture(scope="module")
+def session(tiny_folder) -> HeadSession:
+    return HeadSession(bundles.open_made(tiny_folder / "tiny.ncb"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(replay, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(replay, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(replay, "LONGEST_PAUSE_SECONDS", 0.05)
+
+
+def packet(session, frame_id: int, fingerprint: bytes | None = None) -> Packet:
+    payload = session.encode(FRAMES[frame_id % 60], 1).payload
+    codec = session.codec
+    return Packet(
+        codec.codec_id, 1, frame_id, time.time_ns() // 1000, payload, bytes(16), fingerprint or codec.fingerprint
+    )
+
+
+def fill(spool: Spool, session, count: int, fingerprint: bytes | None = None) -> None:
+    for k in range(count):
+        assert spool.append(packet(session, k, fingerprint)) is None
+
+
+def spooling(session, address, spool, replayed, **options) -> AsyncClient:
+    return AsyncClient(session, address, on_outage="spool", spool=spool, on_replayed=replayed.append, **options)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("UNAUTHENTICATED", "the token has expired"),
+        ("UNIMPLEMENTED", "unknown service"),  # a proxy
+        ("FAILED_PRECONDITION", "no model 'tiny' here; there is none at all"),
+    ],
+)
+async def test_a_refusal_for_another_reason_costs_no_frame_of_a_model_before(session, tmp_path, status, words):
+    replayed = []
+
+    async def refuses_at_first(talk: Conversation) -> None:
+        if talk.number < 3:
+            raise EndedError(grpc.StatusCode[status], words)
+        await echo(talk)
+
+    async with scripted(refuses_at_first) as server:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 10, OLD)
+            async with spooling(session, server.address, spool, replayed) as client:
+                await eventually(lambda: spool.waiting == 0, "all is replayed", 40)
+                assert (client.replay_counters.answered, client.replay_counters.dropped) == (10, {})
+    assert [one.frame_id for one in replayed] == list(range(10))
+
+
+async def test_a_model_before_is_given_up_where_every_server_says_so(session, tmp_path):
+    """One of two servers says that it has another codec; the other one's token has expired."""
+    replayed = []
+    said = EndedError(
+        grpc.StatusCode.FAILED_PRECONDITION, f"the client's bundle has the codec {OLD.hex()}, the server's"
+    )
+
+    async def has_another(talk: Conversation) -> None:
+        if talk.opening.codec_fingerprint == OLD:
+            raise said
+        await echo(talk)
+
+    async def shut(talk: Conversation) -> None:
+        if talk.opening.codec_fingerprint == OLD and not opened:
+            raise EndedError(grpc.StatusCode.UNAUTHENTICATED, "the token has expired")
+        await has_another(talk)
+
+    opened = False
+    async with scripted(has_another) as one, scripted(shut) as other:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 3, OLD)
+            async with spooling(session, [one.address, other.address], spool, replayed) as client:
+                await eventually(lambda: len(other.streams) + len(one.streams) >= 6, "it is tried again")
+                assert spool.waiting == 3
+                opened = True
+                await eventually(lambda: spool.waiting == 0, "they are given up", 40)
+                assert client.replay_counters.dropped == {"of a model that no server has": 3}
+    assert {one.status for one in replayed} == {"FAILED_PRECONDITION"}
