@@ -199,7 +199,8 @@ class AsyncClient:
         if spool is not None:
             self._replayer = Replayer(
                 spool, partial(link, fingerprint, keep_trying=True, priority="background"), answers,
-                manifest.input.size, fingerprint, is_busy=self._room.locked, on_replayed=on_replayed,
+                manifest.input.size, fingerprint, is_busy=self._room.locked,
+                live=lambda: self.ledger.account.answered, on_replayed=on_replayed,
             )  # fmt: skip
         self._next_id = 0
         self._given_up = False

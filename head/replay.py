@@ -13,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from narrowcast.head.answers import AnswerReader
+from narrowcast.head.doubts import Doubts
 from narrowcast.head.errors import LinkClosedError, LinkError, RefusedError
 from narrowcast.head.link import Link
 from narrowcast.head.outage import Note
@@ -28,6 +29,8 @@ IDLE_SECONDS = 0.5
 YIELD_SECONDS = 1.0
 # Before it is tried again: at first, and after many times in a row.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+# What a server says of a packet that is wrong. All else that it fails with may be its own fault.
+WRONG = {"INVALID_ARGUMENT"}
 # Packets of one stream that were captured a little before its first one still have a time after its epoch.
 SLACK_US = 86_400_000_000
 
@@ -88,6 +91,7 @@ class Replayer:
         fingerprint: of the client's codec. Packets for another one, of a model before, are dropped where
             every server says that it has the model with other codecs only.
         is_busy: whether live frames wait for room.
+        live: how many live frames have been answered.
         on_replayed: told of each answer, on the event loop, before the packet is acknowledged. Must not block.
         window: how many may be unanswered.
     """
@@ -101,6 +105,7 @@ class Replayer:
         fingerprint: bytes,
         *,
         is_busy: Callable[[], bool] = lambda: False,
+        live: Callable[[], int] = lambda: 0,
         on_replayed: Callable[[Replayed], None] | None = None,
         window: int = 4,
     ) -> None:
@@ -109,6 +114,7 @@ class Replayer:
         self._size, self._fingerprint = size, fingerprint
         self._is_busy, self._on_replayed = is_busy, on_replayed or (lambda replayed: None)
         self._window = window
+        self._doubts = Doubts(fingerprint, live)
         self._link: Link | None = None
         self._last_id = -1
         self._running: set[asyncio.Task[None]] = set()
@@ -133,6 +139,7 @@ class Replayer:
             if record is None:
                 await asyncio.to_thread(self._spool.tick)
                 if not self._running:
+                    self._again = self._again or self._doubts.pending
                     await self._end_link()  # an idle link costs nothing, but the next run has another stream
                 await asyncio.sleep(IDLE_SECONDS)
                 continue
@@ -151,12 +158,13 @@ class Replayer:
             await asyncio.sleep(0.02)
 
     async def _start_over(self) -> None:
-        """A server had no room, or none takes this client: after a while, from the first packet without an answer on."""
+        """A server had no room, or failed, or none takes this client: after a while, from the first without an answer on."""
         if self._running:
             await asyncio.wait(self._running)
         await self._end_link()
         await asyncio.to_thread(self._spool.rewind)
         self._again = False
+        self._doubts.start_over()
         await asyncio.sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
@@ -193,6 +201,13 @@ class Replayer:
         status = STATUS.get(result.code, "UNKNOWN")
         if status in PUT_OFF:
             self._again = True
+            return
+        if status == "OK":
+            self._again = self._doubts.answered(record.number, packet.fingerprint) or self._again
+        elif status not in WRONG and not self._doubts.failed(record.number, packet.fingerprint):
+            if not self._again:
+                log.warning("spooled frames wait: the server says %s: %s", status, result.message)
+            self._again = self._again or self._doubts.hopeless
             return
         self._pause = FIRST_PAUSE_SECONDS
         outputs: dict[str, npt.NDArray[Any]] = {}

@@ -10,7 +10,7 @@ from support import bundles
 from support.scripted import Conversation, EndedError, echo, scripted
 from support.waiting import eventually
 
-from narrowcast.head import replay
+from narrowcast.head import doubts, replay
 from narrowcast.head.client import AsyncClient
 from narrowcast.head.session import HeadSession
 from narrowcast.head.spool import Spool
@@ -102,3 +102,88 @@ async def test_a_model_before_is_given_up_where_every_server_says_so(session, tm
                 await eventually(lambda: spool.waiting == 0, "they are given up", 40)
                 assert client.replay_counters.dropped == {"of a model that no server has": 3}
     assert {one.status for one in replayed} == {"FAILED_PRECONDITION"}
+
+
+INTERNAL = grpc.StatusCode.INTERNAL.value[0]
+
+
+def fails(talk: Conversation, frame_id: int, code: int = INTERNAL) -> None:
+    talk.answer(frame_id, code=code, message="the tail failed: CUDA error")
+
+
+@pytest.mark.parametrize("code", [INTERNAL, grpc.StatusCode.UNKNOWN.value[0]])
+async def test_a_server_that_fails_on_everything_costs_nothing(session, tmp_path, code):
+    """It is asked again, with few frames, until it is mended."""
+    replayed, mended = [], False
+    failed = 0
+
+    async def broken(talk: Conversation) -> None:
+        nonlocal failed
+        async for frame_id in talk.frames():
+            if mended:
+                talk.answer(frame_id)
+            else:
+                failed += 1
+                fails(talk, frame_id, code)
+
+    async with scripted(broken) as server:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 60)
+            async with spooling(session, server.address, spool, replayed) as client:
+                await eventually(lambda: failed > 100, "it fails again and again", 40)
+                assert (spool.waiting, len(replayed)) == (60, 0)
+                tried = {frame_id for talk in server.streams for frame_id in talk.arrived}
+                assert max(tried) < doubts.LOOK_AHEAD + 4
+                mended = True
+                await eventually(lambda: spool.waiting == 0, "all is replayed", 40)
+                assert (client.replay_counters.answered, client.replay_counters.dropped) == (60, {})
+    assert {one.error for one in replayed} == {None}
+
+
+@pytest.mark.parametrize("poison", [{0}, {0, 1, 2, 3, 4, 5, 11}], ids=["one", "more than the window"])
+async def test_a_packet_that_a_server_fails_on_again_and_again_is_given_up(session, tmp_path, poison):
+    replayed = []
+
+    async def picky(talk: Conversation) -> None:
+        async for frame_id in talk.frames():
+            if frame_id in poison:
+                fails(talk, frame_id)
+            else:
+                talk.answer(frame_id)
+
+    async with scripted(picky) as server:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 60)
+            async with spooling(session, server.address, spool, replayed) as client:
+                await eventually(lambda: spool.waiting == 0, "all is dealt with", 40)
+                counters = client.replay_counters
+                assert (counters.answered, counters.dropped) == (60 - len(poison), {"INTERNAL": len(poison)})
+        tries = sum(talk.arrived.count(0) for talk in server.streams)
+        assert tries == doubts.STRIKES + 1
+    assert {one.frame_id for one in replayed if one.error == "the tail failed: CUDA error"} == poison
+    assert sorted(one.frame_id for one in replayed) == list(range(60))
+
+
+async def test_live_frames_show_that_it_is_the_packet(session, tmp_path):
+    """The only one in the spool: it goes once live frames are answered, and not before."""
+    replayed = []
+
+    async def picky(talk: Conversation) -> None:
+        async for frame_id in talk.frames():
+            if talk.opening.stream_id == bytes(16):
+                fails(talk, frame_id)
+            else:
+                talk.answer(frame_id)
+
+    async with scripted(picky) as server:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 1)
+            async with spooling(session, server.address, spool, replayed, exit_after_seconds=30) as client:
+                await eventually(lambda: len(server.streams) > 2 * doubts.STRIKES, "it is tried again")
+                assert spool.waiting == 1
+                while spool.waiting:
+                    tried = len(server.streams)
+                    assert (await client.infer(FRAMES[0])).error is None
+                    await eventually(lambda: len(server.streams) > tried or not spool.waiting, "it is tried again")  # noqa: B023
+                assert client.replay_counters.dropped == {"INTERNAL": 1}
+    assert [one.status for one in replayed] == ["INTERNAL"]
