@@ -167,9 +167,9 @@ class AsyncClient:
         automatic = level == "auto" or offload == "auto"
         if automatic or budget_kbit is not None or data_cap is not None or max_packet_bytes is not None:
             self.rate = RateControl(
-                manifest, automatic=automatic, with_exit=self.local_exit, data_cap=data_cap,
-                budget=None if budget_kbit is None else budget_kbit * 1000 / 8, max_packet_bytes=max_packet_bytes,
-                on_socket=self.socket_bytes,
+                manifest, automatic=automatic, with_exit=self.local_exit, keeps_late=spool is not None,
+                budget=None if budget_kbit is None else budget_kbit * 1000 / 8, data_cap=data_cap,
+                max_packet_bytes=max_packet_bytes, on_socket=self.socket_bytes,
             )  # fmt: skip
         tls = client_tls(tls)
         link = partial(Link, address, manifest.name, tails=[tail.name for tail in answers.tails], tls=tls)
@@ -199,7 +199,7 @@ class AsyncClient:
         if spool is not None:
             self._replayer = Replayer(
                 spool, partial(link, fingerprint, keep_trying=True, priority="background"), answers,
-                manifest.input.size, fingerprint, is_busy=self._room.locked,
+                manifest.input.size, fingerprint, is_busy=self._is_busy,
                 live=lambda: self.ledger.account.answered, on_replayed=on_replayed,
             )  # fmt: skip
         self._next_id = 0
@@ -321,7 +321,7 @@ class AsyncClient:
             return asyncio.create_task(
                 self._outcomes.from_whole(encoded, frame_id, started, follows_link=self.rate is not None)
             )
-        if encoded.dropped is not None:
+        if encoded.dropped is not None and not encoded.payload:
             return asyncio.create_task(self._outcomes.not_sent(encoded, frame_id, started))
         context = self._link.context
         capture_us = self._link.now_us() if captured_at is None else self._link.us_at(captured_at)
@@ -329,14 +329,19 @@ class AsyncClient:
             encoded.codec, encoded.level, frame_id, capture_us, encoded.payload, context.stream_id,
             context.fingerprint, encoded.kind,
         )  # fmt: skip
-        if encoded.source is not None and self._link.audit is not None:
+        if encoded.source is not None and encoded.dropped is None and self._link.audit is not None:
             self._link.audit.remember(frame_id, packet.capture_us, encoded.source)
         if self._gives_up:
             await self._room.acquire()
-            task = asyncio.create_task(self._outcomes.answered(packet, encoded, started, expires_at))
+            ends = self._outcomes.answered if encoded.dropped is None else self._outcomes.kept
+            task = asyncio.create_task(ends(packet, encoded, started, expires_at))
             task.add_done_callback(lambda _: self._room.release())
             return task
         return await self._outcomes.queued(packet, encoded, started, expires_at)
+
+    def _is_busy(self) -> bool:
+        """Whether live frames want for room, here or on the link."""
+        return self._room.locked() or (self.rate is not None and self.rate.is_short)
 
     def _expires_at(self, started: float, deadline_ms: float | None) -> float | None:
         """A frame's deadline, in seconds of ``time.monotonic()``."""

@@ -13,7 +13,7 @@ from narrowcast.head.errors import LinkClosedError, LinkError, RefusedError
 from narrowcast.head.link import Link
 from narrowcast.head.offload import whole_result
 from narrowcast.head.outage import Policy, SpoolWriter, Turns
-from narrowcast.head.results import PUT_OFF, STATUS, Result, finish, not_sent
+from narrowcast.head.results import DROPPED, PUT_OFF, STATUS, Result, finish, not_sent
 from narrowcast.head.session import Encoded, HeadSession
 from narrowcast.transport.packet import Packet
 
@@ -121,8 +121,14 @@ class Outcomes:
         return Result(
             frame_id=packet.frame_id, outputs={}, error=f"{failed}: {trouble}", level=encoded.level, packet_bytes=0,
             times=encoded.times, latency_ms=(time.perf_counter() - started) * 1000, placement=encoded.placement,
-            status="UNAVAILABLE", spooled=failed == "spooled",
+            status="UNAVAILABLE", spooled=failed == "spooled", dropped=encoded.dropped,
         )  # fmt: skip
+
+    async def kept(self, packet: Packet, encoded: Encoded, started: float, expires_at: float | None) -> Result:
+        """The result of a frame that rate control did not send, and encoded: it is spooled, in its turn."""
+        assert encoded.dropped is not None
+        with self._turns.taken(packet.frame_id):
+            return await self._given_up(packet, encoded, started, DROPPED[encoded.dropped][1])
 
     async def not_sent(self, encoded: Encoded, frame_id: int, started: float) -> Result:
         """The answer to a frame that rate control dropped."""

@@ -49,6 +49,7 @@ class Result:
         source: who answered: the server; or the bundle's local exit, or its uncut network here, whose answers cost no bytes
             (``packet_bytes`` is 0).
         dropped: why rate control did not send the frame (``late``, ``budget``, ``data-cap``, ``too-large``); None if it did.
+            One that would have been ``late`` is spooled all the same where there is a spool.
         spooled: it is on disk, to be sent when there is a server; ``error`` then says so, and the status is UNAVAILABLE.
         answers: by tail (``main`` is the first or only one): boxes or a map of classes in terms of the frame, where the
             bundle's ``[task]`` is one of detection or segmentation.

@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
         codec: of the payload.
         image: with an image, the network's input; None with symbols.
         source: what would have been sent as an image, for audit; None where it was not asked for, or an image is sent.
-        dropped: why it is not to be sent; None where it is.
+        dropped: why it is not to be sent; None where it is. With a payload it is to be spooled.
         outputs: the answer itself, where the board has given it; nothing is sent then.
     """
 

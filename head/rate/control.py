@@ -26,6 +26,8 @@ MOST_TIMES_MEAN = 2.0
 COUNT_SECONDS = 0.25
 # What a packet and its result take on the socket besides the packet, until it is measured.
 FIRST_OVERHEAD_BYTES = 150.0
+# Where frames were not sent for want of time within so long, the link has nothing to spare.
+SHORT_SECONDS = 1.0
 # How fast the share of a key frame's bytes is learned that frames take which refer to earlier ones.
 SHARE_GAIN = 0.1
 
@@ -64,6 +66,7 @@ class RateControl:
         automatic: whether levels are chosen; otherwise only budgets and the cap on packets count.
         deadline_ms: from handing a frame over to its answer; None for none.
         with_exit: whether the local exit answers what is not sent.
+        keeps_late: whether frames are encoded all the same that would be late: they go on disk.
         budget: bytes a second on the socket, both ways, on average; None for no limit.
         data_cap: a day's; None for none.
         max_packet_bytes: no packet may have more; None for ``MOST_TIMES_MEAN`` of the highest level's where levels are
@@ -85,6 +88,7 @@ class RateControl:
         automatic: bool,
         deadline_ms: float | None = None,
         with_exit: bool = False,
+        keeps_late: bool = False,
         budget: float | None = None,
         data_cap: DailyCap | None = None,
         max_packet_bytes: int | None = None,
@@ -94,6 +98,8 @@ class RateControl:
         self.downgraded = 0
         self._lock = threading.Lock()
         self._most_asked = max_packet_bytes
+        self._keeps_late = keeps_late
+        self._late_at = -math.inf
         self._controller: RateController | None = None
         if automatic:
             options = options_of(manifest)
@@ -133,7 +139,7 @@ class RateControl:
         encode: Callable[[Image | Ready, int], Encoded],
         drop: Callable[[Image | Ready, str], Encoded],
     ) -> Encoded:
-        """A frame as it is to be sent, or dropped.
+        """A frame as it is to be sent, or dropped. One that would be late and is kept says so, and has a payload.
 
         Args:
             frame: as it was handed over.
@@ -145,7 +151,8 @@ class RateControl:
             drop: makes what stands for a frame that is not sent, of the frame and the reason.
         """
         decision = self._decide(started, deadline_ms)
-        if decision is not None and decision.level is None:
+        late = decision is not None and decision.reason == "late"
+        if decision is not None and decision.level is None and not (late and self._keeps_late):
             return drop(frame, str(decision.reason))
         chosen = level if decision is None or decision.level is None else decision.level
         highest = chosen if wanted is None else wanted
@@ -154,11 +161,13 @@ class RateControl:
             encoded = encode(frame, lower)
             seconds = time.perf_counter() - before
             if self._may_send(encoded.level, len(encoded.payload), seconds):
-                return encoded
+                return encoded._replace(dropped="late") if late else encoded
             if encoded.image is not None:  # an image has no levels
                 break
             with self._lock:
                 self.downgraded += lower > 0
+        if late:  # and is counted so already
+            return drop(frame, "late")
         with self._lock:
             return drop(frame, str(self._drop("too-large").reason))
 
@@ -204,7 +213,15 @@ class RateControl:
             limit = None if self._budget is None else self._budget.bytes_per_second
             deadline = None if deadline_ms is None else deadline_ms / 1000
             decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead)
-            return self._drop(decision.reason) if decision.reason is not None else decision
+            if decision.reason is None:
+                return decision
+            self._late_at = now
+            return self._drop(decision.reason)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the link has nothing to spare for frames that are not live."""
+        return time.monotonic() - self._late_at < SHORT_SECONDS
 
     def _within(self, now: float) -> Decision | None:
         """Why no byte may be spent now; None where it may."""

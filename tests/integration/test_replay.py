@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import grpc
 import pytest
-from support import bundles
+from support import bundles, rated
 from support.scripted import Conversation, EndedError, echo, scripted
 from support.waiting import eventually
 
@@ -187,3 +188,42 @@ async def test_live_frames_show_that_it_is_the_packet(session, tmp_path):
                     await eventually(lambda: len(server.streams) > tried or not spool.waiting, "it is tried again")  # noqa: B023
                 assert client.replay_counters.dropped == {"INTERNAL": 1}
     assert [one.status for one in replayed] == ["INTERNAL"]
+
+
+async def test_what_would_be_late_is_spooled(tmp_path):
+    """A server hangs: rate control sends hardly anything any more, and nothing is lost."""
+    session = HeadSession(bundles.open_made(rated.make().write(tmp_path / "rated.ncb"), "device"))
+    speaking, replayed, results = asyncio.Event(), [], []
+    speaking.set()
+
+    async def hangs(talk: Conversation) -> None:
+        async for frame_id in talk.frames():
+            await speaking.wait()
+            talk.answer(frame_id)
+
+    async def feed(client: AsyncClient, until, what: str) -> None:
+        tasks = []
+        ends = time.monotonic() + 40
+        while not until():
+            assert time.monotonic() < ends, f"still not: {what}"
+            tasks.append(asyncio.create_task(client.infer(rated.frames(1)[0])))
+            await asyncio.wait(tasks, timeout=0.05)
+        results.extend(await asyncio.gather(*tasks))
+
+    async with scripted(hangs) as server:
+        with Spool(tmp_path / "spool") as spool:
+            options = {"level": "auto", "deadline_ms": 500, "exit_after_seconds": 2}
+            async with spooling(session, server.address, spool, replayed, **options) as client:
+                await feed(client, lambda: client.counters.results >= 10, "frames are answered")
+                before = client.rate.dropped["late"]
+                speaking.clear()
+                await feed(client, lambda: client.rate.dropped["late"] >= before + 10, "frames would be late")
+                speaking.set()
+                await eventually(lambda: spool.waiting == 0, "all is replayed", 40)
+                account = client.ledger.account
+                assert (account.answered + account.spooled, account.dropped) == (account.captured, {})
+    late = [result for result in results if result.dropped == "late"]
+    assert {(result.spooled, result.level) for result in late} == {(True, rated.LEVELS - 1)}
+    assert late[-1].error == "spooled: not sent: no answer would have been there before its deadline"
+    assert len(late) >= 10
+    assert sorted(one.frame_id for one in replayed) == sorted(one.frame_id for one in results if one.spooled)
