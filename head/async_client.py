@@ -199,7 +199,7 @@ class AsyncClient:
         if spool is not None:
             self._replayer = Replayer(
                 spool, partial(link, fingerprint, keep_trying=True, priority="background"), answers,
-                manifest.input.size, fingerprint, is_busy=self._is_busy,
+                manifest.input.size, fingerprint, is_busy=self._is_busy, limits=self.rate,
                 live=lambda: self.ledger.account.answered, on_replayed=on_replayed,
             )  # fmt: skip
         self._next_id = 0
@@ -365,7 +365,7 @@ class AsyncClient:
             return
         self._given_up = True
         if self.rate is not None:
-            self.rate.close()
+            self.rate.count()
         if self._replayer is not None:
             await self._replayer.close()
         await self._link.close()

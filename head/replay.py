@@ -17,16 +17,19 @@ from narrowcast.head.doubts import Doubts
 from narrowcast.head.errors import LinkClosedError, LinkError, RefusedError
 from narrowcast.head.link import Link
 from narrowcast.head.outage import Note
+from narrowcast.head.rate.control import RateControl
 from narrowcast.head.results import PUT_OFF, STATUS
 from narrowcast.head.spool import Record, Spool
 from narrowcast.transport.errors import PacketError, TransportError
-from narrowcast.transport.packet import Packet, StreamContext
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet, StreamContext
 from narrowcast.transport.tasks import Answer
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.5
 # A live frame that waits for room goes first, but not for ever.
 YIELD_SECONDS = 1.0
+# Where a budget or a cap has nothing to spare it is asked again so often.
+LIMIT_SECONDS = 0.1
 # Before it is tried again: at first, and after many times in a row.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # What a server says of a packet that is wrong. All else that it fails with may be its own fault.
@@ -91,6 +94,7 @@ class Replayer:
         fingerprint: of the client's codec. Packets for another one, of a model before, are dropped where
             every server says that it has the model with other codecs only.
         is_busy: whether live frames wait for room.
+        limits: budgets and caps that spooled frames share with live ones; None for none.
         live: how many live frames have been answered.
         on_replayed: told of each answer, on the event loop, before the packet is acknowledged. Must not block.
         window: how many may be unanswered.
@@ -105,6 +109,7 @@ class Replayer:
         fingerprint: bytes,
         *,
         is_busy: Callable[[], bool] = lambda: False,
+        limits: RateControl | None = None,
         live: Callable[[], int] = lambda: 0,
         on_replayed: Callable[[Replayed], None] | None = None,
         window: int = 4,
@@ -113,7 +118,7 @@ class Replayer:
         self._spool, self._make_link, self._reader = spool, link, reader
         self._size, self._fingerprint = size, fingerprint
         self._is_busy, self._on_replayed = is_busy, on_replayed or (lambda replayed: None)
-        self._window = window
+        self._window, self._limits = window, limits
         self._doubts = Doubts(fingerprint, live)
         self._link: Link | None = None
         self._last_id = -1
@@ -180,6 +185,7 @@ class Replayer:
         assert self._link is not None
         while len(self._running) >= self._window:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        await self._come_within_limits(STREAM_HEADER_BYTES + len(packet.payload))
         if self._again:  # it is handed out again
             return
         self._last_id = packet.frame_id
@@ -191,6 +197,13 @@ class Replayer:
         task = asyncio.create_task(self._answered(record, packet, answer))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def _come_within_limits(self, size: int) -> None:
+        while self._limits is not None and not self._again:
+            if await asyncio.to_thread(self._limits.may_replay, size):
+                return
+            await asyncio.to_thread(self._spool.tick)
+            await asyncio.sleep(LIMIT_SECONDS)
 
     async def _answered(self, record: Record, packet: Packet, answer: asyncio.Future[Any]) -> None:
         try:
@@ -253,5 +266,7 @@ class Replayer:
     async def _end_link(self) -> None:
         link, self._link, self._last_id = self._link, None, -1
         if link is not None:
+            if self._limits is not None:
+                await asyncio.to_thread(self._limits.count)
             with suppress(LinkError):
                 await link.close()

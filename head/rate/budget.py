@@ -87,6 +87,10 @@ class Budget:
         self._at = max(self._at, now)
         return self._left
 
+    def has_spare(self, count: float, now: float) -> bool:
+        """Whether so many bytes may go to what can wait: half of the bucket is left to what cannot."""
+        return self.left(now) >= min(self._most, self._most / 2 + count)
+
     def spend(self, count: float) -> None:
         """So many bytes are spent."""
         self._left -= count
@@ -153,6 +157,10 @@ class DailyCap:
         with self._mutex:
             self._turn()
             return self._mine + self._free
+
+    def has_spare(self) -> bool:
+        """Whether what can wait may have more of today: half of it is left to what cannot."""
+        return self.left() > self.most_bytes / 2
 
     def spend(self, count: float) -> None:
         """So many bytes were spent, or are about to be."""

@@ -231,6 +231,20 @@ class RateControl:
         left = math.inf if self._budget is None else self._budget.left(now)
         return self._drop("budget") if left <= 0 else None
 
+    def may_replay(self, size: int) -> bool:
+        """Whether a spooled packet of so many bytes may be sent now; it is charged then. Live frames go first."""
+        with self._lock:
+            now = time.monotonic()
+            self._count(now)
+            if self._data_cap is not None and not self._data_cap.has_spare():
+                return False
+            if self._budget is not None and not self._budget.has_spare(size + self._overhead, now):
+                return False
+            self._packets += 1
+            self._packet_bytes += size
+            self._charge(size + self._overhead)
+            return True
+
     def _may_send(self, level: int, payload_bytes: int, seconds: float) -> bool:
         """Whether an encoded frame's packet is within the limit."""
         size = STREAM_HEADER_BYTES + payload_bytes
@@ -308,8 +322,8 @@ class RateControl:
         self._charged = 0.0
         self._packets = self._packet_bytes = 0
 
-    def close(self) -> None:
-        """The last count, while the sockets are open."""
+    def count(self) -> None:
+        """Counts at once: sockets are about to be closed, and would take their bytes with them."""
         with self._lock:
             self._counted_at = -math.inf
             self._count(time.monotonic())

@@ -13,6 +13,7 @@ from support.waiting import eventually
 
 from narrowcast.head import doubts, replay
 from narrowcast.head.client import AsyncClient
+from narrowcast.head.rate.budget import DailyCap
 from narrowcast.head.session import HeadSession
 from narrowcast.head.spool import Spool
 from narrowcast.transport.packet import Packet
@@ -33,12 +34,18 @@ def quick(monkeypatch):
     monkeypatch.setattr(replay, "LONGEST_PAUSE_SECONDS", 0.05)
 
 
-def packet(session, frame_id: int, fingerprint: bytes | None = None) -> Packet:
-    payload = session.encode(FRAMES[frame_id % 60], 1).payload
+def packet(session, frame_id: int, fingerprint: bytes | None = None, payload: bytes | None = None) -> Packet:
+    payload = payload or session.encode(FRAMES[frame_id % 60], 1).payload
     codec = session.codec
     return Packet(
         codec.codec_id, 1, frame_id, time.time_ns() // 1000, payload, bytes(16), fingerprint or codec.fingerprint
     )
+
+
+@pytest.fixture
+def wide(tmp_path) -> HeadSession:
+    """Packets of 3.5 kB."""
+    return HeadSession(bundles.open_made(rated.make().write(tmp_path / "rated.ncb"), "device"))
 
 
 def fill(spool: Spool, session, count: int, fingerprint: bytes | None = None) -> None:
@@ -190,9 +197,8 @@ async def test_live_frames_show_that_it_is_the_packet(session, tmp_path):
     assert [one.status for one in replayed] == ["INTERNAL"]
 
 
-async def test_what_would_be_late_is_spooled(tmp_path):
+async def test_what_would_be_late_is_spooled(wide, tmp_path):
     """A server hangs: rate control sends hardly anything any more, and nothing is lost."""
-    session = HeadSession(bundles.open_made(rated.make().write(tmp_path / "rated.ncb"), "device"))
     speaking, replayed, results = asyncio.Event(), [], []
     speaking.set()
 
@@ -213,7 +219,7 @@ async def test_what_would_be_late_is_spooled(tmp_path):
     async with scripted(hangs) as server:
         with Spool(tmp_path / "spool") as spool:
             options = {"level": "auto", "deadline_ms": 500, "exit_after_seconds": 2}
-            async with spooling(session, server.address, spool, replayed, **options) as client:
+            async with spooling(wide, server.address, spool, replayed, **options) as client:
                 await feed(client, lambda: client.counters.results >= 10, "frames are answered")
                 before = client.rate.dropped["late"]
                 speaking.clear()
@@ -227,3 +233,40 @@ async def test_what_would_be_late_is_spooled(tmp_path):
     assert late[-1].error == "spooled: not sent: no answer would have been there before its deadline"
     assert len(late) >= 10
     assert sorted(one.frame_id for one in replayed) == sorted(one.frame_id for one in results if one.spooled)
+
+
+def fill_wide(spool: Spool, session, count: int) -> None:
+    payload = session.encode(rated.frames(1)[0], rated.LEVELS - 1).payload
+    for k in range(count):
+        assert spool.append(packet(session, k, payload=payload)) is None
+
+
+async def test_replays_leave_live_frames_their_budget(wide, tmp_path):
+    """Twice as many bytes are replayed as the bucket holds; no live frame is dropped for it."""
+    replayed = []
+    async with scripted(echo) as server:
+        with Spool(tmp_path / "spool") as spool:
+            fill_wide(spool, wide, 120)
+            options = {"budget_kbit": 400, "exit_after_seconds": 30}
+            async with spooling(wide, server.address, spool, replayed, **options) as client:
+                for k in range(1, 7):
+                    await eventually(lambda: len(replayed) >= 10 * k, "spooled frames are replayed", 40)  # noqa: B023
+                    result = await client.infer(rated.frames(1)[0])
+                    assert (result.dropped, result.error) == (None, None)
+                assert client.rate.dropped == {}
+
+
+async def test_replays_leave_live_frames_half_of_the_day(wide, tmp_path):
+    replayed = []
+    async with scripted(echo) as server:
+        with Spool(tmp_path / "spool") as spool:
+            fill_wide(spool, wide, 120)
+            cap = DailyCap(200_000, tmp_path / "used.json")
+            options = {"data_cap": cap, "exit_after_seconds": 30}
+            async with spooling(wide, server.address, spool, replayed, **options) as client:
+                await eventually(lambda: not cap.has_spare(), "half is used up", 40)
+                await eventually(lambda: not client._replayer._running, "nothing is under way")
+                assert 15 < len(replayed) < 60  # 27 by what is charged for each
+                live = [await client.infer(rated.frames(1)[0]) for _ in range(10)]
+                assert {(result.dropped, result.error) for result in live} == {(None, None)}
+                assert spool.waiting > 50
