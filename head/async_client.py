@@ -365,10 +365,12 @@ class AsyncClient:
             return
         self._given_up = True
         if self.rate is not None:
-            self.rate.count()
+            await asyncio.to_thread(self.rate.count)
         if self._replayer is not None:
             await self._replayer.close()
         await self._link.close()
+        if self.rate is not None:
+            await asyncio.to_thread(self.rate.close)
 
     async def close(self) -> None:
         """Ends all; unanswered frames fail, or are spooled."""

@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -25,6 +26,7 @@ from narrowcast.transport.packet import STREAM_HEADER_BYTES, Packet, StreamConte
 from narrowcast.transport.tasks import Answer
 
 log = logging.getLogger(__name__)
+_Value = TypeVar("_Value")
 IDLE_SECONDS = 0.5
 # A live frame that waits for room goes first, but not for ever.
 YIELD_SECONDS = 1.0
@@ -123,26 +125,38 @@ class Replayer:
         self._link: Link | None = None
         self._last_id = -1
         self._running: set[asyncio.Task[None]] = set()
+        self._acknowledging: set[asyncio.Task[None]] = set()
         self._again = False
         self._pause = FIRST_PAUSE_SECONDS
+        # Its own: a disk that hangs must not take those on which the loop's other work is done.
+        self._thread = ThreadPoolExecutor(1, "narrowcast-replay")
+        self._closed = False
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
         """Stops; what is unanswered stays in the spool, for whoever works on it next."""
+        if self._closed:  # another client may be at the spool by now
+            return
+        self._closed = True
         tasks = [self._task, *self._running]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._acknowledging, return_exceptions=True)  # what was told is not handed out again
         await self._end_link()
-        await asyncio.to_thread(self._spool.rewind)
+        await self._on_thread(self._spool.rewind)
+        self._thread.shutdown(wait=False)
+
+    async def _on_thread(self, call: Callable[..., _Value], *args: Any) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     async def _work(self) -> None:
         while True:
             if self._again:
                 await self._start_over()
-            record = await asyncio.to_thread(self._spool.next)
+            record = await self._on_thread(self._spool.next)
             if record is None:
-                await asyncio.to_thread(self._spool.tick)
+                await self._on_thread(self._spool.tick)
                 if not self._running:
                     self._again = self._again or self._doubts.pending
                     await self._end_link()  # an idle link costs nothing, but the next run has another stream
@@ -152,7 +166,7 @@ class Replayer:
                 packet = record.packet()
             except PacketError as error:
                 log.warning("the spool %s holds what is no packet: %s", self._spool.folder, error)
-                self._acknowledge(record, "no packet")
+                await self._acknowledge(record, "no packet")
                 continue
             await self._give_way()
             await self._send(record, packet)
@@ -167,7 +181,7 @@ class Replayer:
         if self._running:
             await asyncio.wait(self._running)
         await self._end_link()
-        await asyncio.to_thread(self._spool.rewind)
+        await self._on_thread(self._spool.rewind)
         self._again = False
         self._doubts.start_over()
         await asyncio.sleep(self._pause)
@@ -192,7 +206,7 @@ class Replayer:
         try:
             answer = await self._link.send(packet)
         except LinkError as error:
-            self._failed(record, packet, error)
+            await self._failed(record, packet, error)
             return
         task = asyncio.create_task(self._answered(record, packet, answer))
         self._running.add(task)
@@ -200,16 +214,16 @@ class Replayer:
 
     async def _come_within_limits(self, size: int) -> None:
         while self._limits is not None and not self._again:
-            if await asyncio.to_thread(self._limits.may_replay, size):
+            if await self._on_thread(self._limits.may_replay, size):
                 return
-            await asyncio.to_thread(self._spool.tick)
+            await self._on_thread(self._spool.tick)
             await asyncio.sleep(LIMIT_SECONDS)
 
     async def _answered(self, record: Record, packet: Packet, answer: asyncio.Future[Any]) -> None:
         try:
             result = (await answer).result
         except LinkError as failure:
-            self._failed(record, packet, failure)
+            await self._failed(record, packet, failure)
             return
         status = STATUS.get(result.code, "UNKNOWN")
         if status in PUT_OFF:
@@ -232,7 +246,7 @@ class Replayer:
             except TransportError as trouble:
                 error, status = str(trouble), "DATA_LOSS"
         self._tell(packet, outputs, answers, error, status)
-        self._acknowledge(record, "" if error is None else status)
+        await self._acknowledge(record, "" if error is None else status)
 
     def _tell(
         self, packet: Packet, outputs: Mapping[str, Any], answers: Mapping[str, Answer], error: str | None, status: str
@@ -245,28 +259,41 @@ class Replayer:
         except Exception:
             log.exception("on_replayed failed for frame %s", replayed.name)
 
-    def _failed(self, record: Record, packet: Packet, error: LinkError) -> None:
+    async def _failed(self, record: Record, packet: Packet, error: LinkError) -> None:
         other = packet.fingerprint != self._fingerprint
         if other and isinstance(error, RefusedError) and error.is_of_codec(packet.fingerprint):
             self._tell(packet, {}, {}, str(error), "FAILED_PRECONDITION")
-            self._acknowledge(record, "of a model that no server has")
+            await self._acknowledge(record, "of a model that no server has")
             return
         if not isinstance(error, LinkClosedError) and not self._again:
             log.warning("spooled frames wait: %s", error)
         self._again = True
 
-    def _acknowledge(self, record: Record, dropped: str) -> None:
-        if not self._spool.acknowledge(record):
+    async def _acknowledge(self, record: Record, dropped: str) -> None:
+        """Once begun it is done to its end: its answer was told."""
+        task = asyncio.create_task(self._settle(record, dropped))
+        self._acknowledging.add(task)
+        task.add_done_callback(self._acknowledging.discard)
+        await asyncio.shield(task)
+
+    async def _settle(self, record: Record, dropped: str) -> None:
+        """On a thread: a disk may take its time. Counted before: whoever sees an empty spool sees why."""
+        self._count(dropped, 1)
+        if not await self._on_thread(self._spool.acknowledge, record):
+            self._count(dropped, -1)
             self.counters.late += 1
-        elif dropped:
-            self.counters.dropped[dropped] += 1
+
+    def _count(self, dropped: str, by: int) -> None:
+        if dropped:
+            self.counters.dropped[dropped] += by
+            self.counters.dropped += Counter()  # without those that are 0 again
         else:
-            self.counters.answered += 1
+            self.counters.answered += by
 
     async def _end_link(self) -> None:
         link, self._link, self._last_id = self._link, None, -1
         if link is not None:
             if self._limits is not None:
-                await asyncio.to_thread(self._limits.count)
+                await self._on_thread(self._limits.count)
             with suppress(LinkError):
                 await link.close()

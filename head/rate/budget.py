@@ -172,6 +172,8 @@ class DailyCap:
 
     def change(self, most_bytes: int) -> None:
         """Another cap; what is used of today stays used."""
+        if most_bytes == self.most_bytes:  # nobody waits for a disk on which what is used is being kept
+            return
         with self._mutex:
             if self._failed_at is None or self._in_memory:
                 self._free += most_bytes - self.most_bytes

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from narrowcast.head.ahead import Ready
@@ -60,6 +61,8 @@ def exit_accuracy(manifest: Manifest) -> float:
 
 class RateControl:
     """Decides on a client's frames. Safe to call from several threads.
+
+    What waits for the disk, which keeps the day's bytes, says so; all else may be called on an event loop.
 
     Args:
         manifest: the bundle's.
@@ -123,6 +126,10 @@ class RateControl:
         self._counted: int | None = None
         self._counted_at = -math.inf
         self._charged = 0.0  # since the kernel was last asked
+        self._unkept = 0.0  # what the cap was not told of yet
+        self._keeping = self._closed = False
+        self._keeping_mutex = threading.Lock()
+        self._keeper = ThreadPoolExecutor(1, "narrowcast-data-cap")
         self._packets = self._packet_bytes = 0
         self._encode_seconds = 0.0
         self._key_sizes: dict[int, int] = {}  # of packets that wait
@@ -140,6 +147,8 @@ class RateControl:
         drop: Callable[[Image | Ready, str], Encoded],
     ) -> Encoded:
         """A frame as it is to be sent, or dropped. One that would be late and is kept says so, and has a payload.
+
+        May wait for the disk.
 
         Args:
             frame: as it was handed over.
@@ -178,9 +187,11 @@ class RateControl:
         encode: Callable[[Image | Ready], Encoded],
         drop: Callable[[Image | Ready, str], Encoded],
     ) -> Encoded:
-        """An image, which has no level: within the budgets and the cap on packets that somebody asked for."""
-        with self._lock:
-            decision = self._within(time.monotonic())
+        """An image, which has no level: within the budgets and the cap on packets that somebody asked for.
+
+        May wait for the disk.
+        """
+        decision = self._within()
         if decision is not None:
             return drop(frame, str(decision.reason))
         encoded = encode(frame)
@@ -203,10 +214,10 @@ class RateControl:
 
     def _decide(self, started: float, deadline_ms: float | None) -> Decision | None:
         """What to do with a frame; None where it is to be sent at its own level."""
+        if (over := self._within()) is not None:
+            return over
         with self._lock:
             now = time.monotonic()
-            if (over := self._within(now)) is not None:
-                return over
             if self._controller is None:
                 return None
             elapsed = time.perf_counter() - started + self._encode_seconds
@@ -223,21 +234,32 @@ class RateControl:
         """Whether the link has nothing to spare for frames that are not live."""
         return time.monotonic() - self._late_at < SHORT_SECONDS
 
-    def _within(self, now: float) -> Decision | None:
+    def _within(self) -> Decision | None:
         """Why no byte may be spent now; None where it may."""
-        self._count(now)
+        with self._lock:
+            self._count(now := time.monotonic())
+            left = math.inf if self._budget is None else self._budget.left(now)
+        self._keep()
         if self._data_cap is not None and self._data_cap.left() <= 0:
-            return self._drop("data-cap")
-        left = math.inf if self._budget is None else self._budget.left(now)
-        return self._drop("budget") if left <= 0 else None
+            reason = "data-cap"
+        elif left <= 0:
+            reason = "budget"
+        else:
+            return None
+        with self._lock:
+            return self._drop(reason)
 
     def may_replay(self, size: int) -> bool:
-        """Whether a spooled packet of so many bytes may be sent now; it is charged then. Live frames go first."""
+        """Whether a spooled packet of so many bytes may be sent now; it is charged then. Live frames go first.
+
+        May wait for the disk.
+        """
         with self._lock:
-            now = time.monotonic()
-            self._count(now)
-            if self._data_cap is not None and not self._data_cap.has_spare():
-                return False
+            self._count(now := time.monotonic())
+        self._keep()
+        if self._data_cap is not None and not self._data_cap.has_spare():
+            return False
+        with self._lock:
             if self._budget is not None and not self._budget.has_spare(size + self._overhead, now):
                 return False
             self._packets += 1
@@ -277,6 +299,9 @@ class RateControl:
             self._packets += 1
             self._packet_bytes += size
             self._charge(size + self._overhead)
+            if self._data_cap is not None and not (self._keeping or self._closed):
+                self._keeping = True
+                self._keeper.submit(self._keep)
 
     def answered(self, frame_id: int, server_seconds: float) -> None:
         """A packet was answered, in time or not."""
@@ -300,7 +325,15 @@ class RateControl:
         if self._budget is not None:
             self._budget.spend(count)
         if self._data_cap is not None:
-            self._data_cap.spend(count)
+            self._unkept += count
+
+    def _keep(self) -> None:
+        """Tells the cap what was spent; it may write a file, for which whoever holds the lock must not wait."""
+        with self._keeping_mutex:  # so that what is left is without what another thread has just taken up
+            with self._lock:
+                count, self._unkept, self._keeping = self._unkept, 0.0, False
+            if count and self._data_cap is not None:
+                self._data_cap.spend(count)
 
     def _count(self, now: float) -> None:
         """Puts right what was charged, by the kernel's own count: framing, results, resends and handshakes included."""
@@ -327,3 +360,10 @@ class RateControl:
         with self._lock:
             self._counted_at = -math.inf
             self._count(time.monotonic())
+
+    def close(self) -> None:
+        """No more packets; may wait for the disk."""
+        with self._lock:
+            self._closed = True
+        self._keep()
+        self._keeper.shutdown(wait=False)

@@ -118,15 +118,13 @@ class Spool:
 
     @property
     def waiting(self) -> int:
-        """Packets that are not acknowledged."""
-        with self._mutex:
-            return self._waiting
+        """Packets that are not acknowledged. Does not wait for the disk, nor for another thread that does."""
+        return self._waiting
 
     @property
     def size_bytes(self) -> int:
-        """Of all segments."""
-        with self._mutex:
-            return sum(segment.size_bytes for segment in self._segments)
+        """Of all segments. Does not wait, either."""
+        return sum(segment.size_bytes for segment in list(self._segments))
 
     def append(self, packet: Packet, note: bytes = b"") -> str | None:
         """Takes a packet.
@@ -253,8 +251,8 @@ class Spool:
         if number not in self._settled and number >= self._cursor.position:
             self._settled.add(number)
             self._handed.discard(number)
-            self._waiting -= 1
             self.counters.dropped[reason] += 1
+            self._waiting -= 1  # last: it is read without the mutex
 
     def acknowledge(self, record: Record) -> bool:
         """A packet that was handed out has been dealt with.
@@ -268,8 +266,8 @@ class Spool:
                 return False
             self._handed.discard(record.number)
             self._settled.add(record.number)
-            self._waiting -= 1
             self.counters.acknowledged += 1
+            self._waiting -= 1  # last: it is read without the mutex
             self._advance()
             self._tick()
             return True

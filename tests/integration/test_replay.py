@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 
 import grpc
@@ -270,3 +272,80 @@ async def test_replays_leave_live_frames_half_of_the_day(wide, tmp_path):
                 live = [await client.infer(rated.frames(1)[0]) for _ in range(10)]
                 assert {(result.dropped, result.error) for result in live} == {(None, None)}
                 assert spool.waiting > 50
+
+
+class HeldDisk:
+    """Each sync waits until it is let go; whoever waits in vain is known."""
+
+    def __init__(self) -> None:
+        self.syncing, self.let_go = threading.Event(), threading.Event()
+        self.threads: set[int] = set()
+        self.in_vain = False
+        self._sync = os.fdatasync
+
+    def __call__(self, file: int) -> None:
+        self.threads.add(threading.get_ident())
+        self.syncing.set()
+        if not self.in_vain:
+            self.in_vain = not self.let_go.wait(30)
+        self._sync(file)
+
+
+async def test_a_disk_that_takes_its_time_holds_nobody_up(session, tmp_path, monkeypatch):
+    """While an acknowledgement is put on disk, live frames are answered and the spool tells how much waits."""
+    replayed, disk = [], HeldDisk()
+    async with scripted(echo) as server:
+        with Spool(tmp_path, sync_seconds=0) as spool:
+            fill(spool, session, 5)
+            monkeypatch.setattr(os, "fdatasync", disk)
+            async with spooling(session, server.address, spool, replayed, exit_after_seconds=30) as client:
+                await eventually(disk.syncing.is_set, "an acknowledgement is put on disk", 40)
+                assert 0 < spool.waiting < 5
+                assert spool.size_bytes > 0
+                assert (await client.infer(FRAMES[0])).error is None
+                assert threading.get_ident() not in disk.threads
+                disk.let_go.set()
+                await eventually(lambda: spool.waiting == 0, "all is replayed", 40)
+                assert client.replay_counters.answered == spool.counters.acknowledged == 5
+    assert not disk.in_vain
+
+
+async def test_what_was_told_is_not_told_again_by_the_next_client(session, tmp_path, monkeypatch):
+    """A client is closed while the disk holds acknowledgements up: they are waited for."""
+    replayed, disk = [], HeldDisk()
+    async with scripted(echo) as server:
+        with Spool(tmp_path, sync_seconds=0) as spool:
+            fill(spool, session, 3)
+            monkeypatch.setattr(os, "fdatasync", disk)
+            async with spooling(session, server.address, spool, replayed) as client:
+                await eventually(disk.syncing.is_set, "an acknowledgement is put on disk", 40)
+                closing = asyncio.create_task(client.close())
+                await asyncio.sleep(0)
+                disk.let_go.set()
+                await closing
+            async with spooling(session, server.address, spool, replayed):
+                await eventually(lambda: spool.waiting == 0, "the others are told", 40)
+    assert [one.frame_id for one in replayed] == [0, 1, 2]
+
+
+async def test_a_client_that_has_retired_leaves_the_spool_alone(session, tmp_path):
+    """It is closed while the next one's frames are under way: none of them is handed out again."""
+    replayed, speaking = [], asyncio.Event()
+
+    async def holds(talk: Conversation) -> None:
+        async for frame_id in talk.frames():
+            await speaking.wait()
+            talk.answer(frame_id)
+
+    async with scripted(holds) as server:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 10)
+            async with spooling(session, "127.0.0.1:9", spool, replayed) as old:
+                await old.retire()
+                async with spooling(session, server.address, spool, replayed) as new:
+                    await eventually(lambda: server.streams and len(server.streams[0].arrived) == 4, "four are sent")
+                    await old.close()
+                    speaking.set()
+                    await eventually(lambda: spool.waiting == 0, "all is replayed", 40)
+                    assert (new.replay_counters.answered, new.replay_counters.late) == (10, 0)
+    assert [one.frame_id for one in replayed] == list(range(10))

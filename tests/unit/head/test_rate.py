@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from narrowcast.head.rate import budget
 from narrowcast.head.rate.budget import Budget, DailyCap, parse_cap, parse_rate
+from narrowcast.head.rate.control import RateControl
 from narrowcast.head.rate.controller import PROBE_SECONDS, RateController
 from narrowcast.head.rate.estimate import LinkEstimate
 from narrowcast.head.rate.options import Option, envelope, price_at
@@ -290,6 +292,33 @@ def test_a_disk_that_turns_read_only_is_counted_in_memory(tmp_path, monkeypatch,
     assert clocks.cap(1000, file).left() == 660
     cap.spend(100)
     assert cap.left() == 567
+
+
+def test_whoever_sends_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    cap = DailyCap(1_000_000, tmp_path / "used.json")
+    rate = RateControl(None, automatic=False, data_cap=cap)
+    replacing, threads, holding, let_go = budget.replacing, set(), threading.Event(), threading.Event()
+
+    def held(path, **how):
+        threads.add(threading.get_ident())
+        holding.set()
+        assert let_go.wait(30)
+        return replacing(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "replacing", held)
+        rate.sent(0, 20_000)
+        assert holding.wait(30), "it is written, elsewhere"
+        for frame_id in (1, 2):
+            rate.queued(frame_id, 20_000)
+            rate.sent(frame_id, 20_000)
+            rate.answered(frame_id, 0.0)
+        rate.count()
+        assert threading.get_ident() not in threads
+        let_go.set()
+        rate.close()
+    assert cap.left() <= 1_000_000 - 60_000
+    assert json.loads((tmp_path / "used.json").read_bytes())["taken_bytes"] >= 60_000
 
 
 def test_another_cap_for_what_is_used(tmp_path):
