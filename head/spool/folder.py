@@ -50,7 +50,8 @@ def find_segments(folder: Path, position: int) -> tuple[list[Segment], int]:
     cut_bytes = 0
     behind: Segment | None = None
     for path in reversed(paths):
-        newest_us = None if behind is None else behind.newest_us
+        # A segment's records are from before the next one was begun.
+        newest_us = None if behind is None else behind.created_us
         segment, cut = Segment.found(path, None if behind is None else behind.first, newest_us)
         cut_bytes += cut
         if segment.end <= max(segment.first, position):

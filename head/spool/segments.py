@@ -31,11 +31,12 @@ class Segment:
         end: one more than the number of its last record.
         size_bytes: up to the end of its last undamaged record; what lies behind is overwritten or cut.
         newest_us: when its last record was spooled, at the latest.
+        created_us: when it was begun, at the latest.
     """
 
-    def __init__(self, path: Path, first: int, end: int, size_bytes: int, newest_us: int) -> None:
+    def __init__(self, path: Path, first: int, end: int, size_bytes: int, newest_us: int, created_us: int) -> None:
         self.path, self.first, self.end = path, first, end
-        self.size_bytes, self.newest_us = size_bytes, newest_us
+        self.size_bytes, self.newest_us, self.created_us = size_bytes, newest_us, created_us
 
     @classmethod
     def create(cls, folder: Path, first: int, now_us: int) -> WritableSegment:
@@ -83,7 +84,8 @@ class Segment:
                     "release that wrote it replay it, or take another folder"
                 )
             if end is not None and newest_us is not None:
-                return cls(path, first, end, path.stat().st_size, newest_us), 0
+                created_us = newest_us if header is None else header.created_us
+                return cls(path, first, end, path.stat().st_size, newest_us, created_us), 0
             data = begin + file.read()
         last, last_end, last_us = first - 1, min(SEGMENT_HEADER_BYTES, len(data)), header.created_us if header else 0
         for _, record_end, record in scan(data, min(SEGMENT_HEADER_BYTES, len(data)), first):
@@ -92,7 +94,8 @@ class Segment:
             with suppress(OSError), path.open("r+b") as file:
                 file.truncate(last_end)
                 os.fsync(file.fileno())
-        return cls(path, first, last + 1, last_end, last_us), len(data) - last_end
+        created_us = last_us if header is None else header.created_us
+        return cls(path, first, last + 1, last_end, last_us, created_us), len(data) - last_end
 
     def remove(self) -> None:
         """Deletes the file."""
@@ -104,7 +107,7 @@ class WritableSegment(Segment):
     """The one that is appended to."""
 
     def __init__(self, path: Path, first: int, end: int, size_bytes: int, newest_us: int, file: int) -> None:
-        super().__init__(path, first, end, size_bytes, newest_us)
+        super().__init__(path, first, end, size_bytes, newest_us, newest_us)
         self._file = file
         self.dirty = True
 

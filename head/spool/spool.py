@@ -198,7 +198,9 @@ class Spool:
         except OSError:
             self.counters.errors += 1
         writer.close()
-        self._segments[-1] = Segment(writer.path, writer.first, writer.end, writer.size_bytes, writer.newest_us)
+        self._segments[-1] = Segment(
+            writer.path, writer.first, writer.end, writer.size_bytes, writer.newest_us, writer.created_us
+        )  # fmt: skip
         if self._reader is not None and self._reader.segment is writer:
             self._reader.segment = self._segments[-1]
 

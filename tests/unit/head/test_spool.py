@@ -144,6 +144,31 @@ def test_bounded_by_age(tmp_path, monkeypatch):
         adds_up(spool)
 
 
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "with a damaged header"])
+def test_bounded_by_age_after_a_restart(tmp_path, monkeypatch, damaged):
+    """Each segment that is found is as old as its own packets: the old ones make room though nothing is handed out."""
+    options = {"max_bytes": 8192, "overflow": "newest"}
+
+    def pass_by(spool: Spool, seconds: int) -> None:
+        monkeypatch.setattr(spool._ages, "_opened", spool._ages._opened - seconds * 10**9)
+
+    with Spool(tmp_path, **options) as spool:
+        pass_by(spool, -3600)
+        fill(spool, 20, payload=bytes(100))
+        pass_by(spool, 3600)
+        full = 20
+        while spool.append(packet(full, bytes(100)), b"note %d" % full) is None:
+            full += 1
+    if damaged:
+        with files(tmp_path)[0].open("r+b") as file:
+            file.write(b"x")
+    with Spool(tmp_path, max_age_seconds=1800, **options) as spool:
+        fill(spool, 10, full, bytes(100))
+        assert drain(spool) == list(range(20, full + 10))
+        assert spool.counters.dropped == {"too old": 20}
+        adds_up(spool)
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [(0.0, 1.9e9), (1.9e9, 0.0), (1.9e9, 1.8e9)], ids=["set", "unset", "back"]
 )
