@@ -64,7 +64,7 @@ class Segment:
         Args:
             path: the file.
             end: the first number of the segment behind it, which was begun when this one was whole; None for the last
-                one, which is read to its end, and cut behind its last undamaged record.
+                one, which is read to its end, cut behind its last undamaged record, and put on disk.
             newest_us: when the segment behind it was begun; None for the last one.
 
         Returns:
@@ -90,10 +90,11 @@ class Segment:
         last, last_end, last_us = first - 1, min(SEGMENT_HEADER_BYTES, len(data)), header.created_us if header else 0
         for _, record_end, record in scan(data, min(SEGMENT_HEADER_BYTES, len(data)), first):
             last, last_end, last_us = record.number, record_end, record.spooled_us
-        if last_end < len(data):
-            with suppress(OSError), path.open("r+b") as file:
+        with suppress(OSError), path.open("r+b") as file:
+            if last_end < len(data):
                 file.truncate(last_end)
-                os.fsync(file.fileno())
+            # Whoever wrote it may have been killed before it was on disk, and nobody writes it any more.
+            os.fsync(file.fileno())
         created_us = last_us if header is None else header.created_us
         return cls(path, first, last + 1, last_end, last_us, created_us), len(data) - last_end
 

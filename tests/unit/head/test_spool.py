@@ -313,6 +313,22 @@ def test_killed_while_it_writes(tmp_path):
             assert not spool.counters.dropped
 
 
+@pytest.mark.parametrize("sync", ["always", "interval", "segment"])
+def test_what_a_killed_run_left_is_put_on_disk(tmp_path, monkeypatch, left, sync):
+    """It may be in the system's memory only, and a power loss would take it; earlier segments are on disk already."""
+    folder, real, synced = lay(tmp_path / "killed", left), os.fsync, []
+
+    def fsync(file: int) -> None:
+        synced.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+        real(file)
+
+    monkeypatch.setattr(segments.os, "fsync", fsync)
+    last = files(folder)[-1].stat()
+    with Spool(folder, sync=sync) as spool:
+        assert (last.st_ino, last.st_size) in synced
+        assert spool.counters.found == 8
+
+
 class FullDisk:
     """Takes so many more bytes, and a part of the write that reaches the end: as a disk that fills up."""
 
