@@ -72,7 +72,7 @@ class Replayed:
 
 @dataclass
 class ReplayCounters:
-    """What became of spooled frames: together, the spool's ``acknowledged``.
+    """What became of spooled frames: together, the spool's ``acknowledged``, and what is being acknowledged.
 
     Attributes:
         answered: by a server.
@@ -229,10 +229,11 @@ class Replayer:
         if status in PUT_OFF:
             self._again = True
             return
+        first = not self._doubts.pending
         if status == "OK":
             self._again = self._doubts.answered(record.number, packet.fingerprint) or self._again
         elif status not in WRONG and not self._doubts.failed(record.number, packet.fingerprint):
-            if not self._again:
+            if first:  # a line for all of them
                 log.warning("spooled frames wait: the server says %s: %s", status, result.message)
             self._again = self._again or self._doubts.hopeless
             return
