@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -90,6 +90,7 @@ class AsyncClient:
             (``docs/video.md``); servers that cannot do that get key frames. Pays where frames are a camera's, one after the
             other.
         on_replayed: told, on the client's event loop, what a server says of a spooled frame, of this run or an earlier one.
+            Where it returns something to wait for, the spool forgets the frame after that.
             Must not block.
         ledger: goes on with the account of a client before; a new one if None.
         refusal_is_outage: treat servers that refuse this client as if there were none, where somebody else answers or keeps
@@ -135,7 +136,7 @@ class AsyncClient:
         max_packet_bytes: int | None = None,
         on_outage: OnOutage | None = None,
         spool: Spool | None = None,
-        on_replayed: Callable[[Replayed], None] | None = None,
+        on_replayed: Callable[[Replayed], Awaitable[None] | None] | None = None,
         ledger: Ledger | None = None,
         refusal_is_outage: bool = False,
         offload: Offload | None = None,

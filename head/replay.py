@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -98,7 +98,8 @@ class Replayer:
         is_busy: whether live frames wait for room.
         limits: budgets and caps that spooled frames share with live ones; None for none.
         live: how many live frames have been answered.
-        on_replayed: told of each answer, on the event loop, before the packet is acknowledged. Must not block.
+        on_replayed: told of each answer, on the event loop. Must not block; what it returns is waited for before the packet
+            is acknowledged.
         window: how many may be unanswered.
     """
 
@@ -113,7 +114,7 @@ class Replayer:
         is_busy: Callable[[], bool] = lambda: False,
         limits: RateControl | None = None,
         live: Callable[[], int] = lambda: 0,
-        on_replayed: Callable[[Replayed], None] | None = None,
+        on_replayed: Callable[[Replayed], Awaitable[None] | None] | None = None,
         window: int = 4,
     ) -> None:
         self.counters = ReplayCounters()
@@ -246,24 +247,25 @@ class Replayer:
                 outputs, answers = self._reader.read(result.outputs, Note.read(record.note).placed(self._size))
             except TransportError as trouble:
                 error, status = str(trouble), "DATA_LOSS"
-        self._tell(packet, outputs, answers, error, status)
+        await self._tell(packet, outputs, answers, error, status)
         await self._acknowledge(record, "" if error is None else status)
 
-    def _tell(
+    async def _tell(
         self, packet: Packet, outputs: Mapping[str, Any], answers: Mapping[str, Answer], error: str | None, status: str
     ) -> None:
         replayed = Replayed(
             packet.stream_id, packet.frame_id, packet.capture_us, packet.level, outputs, answers, error, status
         )
         try:
-            self._on_replayed(replayed)
+            if (kept := self._on_replayed(replayed)) is not None:
+                await kept
         except Exception:
             log.exception("on_replayed failed for frame %s", replayed.name)
 
     async def _failed(self, record: Record, packet: Packet, error: LinkError) -> None:
         other = packet.fingerprint != self._fingerprint
         if other and isinstance(error, RefusedError) and error.is_of_codec(packet.fingerprint):
-            self._tell(packet, {}, {}, str(error), "FAILED_PRECONDITION")
+            await self._tell(packet, {}, {}, str(error), "FAILED_PRECONDITION")
             await self._acknowledge(record, "of a model that no server has")
             return
         if not isinstance(error, LinkClosedError) and not self._again:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def make_client(
     *,
     tls: ClientTls | None,
     on_trouble: Callable[[str], None],
-    on_replayed: Callable[[Teller, Replayed], None],
+    on_replayed: Callable[[Teller, Replayed], Awaitable[None]],
 ) -> Running:
     """A client for a source, on the running loop; ``tls`` is :func:`tls_of`'s. Raises as :func:`check_source` does."""
     session, teller = model.session, Teller(source.name, model)

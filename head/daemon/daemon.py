@@ -140,7 +140,7 @@ class Daemon:
 
     def _start_lane(self, config: DaemonConfig, source: SourceConfig) -> None:
         figures = self.figures.setdefault(source.name, Figures())
-        self.lanes[source.name] = Lane(config, source, self._model, figures, self._outputs.tell)
+        self.lanes[source.name] = Lane(config, source, self._model, figures, self._outputs)
 
     async def _listening(self, where: str | None) -> HttpServer | None:
         """Figures over HTTP, where they are wanted."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures, added
 from narrowcast.head.daemon.model import Model
-from narrowcast.head.daemon.records import Teller, Telling
+from narrowcast.head.daemon.outputs import Outputs
+from narrowcast.head.daemon.records import Teller
 from narrowcast.head.errors import BackendError, LinkError
 from narrowcast.head.replay import Replayed
 from narrowcast.head.results import Result
@@ -60,7 +61,7 @@ class Lane:
         source: this one's.
         model: that runs.
         figures: are kept up.
-        tell: takes records; must not block.
+        outputs: where records go.
 
     Attributes:
         config, source, model: what it goes by now.
@@ -73,9 +74,9 @@ class Lane:
         source: SourceConfig,
         model: Model,
         figures: Figures,
-        tell: Callable[[Telling], None],
+        outputs: Outputs,
     ) -> None:
-        self.source, self.figures, self._tell = source, figures, tell
+        self.source, self.figures, self._outputs = source, figures, outputs
         self.failure: BaseException | None = None
         self.config, self.model = config, model
         self._loop = asyncio.get_running_loop()
@@ -147,10 +148,11 @@ class Lane:
     def _trouble(self, line: str) -> None:
         log.warning("%s: %s", self.source.name, line)
 
-    def _replayed(self, teller: Teller, replayed: Replayed) -> None:
+    def _replayed(self, teller: Teller, replayed: Replayed) -> Awaitable[None]:
         if replayed.error is None:
             self.figures.answered_at = time.monotonic()
-        self._tell(teller.replayed(replayed))
+        self._outputs.tell(teller.replayed(replayed))
+        return self._outputs.kept()
 
     # On the capturing thread.
 
@@ -268,7 +270,7 @@ class Lane:
         if not isinstance(result, Result):
             assert result is not None
             teller, name = sent.running.teller, sent.captured.name
-            self._tell(teller.failure(client.stream_id, sent.frame_id, capture_us, name, result))
+            self._outputs.tell(teller.failure(client.stream_id, sent.frame_id, capture_us, name, result))
             return
         if result.fate in ("answered", "local"):
             self.figures.latency.add(now - sent.captured.captured_at)
@@ -276,7 +278,7 @@ class Lane:
             self.figures.answered_at = now
             self._renewal_seconds = FIRST_RENEWAL_SECONDS
         teller, payload = sent.running.teller, sent.encoded.kind
-        self._tell(teller.result(result, client.stream_id, capture_us, sent.captured.name, payload))
+        self._outputs.tell(teller.result(result, client.stream_id, capture_us, sent.captured.name, payload))
 
     async def change(self, config: DaemonConfig, source: SourceConfig, model: Model) -> None:
         """Goes on with another client. What :func:`check_source` found nothing wrong with does not fail here.

@@ -114,6 +114,25 @@ async def test_a_model_before_is_given_up_where_every_server_says_so(session, tm
     assert {one.status for one in replayed} == {"FAILED_PRECONDITION"}
 
 
+async def test_the_spool_forgets_a_frame_once_what_was_told_of_it_is_kept(session, tmp_path):
+    told, kept = [], asyncio.Event()
+
+    def tell(replayed):
+        told.append(replayed.frame_id)
+        return kept.wait()
+
+    async with scripted(echo) as server:
+        with Spool(tmp_path) as spool:
+            fill(spool, session, 3)
+            async with AsyncClient(session, server.address, on_outage="spool", spool=spool, on_replayed=tell) as client:
+                await eventually(lambda: len(told) == 3, "all are told")
+                assert (spool.waiting, client.replay_counters.answered) == (3, 0)
+                kept.set()
+                await eventually(lambda: spool.waiting == 0, "all are acknowledged")
+                assert client.replay_counters.answered == 3
+    assert sorted(told) == [0, 1, 2]
+
+
 INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 
