@@ -65,9 +65,12 @@ def _commands(
         "install": on_board(
             *(["useradd --system narrowcast"] if systemd else []),
             f"ln -s {layout.current}/edge.toml {layout.edge}",
-            *([f"systemctl enable {UNIT} {BOOT_UNIT}"] if systemd else []),
+            *([f"systemctl enable {BOOT_UNIT}"] if systemd else []),
             f"{python} -m narrowcast stream --config {release}/edge.toml --check",
         ),
-        "switch": on_board(f"mv -T .current {layout.current}    (-> {layout.point_to(name)})"),
+        "switch": on_board(
+            *([f"systemctl enable {UNIT}"] if systemd else []),
+            f"mv -T .current {layout.current}    (-> {layout.point_to(name)})",
+        ),
         "restart": on_board(f"systemctl stop {UNIT}; systemctl start {UNIT}" if systemd else f"{agent} supervise"),
     }  # fmt: skip

@@ -218,6 +218,15 @@ def test_a_power_cut_before_the_first_release_is_whole_leaves_nothing_that_runs(
     assert not shop.board.path("/etc/systemd/system/narrowcast-edge.service").exists()
 
 
+def test_a_power_cut_behind_the_first_switch_leaves_the_new_release_running(shop):
+    """Nothing ran before: it stays, and starts with the machine. Then it is taken away, for the tests that follow."""
+    shop.cut("restart", lambda **how: shop.flash(1, **how))
+    shop.settle(1)
+    assert shop.release_is_whole(1)
+    shop.board.ssh("sudo systemctl disable --now narrowcast-edge")
+    shop.board.ssh("cd /opt/narrowcast && sudo rm -r current flash/state.json flash/jobs")
+
+
 def test_the_same_flash_once_more_makes_it_an_edge_device(shop):
     report = shop.flash(1)
     assert report.outcome == "committed"

@@ -139,3 +139,21 @@ def test_a_power_cut_ends_in_the_old_release_or_the_new_one(board, step, state):
     assert board.carry_out({**job, "drill": ""})["state"] == "committed"
     assert board.layout.running() == job["id"]
     until(board.runs_what_it_shows, "the new release runs in the end")
+
+
+@pytest.mark.parametrize("drill", ["switch done", "restart begin", "restart done"])
+def test_a_power_cut_behind_the_first_switch_leaves_the_new_release_running(tmp_path, drill):
+    """Nothing ran before that it could give way to."""
+    board = LocalBoard(tmp_path)
+    try:
+        job = board.job(drill=f"halt {drill}")
+        board.start(job)
+        board.wait_idle(job)
+        assert board.layout.running() == job["id"]
+        board.power_cut()
+        assert (board.layout.running(), State(board.layout).pending) == (job["id"], None)
+        until(board.runs_what_it_shows, "the first release runs")
+        assert board.carry_out({**job, "drill": ""})["state"] == "committed"
+        until(board.runs_what_it_shows, "it runs on")
+    finally:
+        board.close()

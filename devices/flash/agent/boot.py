@@ -33,6 +33,7 @@ def boot(agent: Path, start: str = "") -> None:
                 f"narrowcast: {state.pending['release']} was not confirmed, and nothing ran before: it stays",
                 flush=True,
             )
+            state.show(str(state.pending["release"]))  # the power may have gone between the note and the link
             state.tell(str(state.pending["release"]), "kept", REASON)
             state.previous, state.pending = None, None
             state.save()

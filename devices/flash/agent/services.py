@@ -54,7 +54,10 @@ class Services(Protocol):
     name: str
 
     def install(self, units: dict[str, str]) -> None:
-        """Makes the daemon known, so that it also starts with the machine, where the manager does that."""
+        """Makes the daemon known, and what looks after it when the machine starts."""
+
+    def enable(self) -> None:
+        """It starts with the machine, where the manager does that."""
 
     def restart(self) -> None:
         """Ends the daemon, where it runs, and starts it from ``current``."""
@@ -98,9 +101,13 @@ class Systemd:
             _systemctl("daemon-reload")
         _systemctl("enable", "--quiet", f"{BOOT_UNIT}.service")
 
-    def restart(self) -> None:
+    def enable(self) -> None:
         """See :class:`Services`."""
         _systemctl("enable", "--quiet", f"{UNIT}.service", f"{BOOT_UNIT}.service")
+
+    def restart(self) -> None:
+        """See :class:`Services`."""
+        self.enable()  # a way back to a release may find it stopped for good
         _systemctl("reset-failed", f"{UNIT}.service", check=False)
         # Stopped first: what the old process says of itself must not pass for the new one's. Not waited for: the gate does.
         _systemctl("stop", f"{UNIT}.service")
@@ -162,6 +169,9 @@ class Supervised:
 
     def install(self, units: dict[str, str]) -> None:
         """See :class:`Services`: nothing is installed; after a reboot ``agent.pyz boot`` starts it."""
+
+    def enable(self) -> None:
+        """See :class:`Services`."""
 
     def restart(self) -> None:
         """See :class:`Services`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,18 @@ class State:
         }  # fmt: skip
         write_json(self._path, data)
 
-    def begin(self, release: str, job: str) -> None:
-        """Before ``current`` is touched: what it is about to show, and what it showed."""
+    def begin(self, release: str, job: str, prepare: Callable[[], object] = lambda: None) -> None:
+        """Before ``current`` is touched: what it is about to show, and what it showed; then ``prepare``, then the link."""
         if self.pending is None or self.pending.get("release") != release:
             running = self.layout.running()
             # What runs already is its own way back: where its daemon had ended, it is not made worse than it was.
             self.pending = {"release": release, "previous": running, "boot": boot_id(), "job": job}
             self.save()
+        prepare()
+        self.show(release)
+
+    def show(self, release: str) -> None:
+        """``current`` shows a release."""
         point(self.layout.current, self.layout.point_to(release))
 
     def confirm(self, model: str, number: int) -> None:
@@ -66,7 +72,7 @@ class State:
         assert self.pending is not None
         before: str | None = self.pending["previous"]
         if before is not None and self.layout.release(before).is_dir():
-            point(self.layout.current, self.layout.point_to(before))
+            self.show(before)
         else:
             before = None
             self.layout.current.unlink(missing_ok=True)

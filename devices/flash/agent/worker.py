@@ -110,7 +110,8 @@ def _do(job: Work, name: str, step: Step) -> None:
 
 def _switch(job: Work) -> str:
     state = State(job.layout)
-    state.begin(job.release, str(job.job["id"]))
+    # Enabled before the link shows it: a first release that the power cut short must start with the machine.
+    state.begin(job.release, str(job.job["id"]), job.services.enable)
     before = (state.pending or {}).get("previous")
     return f"{before or 'nothing'} -> {job.release}"
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from support import bundles
+from support.systemctl import Systemctl
 
 from narrowcast.devices.flash import checks
 from narrowcast.devices.flash.agent.errors import AgentError
@@ -65,28 +66,15 @@ def test_a_board_tests_the_head_and_the_coder(tmp_path, capsys, made, passed, wo
 # ---------------------------------------------------------------- systemd
 
 
-SYSTEMCTL = """#!/bin/sh
-echo "$@" >>{folder}/calls
-case "$1" in
-  show) cat {folder}/state ;;
-  daemon-reload) [ ! -e {folder}/broken ] || {{ echo "no way" >&2; exit 1; }} ;;
-esac
-"""
-
-
 def test_systemd_is_told_in_the_right_order(tmp_path, monkeypatch):
     """By a stand-in for ``systemctl``; the real one runs in tests/hardware, on an emulated board."""
-    program = tmp_path / "systemctl"
-    program.write_text(SYSTEMCTL.format(folder=tmp_path))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    (tmp_path / "units").mkdir()
-    systemd = Systemd(tmp_path / "units")
+    systemctl = Systemctl(tmp_path / "systemctl", monkeypatch)
+    systemd = Systemd(systemctl.units)
     units = units_for(load_target("rpi5"), Rights("/usr/bin/python3", "3.11", True), "narrowcast")
     systemd.install(units)
     systemd.install(units)
     systemd.restart()
-    calls = (tmp_path / "calls").read_text().splitlines()
+    calls = systemctl.calls
     assert calls.count("daemon-reload") == 1, "only where a unit changed"
     assert calls[-2:] == ["stop narrowcast-edge.service", "start --no-block narrowcast-edge.service"]
     for state, active, failed in (
@@ -96,10 +84,10 @@ def test_systemd_is_told_in_the_right_order(tmp_path, monkeypatch):
         ("ActiveState=inactive\nMainPID=0", False, True),
         ("ActiveState=failed\nResult=exit-code\nMainPID=0", False, True),
     ):
-        (tmp_path / "state").write_text(state + "\n")
+        systemctl.shows(state)
         seen = systemd.state()
         assert (seen.active, seen.failed) == (active, failed), state
     assert seen.why == "failed (None, result exit-code)"
-    (tmp_path / "broken").touch()
+    systemctl.breaks()
     with pytest.raises(AgentError, match="systemctl daemon-reload: no way"):
         systemd.install({"x.service": "[Unit]"})
