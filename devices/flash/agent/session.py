@@ -40,7 +40,7 @@ class Session:
             "hello": self._hello,
             "reach": lambda request: reach([str(address) for address in request["addresses"]]),
             "lock": self._take,
-            "want": lambda request: store.want(self._layout, request["files"]),
+            "want": lambda request: store.want(self._layout, request["files"], locked=self._lock is not None),
             "put": self._put,
             "start": self._start,
             "follow": self._follow,

@@ -27,17 +27,18 @@ def explain(error: OSError) -> tuple[str, str]:
     return "BoardError", f"{error.strerror or error}{where}"
 
 
-def want(layout: Layout, files: list[dict[str, Any]]) -> list[int]:
+def want(layout: Layout, files: list[dict[str, Any]], *, locked: bool) -> list[int]:
     """How many bytes of each file are here.
 
     Args:
         layout: of the board.
         files: ``sha256`` and ``bytes`` each.
+        locked: nobody else uploads: what a power cut left behind a file's last byte is set right.
 
     Raises:
         AgentError: ``DiskSpaceError``: the rest does not fit.
     """
-    here = [_here(layout, str(entry["sha256"]), int(entry["bytes"])) for entry in files]
+    here = [_here(layout, str(entry["sha256"]), int(entry["bytes"]), locked) for entry in files]
     missing = sum(int(entry["bytes"]) - count for entry, count in zip(files, here, strict=True))
     free = free_bytes(layout.files)
     if missing and missing + SPARE_BYTES > free:
@@ -48,14 +49,30 @@ def want(layout: Layout, files: list[dict[str, Any]]) -> list[int]:
     return here
 
 
-def _here(layout: Layout, sha256: str, size: int) -> int:
+def _here(layout: Layout, sha256: str, size: int, locked: bool) -> int:
     path = file_of(layout, sha256)
     if path.exists():
         return size
+    partial = path.with_suffix(".part")
     try:
-        return min(path.with_suffix(".part").stat().st_size, size)
-    except OSError:
-        return 0
+        here = partial.stat().st_size
+        if here < size:
+            return here
+        # All of it arrived, and the power went before it got its name: no further bytes would come that give it one.
+        whole = sha256_of(partial) == sha256
+    except FileNotFoundError:  # there is none; or somebody else's has just got its name
+        return size if path.exists() else 0
+    if locked and whole:
+        _keep(layout, partial, path)
+    elif locked:
+        partial.unlink()
+    return size if whole else 0
+
+
+def _keep(layout: Layout, partial: Path, path: Path) -> None:
+    """A file that is whole gets its name."""
+    partial.replace(path)
+    sync_folder(layout.files)
 
 
 def file_of(layout: Layout, sha256: str) -> Path:
@@ -92,8 +109,7 @@ def append(layout: Layout, sha256: str, offset: int, data: bytes, total: int) ->
     if sha256_of(partial) != sha256:
         partial.unlink()
         raise AgentError("UploadError", f"a file of {total} bytes did not arrive as it was sent (its SHA-256 differs)")
-    partial.replace(path)
-    sync_folder(layout.files)
+    _keep(layout, partial, path)
     return total
 
 

@@ -222,14 +222,14 @@ def test_uploads_go_on_and_count_only_when_they_are_whole(layout):
     data = os.urandom(1000)
     name = hashlib.sha256(data).hexdigest()
     file = {"sha256": name, "bytes": len(data)}
-    assert store.want(layout, [file]) == [0]
+    assert store.want(layout, [file], locked=True) == [0]
     assert store.append(layout, name, 0, data[:400], 1000) == 400
-    assert store.want(layout, [file]) == [400]
+    assert store.want(layout, [file], locked=True) == [400]
     with pytest.raises(AgentError, match="only 400 are here") as caught:
         store.append(layout, name, 500, data[500:], 1000)
     assert kind_of(caught) == "UploadError"
     assert store.append(layout, name, 300, data[300:], 1000) == 1000  # some of it once more does no harm
-    assert store.want(layout, [file]) == [1000]
+    assert store.want(layout, [file], locked=True) == [1000]
     assert store.file_of(layout, name).read_bytes() == data
     assert store.file_of(layout, name).stat().st_mode & 0o777 == 0o600
 
@@ -239,14 +239,27 @@ def test_an_upload_with_other_bytes_is_thrown_away(layout):
     with pytest.raises(AgentError, match="SHA-256 differs") as caught:
         store.append(layout, name, 0, b"evil", 4)
     assert kind_of(caught) == "UploadError"
-    assert store.want(layout, [{"sha256": name, "bytes": 4}]) == [0]
+    assert store.want(layout, [{"sha256": name, "bytes": 4}], locked=True) == [0]
     with pytest.raises(AgentError, match="is no SHA-256"):
         store.append(layout, "../../etc/passwd", 0, b"", 0)
 
 
+@pytest.mark.parametrize(("left", "here"), [(b"good", 4), (b"evil", 0), (b"good and more", 0)])
+def test_what_a_power_cut_left_behind_the_last_byte_is_kept_or_sent_again(layout, left, here):
+    """All bytes were on disk, under the name that they have until then."""
+    name = hashlib.sha256(b"good").hexdigest()
+    file, partial = {"sha256": name, "bytes": 4}, store.file_of(layout, name).with_suffix(".part")
+    layout.files.mkdir(parents=True)
+    partial.write_bytes(left)
+    assert store.want(layout, [file], locked=False) == [here]
+    assert partial.exists(), "somebody else may be at it"
+    assert store.want(layout, [file], locked=True) == [here]
+    assert (store.file_of(layout, name).exists(), partial.exists()) == (here == 4, False)
+
+
 def test_what_does_not_fit_on_the_disk_is_told_before_it_is_sent(layout):
     with pytest.raises(AgentError, match="free some space") as caught:
-        store.want(layout, [{"sha256": "0" * 64, "bytes": 1 << 60}])
+        store.want(layout, [{"sha256": "0" * 64, "bytes": 1 << 60}], locked=True)
     assert kind_of(caught) == "DiskSpaceError"
     assert store.explain(OSError(28, "No space left on device", "/x"))[0] == "DiskSpaceError"
     assert "read-only" in store.explain(OSError(30, "Read-only file system"))[1]
