@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-import msgspec
-
 from narrowcast.devices.flash import edge
-from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT
+from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT_FILE
 from narrowcast.devices.flash.answers import Entry, Facts, There, checked
 from narrowcast.devices.flash.board import Rights, connected, hello, layout_of, services_of
 from narrowcast.devices.flash.errors import BoardUnreachableError, DeclinedError
@@ -33,6 +30,7 @@ from narrowcast.devices.flash.release import (
 from narrowcast.devices.flash.report import FlashReport, StepRecord
 from narrowcast.devices.flash.session import Session
 from narrowcast.devices.flash.ssh import Ssh
+from narrowcast.devices.flash.unit_texts import boot_unit, edge_unit
 from narrowcast.devices.flash.wheelhouse import BoardPython, Wheel, bring_together, extras_for, from_folder
 from narrowcast.devices.targets import DeployPaths, Target
 from narrowcast.transport.bundle import Bundle
@@ -107,7 +105,8 @@ class Flashing:
         self._step("preflight", "begin", f"{facts['model'] or facts['hostname']}, {facts['os']}")
         self.notes = check_board(facts, target, rights, options)
         there = checked(session.call("status", services=manager), There, self.destination)
-        files, edge_text = self._files(there, target)
+        user = options.user if options.user is not None else "narrowcast" if manager == "systemd" else ""
+        files, edge_text = self._files(there, target, manager, user)
         self.notes += check_release(manifest, there, target, options)
         servers = edge.servers_of(edge_text)
         self.notes += check_servers(session.call("reach", addresses=servers), options, len(servers))
@@ -133,7 +132,7 @@ class Flashing:
         if (self._agreed is None or self._agreed.release != plan.release) and not self.observer.confirm(plan):
             raise DeclinedError(f"{self.destination} was left as it is")
         self._agreed = plan  # a connection that broke later is no reason to ask again
-        self._job = self._make_job(name, env, target, manager, files, wheels, rights, there, enrol, system_site)
+        self._job = self._make_job(name, env, target, manager, user, files, wheels, rights, there, enrol, system_site)
         self._upload_and_start(session, sent)
         return None
 
@@ -162,14 +161,17 @@ class Flashing:
 
         session.put(file.data, file.sha256, there, tell)
 
-    def _files(self, there: There, target: Target) -> tuple[list[Sent], str]:
+    def _files(self, there: There, target: Target, manager: str, user: str) -> tuple[list[Sent], str]:
         """What the release's folder gets, and the daemon's configuration."""
         options = self.options
         tls = tls_files(options.tls) if options.tls is not None else []
         with_tls, signed = bool(tls) or bool(there["tls"]), self.bundle.signed_by is not None
         text = edge.edge_config(options, self.layout, there["edge"], tls=with_tls, signed=signed)
         model = Sent("model.ncb", head_part(self.bundle), "model.ncb")
-        return [model, Sent("edge.toml", text.encode(), "edge.toml", True), *tls], text
+        files = [model, Sent("edge.toml", text.encode(), "edge.toml", True), *tls]
+        if manager == "systemd":  # in the release, since whoever goes back to it wants the daemon as it was
+            files.append(Sent(UNIT_FILE, edge_unit(self.layout, user, target.backends).encode(), UNIT_FILE))
+        return files, text
 
     def _wheels(self, facts: Facts, rights: Rights, target: Target, edge_text: str) -> list[Wheel]:
         options = self.options
@@ -187,11 +189,10 @@ class Flashing:
         return key.line if key is not None and self.options.enrol and not there["trusted"] else ""
 
     def _make_job(
-        self, name: str, env: str, target: Target, manager: str, files: Sequence[Sent], wheels: Sequence[Wheel],
+        self, name: str, env: str, target: Target, manager: str, user: str, files: Sequence[Sent], wheels: Sequence[Wheel],
         rights: Rights, there: There, enrol: str, system_site: bool,
     ) -> dict[str, Any]:  # fmt: skip
         options = self.options
-        user = options.user if options.user is not None else "narrowcast" if manager == "systemd" else ""
         return {
             "id": name, "kind": "flash", "by": flashed_by(), "services": manager, "user": user, "keep": options.keep,
             "release": describe(self.bundle, name, env, target.name), "env": env, "environment": options.environment,
@@ -202,7 +203,7 @@ class Flashing:
             "wheels": [{"name": wheel.path.name, "sha256": wheel.sha256, "bytes": wheel.size} for wheel in wheels],
             "files": [{"path": file.path, "sha256": file.sha256, "secret": file.secret} for file in files],
             "keep_from": (there["current"] or {}).get("id"),
-            "units": units_for(target, rights, user) if manager == "systemd" else {},
+            "units": {f"{BOOT_UNIT}.service": boot_unit(self.layout, rights.python)} if manager == "systemd" else {},
         }  # fmt: skip
 
     def _step(self, name: str, state: str, detail: str) -> None:
@@ -228,22 +229,3 @@ class Flashing:
             steps=steps if steps is self.steps else [*self.steps, *steps], notes=[*self.notes, *self._happened],
             plan=plan.as_dict() if plan else None,
         )  # fmt: skip
-
-
-def units_for(target: Target, rights: Rights, user: str) -> dict[str, str]:
-    """The units' texts, with this board's paths and, where networks run on its GPU, that device."""
-    folder = resources.files("narrowcast.devices.flash.units")
-    found = {}
-    for name in (UNIT, BOOT_UNIT):
-        text = (folder / f"{name}.service").read_text(encoding="utf-8")
-        for usual, here in zip(
-            msgspec.structs.astuple(DeployPaths()), msgspec.structs.astuple(target.paths), strict=True
-        ):
-            text = text.replace(str(usual), str(here))
-        text = text.replace("ExecStart=PYTHON", f"ExecStart={rights.python}")
-        # The group is the user's own, whatever it is called.
-        text = text.replace("User=narrowcast\nGroup=narrowcast\n", f"User={user or 'root'}\n")
-        if "tensorrt" in target.backends:
-            text = text.replace("#DeviceAllow=", "DeviceAllow=")
-        found[f"{name}.service"] = text
-    return found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT
+from narrowcast.devices.flash.agent.services import SYSTEMD_UNITS
 from narrowcast.devices.flash.answers import Facts
 from narrowcast.devices.flash.board import Rights
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
@@ -69,7 +70,7 @@ def _commands(
             f"{python} -m narrowcast stream --config {release}/edge.toml --check",
         ),
         "switch": on_board(
-            *([f"systemctl enable {UNIT}"] if systemd else []),
+            *([f"cp {release}/{UNIT}.service {SYSTEMD_UNITS}/; systemctl enable {UNIT}"] if systemd else []),
             f"mv -T .current {layout.current}    (-> {layout.point_to(name)})",
         ),
         "restart": on_board(f"systemctl stop {UNIT}; systemctl start {UNIT}" if systemd else f"{agent} supervise"),

@@ -131,6 +131,11 @@ class Shop:
         alive = self.board.path(f"/proc/{found['pid']}").exists()
         return found["model"]["release"] if alive and found["ready"] and found["model"] else None
 
+    def user(self) -> str:
+        """Whom the daemon runs as."""
+        pid = json.loads(self.board.path("/run/narrowcast/status.json").read_bytes())["pid"]
+        return self.board.ssh(f"stat -c %U /proc/{pid}").strip()
+
     def settle(self, release: int) -> None:
         """Until the daemon of this release runs, and it is the one that `current` shows."""
         until(lambda: self.answering() == self.current() == release, f"release {release} runs", WAIT_SECONDS)
@@ -237,8 +242,7 @@ def test_the_same_flash_once_more_makes_it_an_edge_device(shop):
     assert len(set(steps)) == len(steps) == 13, "what earlier flashes did is told as well"
     shop.settle(1)
     assert shop.board.ssh("systemctl is-enabled narrowcast-edge").strip() == "enabled"
-    pid = json.loads(shop.board.path("/run/narrowcast/status.json").read_bytes())["pid"]
-    assert shop.board.ssh(f"stat -c %U /proc/{pid}").strip() == "narrowcast"
+    assert shop.user() == "narrowcast"
     found = status(shop.board.destination, connection=shop.connection)
     assert found.current["number"] == 1
     assert found.service["active"]
@@ -367,8 +371,8 @@ def test_two_at_once_are_kept_apart_and_losing_the_link_changes_nothing(shop):
 
 
 def test_a_killed_guardian_comes_back_and_a_power_cut_at_the_gate_leaves_the_old_release_running(shop):
-    """Worker and guardian are killed as the switch begins: systemd starts them again. Then, while the new release runs and
-    nobody has confirmed it, the power goes.
+    """Worker and guardian are killed as the switch begins: systemd starts them again. Then, while the new release runs, as
+    another user, and nobody has confirmed it, the power goes.
     """
 
     def cut() -> None:
@@ -377,17 +381,19 @@ def test_a_killed_guardian_comes_back_and_a_power_cut_at_the_gate_leaves_the_old
 
     observer = Interfering("gate", cut)
     with pytest.raises(RolledBackError, match="started again before the release was confirmed"):
-        shop.flash(4, observer, drill="halt switch begin", gate_frames=NEVER)
+        shop.flash(4, observer, drill="halt switch begin", gate_frames=NEVER, user="root")
     assert observer.done
     assert any("worker was killed; it goes on" in note for note in observer.notes)
     shop.settle(3)
+    assert shop.user() == "narrowcast"
 
 
 def test_without_its_server_the_new_release_gives_way_to_the_old_one(shop):
     with pytest.raises(RolledBackError) as caught:
-        shop.flash(4, to=f"{shop.board.host}:9", link_check=False, gate_seconds=30.0)
+        shop.flash(4, to=f"{shop.board.host}:9", link_check=False, gate_seconds=30.0, user="root")
     assert caught.value.exit_code == 5
     shop.settle(3)
+    assert shop.user() == "narrowcast"
     assert f'to = "{shop.to}"' in shop.board.ssh("sudo cat /etc/narrowcast/edge.toml")
 
 

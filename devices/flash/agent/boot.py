@@ -19,14 +19,13 @@ def boot(agent: Path, start: str = "") -> None:
     Where there was no release before, the new one stays: a board that runs something beats one that runs nothing.
     """
     layout = Layout(**read_json(agent.with_name("layout.json")))
-    state = State(layout)
+    services, state = services_for(layout, start or "systemd"), State(layout)
     if state.pending is not None and (start or state.pending.get("boot") != boot_id()):
         before = state.pending.get("previous")
         job = jobs.journal(layout, str(state.pending.get("job")))
         if before is not None and layout.release(str(before)).is_dir():
-            print(
-                f"narrowcast: {state.pending['release']} was not confirmed; back to {state.go_back(REASON)}", flush=True
-            )
+            print(f"narrowcast: {state.pending['release']} was not confirmed; back to {before}", flush=True)
+            state.go_back(REASON, services.adopt)
             jobs.end(job, "rolled-back", REASON, layout.running())
         else:
             print(
@@ -43,4 +42,4 @@ def boot(agent: Path, start: str = "") -> None:
         if job.has("rollback", "begin"):  # the power went on the way back, behind the decision
             jobs.end(job, "rolled-back", REASON, layout.running())
     if start and layout.running() is not None:
-        services_for(layout, start).restart()
+        services.restart()

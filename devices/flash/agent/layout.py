@@ -3,7 +3,8 @@
 ::
 
     PROGRAM/current -> releases/ID          what runs; renamed into place
-    PROGRAM/releases/ID/                    model.ncb, edge.toml, tls/, release.json, venv -> ../../envs/ENV
+    PROGRAM/releases/ID/                    model.ncb, edge.toml, tls/, release.json, venv -> ../../envs/ENV; with systemd
+                                            the daemon's unit, which is installed with the switch and on the way back
     PROGRAM/envs/ENV/                       virtual environments, shared by releases; whole once .complete is there
     PROGRAM/flash/files/SHA256              what was uploaded (0600); .part while it arrives
     PROGRAM/flash/jobs/JOB/                 job.json, journal.jsonl
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 UNIT = "narrowcast-edge"
+UNIT_FILE = f"{UNIT}.service"
 BOOT_UNIT = "narrowcast-flash-boot"
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import read_json, write_atomic
-from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT, Layout
+from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT, UNIT_FILE, Layout
 
 SYSTEMD_UNITS = Path("/etc/systemd/system")
 COMMAND_SECONDS = 90.0
@@ -54,7 +54,13 @@ class Services(Protocol):
     name: str
 
     def install(self, units: dict[str, str]) -> None:
-        """Makes the daemon known, and what looks after it when the machine starts."""
+        """What looks after the daemon when the machine starts, whatever release runs."""
+
+    def keep(self, release: Path) -> None:
+        """How the daemon is started now, into the folder of the release that runs, where that does not say it itself."""
+
+    def adopt(self, release: Path) -> None:
+        """The daemon is started as the release in this folder says; what it does not say stays as it is."""
 
     def enable(self) -> None:
         """It starts with the machine, where the manager does that."""
@@ -91,15 +97,29 @@ class Systemd:
 
     def install(self, units: dict[str, str]) -> None:
         """See :class:`Services`."""
+        self._write({name: text.encode() for name, text in units.items()})
+        _systemctl("enable", "--quiet", f"{BOOT_UNIT}.service")
+
+    def keep(self, release: Path) -> None:
+        """See :class:`Services`: it was flashed by an earlier version, or set up by hand."""
+        unit, home = self._units / UNIT_FILE, release / UNIT_FILE
+        if unit.exists() and release.is_dir() and not home.exists():
+            write_atomic(home, unit.read_bytes())
+
+    def adopt(self, release: Path) -> None:
+        """See :class:`Services`."""
+        if (release / UNIT_FILE).exists():
+            self._write({UNIT_FILE: (release / UNIT_FILE).read_bytes()})
+
+    def _write(self, units: dict[str, bytes]) -> None:
         changed = False
-        for name, text in units.items():
+        for name, data in units.items():
             path = self._units / name
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                write_atomic(path, text.encode())
+            if not path.exists() or path.read_bytes() != data:
+                write_atomic(path, data)
                 changed = True
         if changed:
             _systemctl("daemon-reload")
-        _systemctl("enable", "--quiet", f"{BOOT_UNIT}.service")
 
     def enable(self) -> None:
         """See :class:`Services`."""
@@ -169,6 +189,12 @@ class Supervised:
 
     def install(self, units: dict[str, str]) -> None:
         """See :class:`Services`: nothing is installed; after a reboot ``agent.pyz boot`` starts it."""
+
+    def keep(self, release: Path) -> None:
+        """See :class:`Services`: every release is started alike."""
+
+    def adopt(self, release: Path) -> None:
+        """See :class:`Services`: every release is started alike."""
 
     def enable(self) -> None:
         """See :class:`Services`."""

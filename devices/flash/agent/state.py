@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import point, read_json, write_json
 from narrowcast.devices.flash.agent.layout import Layout
 
@@ -64,15 +65,21 @@ class State:
         self.pending = None
         self.save()
 
-    def go_back(self, reason: str) -> str | None:
+    def go_back(self, reason: str, adopt: Callable[[Path], object]) -> str | None:
         """``current`` shows again what it showed before; returns that, None where there was nothing.
 
-        In this order, so that a power cut in between ends in the same place: the link first, then the note.
+        In this order, so that a power cut in between ends in the same place: the link first, then ``adopt`` with what it
+        shows, then the note. Where ``adopt`` fails, the release runs all the same: in the wrong unit rather than not.
         """
         assert self.pending is not None
         before: str | None = self.pending["previous"]
         if before is not None and self.layout.release(before).is_dir():
             self.show(before)
+            try:
+                adopt(self.layout.release(before))
+            except (AgentError, OSError) as error:
+                reason = f"{reason}; its unit could not be put back: {error}"
+                print(reason, flush=True)
         else:
             before = None
             self.layout.current.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def _recover(job: Work) -> None:
             "another flash began before it was confirmed",
             jobs.journal(job.layout, str(state.pending["job"])),
         )
-        before = state.go_back(reason)
+        before = state.go_back(reason, job.services.adopt)
         _settle(job)
         jobs.end(other, "rolled-back", reason, before)
 
@@ -109,9 +109,15 @@ def _do(job: Work, name: str, step: Step) -> None:
 
 
 def _switch(job: Work) -> str:
-    state = State(job.layout)
-    # Enabled before the link shows it: a first release that the power cut short must start with the machine.
-    state.begin(job.release, str(job.job["id"]), job.services.enable)
+    state, running = State(job.layout), job.layout.running()
+    if state.pending is None and running is not None:  # later it may be the new release's
+        job.services.keep(job.layout.release(running))
+
+    def prepare() -> None:
+        job.services.adopt(job.folder)
+        job.services.enable()  # before the link: a first release that the power cut short must start with the machine
+
+    state.begin(job.release, str(job.job["id"]), prepare)
     before = (state.pending or {}).get("previous")
     return f"{before or 'nothing'} -> {job.release}"
 
@@ -146,7 +152,7 @@ def _failed(job: Work, error: AgentError) -> None:
             job.journal.write(END, "failed", error.message, release=job.layout.running(), **more)
         return
     job.journal.write("rollback", "begin", error.message, **more)
-    before = state.go_back(error.message)
+    before = state.go_back(error.message, job.services.adopt)
     _settle(job)
     job.journal.write("rollback", "done", before or "nothing ran before: the daemon is stopped")
     job.journal.write(END, "rolled-back", error.message, release=before, **more)

@@ -33,10 +33,10 @@ from narrowcast.devices.flash.errors import (
     WrongTargetError,
     from_board,
 )
-from narrowcast.devices.flash.flashing import units_for
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
 from narrowcast.devices.flash.preflight import check_board, check_disk, check_release, check_servers, choose_target
 from narrowcast.devices.flash.ssh import Ssh
+from narrowcast.devices.flash.unit_texts import boot_unit, edge_unit
 from narrowcast.devices.flash.wheelhouse import BoardPython, Wheel, constraints, extras_for, from_folder
 from narrowcast.devices.targets import DeployPaths, load_target
 from narrowcast.transport.bundle.signing import read_keys
@@ -344,16 +344,25 @@ def test_who_keeps_the_daemon_running():
 
 
 def test_units_know_the_boards_paths_python_and_gpu():
-    plain = units_for(load_target("rpi5"), RIGHTS, "narrowcast")
+    boot = boot_unit(LAYOUT, "/usr/bin/python3")
+    assert "ExecStart=/usr/bin/python3 -IS /opt/narrowcast/flash/agent.pyz boot" in boot
+    assert "ReadWritePaths=/opt/narrowcast /etc/systemd/system\n" in boot
+    assert "\nDeviceAllow=/dev/nvmap" not in edge_unit(LAYOUT, "narrowcast", load_target("rpi5").backends)
+    jetson = edge_unit(LAYOUT, "camera", load_target("jetson-orin-nano").backends)
+    assert "\nDeviceAllow=/dev/nvmap" in jetson
+    assert "User=camera\n# The groups" in jetson, "in the user's own group, whatever its name"
+
+
+def test_a_boards_path_that_is_called_as_another_usual_one_is_left_as_it_is():
+    layout = layout_of(
+        "", DeployPaths(program="/srv/etc/narrowcast", config="/opt/narrowcast", cache="/opt/narrowcast-2")
+    )
+    text = edge_unit(layout, "", ["onnxruntime"])
     assert (
-        "ExecStart=/usr/bin/python3 -IS /opt/narrowcast/flash/agent.pyz boot" in plain["narrowcast-flash-boot.service"]
+        "ExecStart=/srv/etc/narrowcast/current/venv/bin/narrowcast stream --config /opt/narrowcast/edge.toml\n" in text
     )
-    assert "\nDeviceAllow=/dev/nvmap" not in plain["narrowcast-edge.service"]
-    jetson = units_for(load_target("jetson-orin-nano"), RIGHTS, "camera")
-    assert "\nDeviceAllow=/dev/nvmap" in jetson["narrowcast-edge.service"]
-    assert "User=camera\n# The groups" in jetson["narrowcast-edge.service"], (
-        "in the user's own group, whatever its name"
-    )
+    assert "ReadOnlyPaths=/srv/etc/narrowcast /opt/narrowcast\n" in text
+    assert "NARROWCAST_CACHE=/opt/narrowcast-2 " in text
 
 
 def test_a_plan_says_what_needs_root():

@@ -100,7 +100,7 @@ def test_state_goes_forward_and_back(layout):
     again = State(layout)
     again.begin(new, "job-2")  # after a kill: what was before is not forgotten
     assert State(layout).pending["previous"] == old
-    assert State(layout).go_back("no answers") == old
+    assert State(layout).go_back("no answers", lambda folder: None) == old
     assert (layout.running(), State(layout).pending) == (old, None)
     assert State(layout).history[0] == {**State(layout).history[0], "outcome": "rolled-back", "reason": "no answers"}
 

@@ -11,9 +11,6 @@ from support.systemctl import Systemctl
 from narrowcast.devices.flash import checks
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.services import Systemd
-from narrowcast.devices.flash.board import Rights
-from narrowcast.devices.flash.flashing import units_for
-from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import SecretKey
 
 
@@ -70,12 +67,15 @@ def test_systemd_is_told_in_the_right_order(tmp_path, monkeypatch):
     """By a stand-in for ``systemctl``; the real one runs in tests/hardware, on an emulated board."""
     systemctl = Systemctl(tmp_path / "systemctl", monkeypatch)
     systemd = Systemd(systemctl.units)
-    units = units_for(load_target("rpi5"), Rights("/usr/bin/python3", "3.11", True), "narrowcast")
-    systemd.install(units)
-    systemd.install(units)
+    boot = {"narrowcast-flash-boot.service": "[Unit]"}
+    systemd.install(boot)
+    systemd.install(boot)
+    (tmp_path / "narrowcast-edge.service").write_text("[Service]")
+    systemd.adopt(tmp_path)
+    systemd.adopt(tmp_path)
     systemd.restart()
     calls = systemctl.calls
-    assert calls.count("daemon-reload") == 1, "only where a unit changed"
+    assert calls.count("daemon-reload") == 2, "only where a unit changed"
     assert calls[-2:] == ["stop narrowcast-edge.service", "start --no-block narrowcast-edge.service"]
     for state, active, failed in (
         ("ActiveState=active\nMainPID=7\nNRestarts=2", True, False),

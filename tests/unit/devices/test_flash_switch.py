@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from support.systemctl import Systemctl
 
-from narrowcast.devices.flash.agent import boot, worker
+from narrowcast.devices.flash.agent import boot, prepare, worker
 from narrowcast.devices.flash.agent import state as state_module
+from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import write_json
 from narrowcast.devices.flash.agent.journal import Journal
-from narrowcast.devices.flash.agent.layout import UNIT
+from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT, UNIT_FILE
 from narrowcast.devices.flash.agent.services import Systemd
 from narrowcast.devices.flash.agent.state import State
 from narrowcast.devices.flash.agent.work import Work
@@ -31,10 +32,22 @@ class Board:
         self.layout.flash.mkdir(parents=True)
         write_json(self.layout.flash / "layout.json", self.layout.as_dict())
 
+    def unit(self):
+        """How systemd starts the daemon."""
+        return (self.systemctl.units / UNIT_FILE).read_text()
+
+    def runs(self, number):
+        """A release that was flashed and confirmed."""
+        work = self.work(number)
+        worker._switch(work)
+        worker._commit(work)
+        return work
+
     def work(self, number, **job):
         """A job whose release is laid out."""
         name = f"m-{number}-a"
         self.layout.release(name).mkdir(parents=True, exist_ok=True)
+        (self.layout.release(name) / UNIT_FILE).write_text(f"[Service]\nUser=user-{number}\n")
         record = {"id": name, "model": "m", "number": number}
         write_json(self.layout.release(name) / "release.json", record)
         place = self.layout.jobs / name
@@ -49,7 +62,9 @@ class Board:
         if state.pending is not None:
             state.pending["boot"] = "another"
             state.save()
-        boot.boot(self.layout.flash / "agent.pyz")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(boot, "services_for", lambda layout, name: self.services)
+            boot.boot(self.layout.flash / "agent.pyz")
 
 
 @pytest.fixture
@@ -90,6 +105,84 @@ def test_a_first_release_that_goes_back_does_not_start_with_the_machine(board):
     work = board.work(1)
     worker._switch(work)
     work.journal.write("switch", "done")
-    worker._failed(work, worker.AgentError("RolledBackError", "no answers"))
+    worker._failed(work, AgentError("RolledBackError", "no answers"))
     assert board.layout.running() is None
     assert not board.systemctl.enabled(UNIT)
+
+
+# ---------------------------------------------------------------- units go with their releases
+
+
+def test_the_unit_comes_with_the_switch_and_goes_with_the_way_back(board):
+    old = board.runs(1)
+    new = board.work(2)
+    worker._switch(new)
+    assert "user-2" in board.unit()
+    new.journal.write("switch", "done")
+    worker._failed(new, AgentError("RolledBackError", "no answers"))
+    assert (board.layout.running(), State(board.layout).pending) == (old.release, None)
+    assert "user-1" in board.unit()
+    assert board.systemctl.calls[-1].startswith("start"), "and the daemon is started in it"
+    assert board.systemctl.calls.index("daemon-reload") < len(board.systemctl.calls) - 1
+
+
+def test_what_is_prepared_and_never_switched_to_leaves_the_unit_alone(board, monkeypatch):
+    board.runs(1)
+    monkeypatch.setattr(Work, "run_in_release", lambda self, *words, **how: "")
+    new = board.work(2, units={f"{BOOT_UNIT}.service": "[Unit]"})
+    (new.folder / "edge.toml").touch()
+    prepare.install(new)
+    assert (board.systemctl.units / f"{BOOT_UNIT}.service").exists()
+    assert "user-1" in board.unit()
+
+
+@pytest.mark.parametrize("where", ["adopt", "show", "gate"])
+def test_a_power_cut_brings_the_unit_of_the_release_before_back(board, monkeypatch, where):
+    old, new = board.runs(1), board.work(2)
+
+    def gone(*_):
+        raise PowerCutError
+
+    if where == "gate":
+        worker._switch(new)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(*((Systemd, "enable") if where == "adopt" else (state_module, "point")), gone)
+            with pytest.raises(PowerCutError):
+                worker._switch(new)
+    assert "user-2" in board.unit()
+    board.start_again()
+    assert (board.layout.running(), State(board.layout).pending) == (old.release, None)
+    assert "user-1" in board.unit()
+    assert board.systemctl.calls[-1] == "daemon-reload", "before the daemon starts: the check at boot comes first"
+
+
+def test_a_roll_back_by_command_takes_the_older_releases_unit(board):
+    old = board.runs(1)
+    board.runs(2)
+    back = Work(board.layout, {**old.job, "id": "rollback-m-1-a", "kind": "rollback"}, old.journal, board.services)
+    worker._switch(back)
+    assert (board.layout.running(), "user-1" in board.unit()) == (old.release, True)
+
+
+def test_a_unit_that_its_release_does_not_hold_is_kept_at_the_first_switch_away_from_it(board):
+    """Of a release that was set up by hand, or flashed before units were part of releases."""
+    old = board.runs(1)
+    (old.folder / UNIT_FILE).unlink()
+    (board.systemctl.units / UNIT_FILE).write_text("by hand")
+    new = board.work(2)
+    worker._switch(new)
+    worker._switch(new)  # after a kill: what is installed is the new one's by now
+    new.journal.write("switch", "done")
+    worker._failed(new, AgentError("RolledBackError", "no answers"))
+    assert board.unit() == "by hand"
+
+
+def test_a_unit_that_cannot_be_put_back_does_not_keep_the_release_before_from_running(board):
+    old, new = board.runs(1), board.work(2)
+    worker._switch(new)
+    new.journal.write("switch", "done")
+    board.systemctl.breaks()
+    worker._failed(new, AgentError("RolledBackError", "no answers"))
+    assert (board.layout.running(), board.systemctl.calls[-1].split()[0]) == (old.release, "start")
+    assert "its unit could not be put back" in State(board.layout).history[0]["reason"]
