@@ -16,7 +16,14 @@ from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import FlashOptions
 from narrowcast.devices.flash.plan import Plan
 from narrowcast.devices.flash.planning import make_plan
-from narrowcast.devices.flash.preflight import check_board, check_disk, check_release, check_servers, choose_target
+from narrowcast.devices.flash.preflight import (
+    check_board,
+    check_disk,
+    check_release,
+    check_servers,
+    choose_target,
+    user_of,
+)
 from narrowcast.devices.flash.release import (
     Sent,
     describe,
@@ -105,7 +112,7 @@ class Flashing:
         self._step("preflight", "begin", f"{facts['model'] or facts['hostname']}, {facts['os']}")
         self.notes = check_board(facts, target, rights, options)
         there = checked(session.call("status", services=manager), There, self.destination)
-        user = options.user if options.user is not None else "narrowcast" if manager == "systemd" else ""
+        user = user_of(options, there, manager)
         files, edge_text = self._files(there, target, manager, user)
         self.notes += check_release(manifest, there, target, options)
         servers = edge.servers_of(edge_text)
@@ -124,8 +131,8 @@ class Flashing:
         check_disk(facts, [] if env in there["environments"] else wheels, missing)
         enrol = self._enrolment(there)
         plan = make_plan(
-            self, ssh, rights, facts, name=name, target=target, manager=manager, sent=sent, have=have, enrols=bool(enrol),
-            replaces=current.get("id"), system_site=system_site,
+            self, ssh, rights, facts, name=name, target=target, manager=manager, user=user, sent=sent, have=have,
+            enrols=bool(enrol), replaces=current.get("id"), system_site=system_site,
         )  # fmt: skip
         if options.dry_run:
             return self._report("planned", {}, self.steps, name, plan)
@@ -195,7 +202,7 @@ class Flashing:
         options = self.options
         return {
             "id": name, "kind": "flash", "by": flashed_by(), "services": manager, "user": user, "keep": options.keep,
-            "release": describe(self.bundle, name, env, target.name), "env": env, "environment": options.environment,
+            "release": describe(self.bundle, name, env, target.name, user), "env": env, "environment": options.environment,
             "python": rights.python, "system_site": system_site, "backends": list(target.backends),
             "precision": options.precision, "enrol": enrol, "unsigned": self.bundle.signed_by is None,
             "allow_downgrade": options.allow_downgrade, "drill": options.drill,

@@ -11,7 +11,7 @@ from typing import Literal
 from narrowcast.transport.bundle import PublicKey
 from narrowcast.transport.errors import ConfigError
 
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
+USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
 Services = Literal["auto", "systemd", "supervised"]
 Gate = Literal["frames", "ready"]
 
@@ -58,7 +58,8 @@ class FlashOptions:
         enrol: a board that trusts nobody yet is told to trust the key that signed this bundle.
         prefix: everything below this folder of the board instead of the target's paths: no root needed.
         services: who runs the daemon: ``systemd``, or ``supervised``: a plain process that flash starts.
-        user: whom the daemon runs as; empty is who flashes. None is ``narrowcast`` with systemd, made where there is none.
+        user: whom the daemon runs as, with systemd; made where there is none. None is who it is already, at first
+            ``narrowcast``. Without systemd it is who flashes.
         wheels: a folder with all wheels instead of fetching them.
         extras: of narrowcast, for the board; None takes what the source of frames needs.
         environment: a virtual environment that is on the board already, instead of wheels.
@@ -103,7 +104,7 @@ class FlashOptions:
     drill: str = ""
 
     def __post_init__(self) -> None:
-        if self.user and not _USER.fullmatch(self.user):
+        if self.user and not USER.fullmatch(self.user):
             raise ConfigError(
                 f"--user {self.user!r}: letters, digits, '.', '_' and '-', beginning with a letter or '_'"
             )

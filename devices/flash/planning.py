@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def make_plan(
     flashing: Flashing, ssh: Ssh, rights: Rights, facts: Facts, *, name: str, target: Target, manager: str,
-    sent: Sequence[Sent], have: Sequence[int], enrols: bool, replaces: str | None, system_site: bool,
+    user: str, sent: Sequence[Sent], have: Sequence[int], enrols: bool, replaces: str | None, system_site: bool,
 ) -> Plan:  # fmt: skip
     """What is about to be done."""
     manifest = flashing.bundle.manifest
@@ -28,7 +28,7 @@ def make_plan(
         (file.name, len(file.data) - there) for file, there in zip(sent, have, strict=True) if there < len(file.data)
     ]
     signer = flashing.bundle.signed_by
-    commands = _commands(flashing, ssh, rights, name, manager, system_site)
+    commands = _commands(flashing, ssh, rights, name, manager, user, system_site)
     steps = [PlannedStep(name=step, what=what, commands=commands.get(step, [])) for step, what in STEPS.items()]
     return Plan(
         destination=flashing.destination, board=facts["model"] or facts["hostname"], target=target.name,
@@ -40,7 +40,7 @@ def make_plan(
 
 
 def _commands(
-    flashing: Flashing, ssh: Ssh, rights: Rights, name: str, manager: str, system_site: bool
+    flashing: Flashing, ssh: Ssh, rights: Rights, name: str, manager: str, user: str, system_site: bool
 ) -> dict[str, list[Command]]:
     layout, options = flashing.layout, flashing.options
     release, root = layout.release(name), rights.root
@@ -64,7 +64,7 @@ def _commands(
         "verify": on_board(f"{checks} verify {release}/model.ncb {layout.trusted}"),
         "choose": on_board(f"{checks} choose {release}/model.ncb"),
         "install": on_board(
-            *(["useradd --system narrowcast"] if systemd else []),
+            *([f"useradd --system {user}"] if user not in ("", "root") else []),
             f"ln -s {layout.current}/edge.toml {layout.edge}",
             *([f"systemctl enable {BOOT_UNIT}"] if systemd else []),
             f"{python} -m narrowcast stream --config {release}/edge.toml --check",

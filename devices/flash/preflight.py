@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from narrowcast.devices.flash.answers import Facts, There
 from narrowcast.devices.flash.board import Rights, kind_of, services_of
 from narrowcast.devices.flash.errors import (
+    BoardError,
     DiskSpaceError,
     DowngradeError,
     PreflightError,
     ServerUnreachableError,
     WrongTargetError,
 )
-from narrowcast.devices.flash.options import FlashOptions
+from narrowcast.devices.flash.options import USER, FlashOptions
 from narrowcast.devices.flash.wheelhouse import Wheel
 from narrowcast.devices.targets import Target
 from narrowcast.text import human_bytes
@@ -23,6 +24,8 @@ from narrowcast.transport.bundle import Manifest
 
 # A clock that is further off makes certificates and captured times wrong.
 SKEW_SECONDS = 120.0
+# Whom the daemon runs as under systemd, where nobody else was named.
+USUAL_USER = "narrowcast"
 # Where neither the daemon's user nor its unit (ProtectHome) gets to.
 _PRIVATE = ("/home/", "/root/", "/run/user/")
 # An interpreter that units can name as it is: systemd puts other words for $ and %, and ends a word at a blank.
@@ -85,6 +88,25 @@ def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOpti
     if target.power.sensor in ("ina3221", "pi5-pmic", "rapl") and target.power.sensor not in facts["power_sensors"]:
         notes.append(f"no power sensor {target.power.sensor} is seen there: {target.power.fix}")
     return notes
+
+
+def user_of(options: FlashOptions, there: There, manager: str) -> str:
+    """Whom the daemon runs as: who was named, else who it is already; empty where that is who flashes.
+
+    Raises:
+        PreflightError: somebody was named, and there is nobody to become them.
+    """
+    if manager != "systemd":
+        if options.user:
+            raise PreflightError(
+                f"--user {options.user} wants systemd; the supervisor runs the daemon as who flashes: log in as "
+                f"{options.user}, and flash below a folder of theirs (--prefix DIR)"
+            )
+        return ""
+    said = options.user if options.user is not None else (there["current"] or {}).get("user") or USUAL_USER
+    if said and not USER.fullmatch(str(said)):
+        raise BoardError(f"the board says that its daemon runs as {said!r}, which is no user: name one, --user NAME")
+    return str(said or "root")  # by its name, so that the next flash finds it
 
 
 def check_disk(facts: Facts, wheels: Sequence[Wheel], missing_bytes: int) -> None:

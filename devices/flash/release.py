@@ -95,13 +95,14 @@ def _digest(words: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
-def describe(bundle: Bundle, name: str, environment: str, target: str) -> dict[str, Any]:
+def describe(bundle: Bundle, name: str, environment: str, target: str, user: str) -> dict[str, Any]:
     """``release.json``; the board adds what it found itself."""
     manifest = bundle.manifest
     signer = f"{bundle.signed_by.id} {bundle.signed_by.name}".strip() if bundle.signed_by else ""
     return {
         "id": name, "model": manifest.name, "number": manifest.release, "fingerprint": manifest.fingerprint,
         "created": manifest.created, "signed_by": signer, "env": environment, "target": target,
+        "user": user,
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ class BoardSettings(Settings, frozen=True):
         environment: a virtual environment that is on it already, instead of wheels.
         extras: of narrowcast, that its environment has.
         precision: of the head; ``auto`` is measured there.
-        user: whom the daemon runs as.
+        user: whom the daemon runs as, with systemd.
         prefix: a folder of the board's that everything goes below.
         services: who runs the daemon.
         python: the board's interpreter.

@@ -65,7 +65,11 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", type=Path, metavar="EDGE.toml", help="the daemon's settings (docs/daemon.md)")
     group.add_argument("--tls", type=Path, metavar="DIR", help="its certificate: of narrowcast keys issue BOARD")
     group.add_argument("--precision", choices=["auto", *PRECISIONS], help="of the head (default: auto, measured)")
-    group.add_argument("--user", metavar="NAME", help="whom the daemon runs as (default: narrowcast, with systemd)")
+    group.add_argument(
+        "--user",
+        metavar="NAME",
+        help="whom the daemon runs as, with systemd (default: who it is already, at first narrowcast)",
+    )
     group.add_argument("--wheels", type=Path, metavar="DIR", help="all wheels of the board, instead of fetching them")
     group.add_argument(
         "--extra", action="append", metavar="NAME", help="of narrowcast, for the board (default: what the source needs)"

@@ -28,6 +28,7 @@ from narrowcast.devices.flash.errors import (
     DiskSpaceError,
     HostKeyError,
     LoginError,
+    PreflightError,
     RolledBackError,
 )
 from narrowcast.transport.errors import UnsignedBundleError
@@ -271,6 +272,12 @@ def test_an_unsigned_bundle_goes_out_only_where_that_was_said(board):
     assert observer.plans[0].signed_by == "nobody"
     assert not board.layout.trusted.exists()
     assert "allow_unsigned = true" in (board.layout.current / "edge.toml").read_text()
+
+
+def test_a_user_that_nobody_can_become_is_refused_before_anything_is_sent(board):
+    with pytest.raises(PreflightError, match="--user camera wants systemd"):
+        board.flash(1, user="camera")
+    assert not board.prefix.exists()
 
 
 def test_a_daemon_that_ends_at_once_is_taken_back_without_waiting(board):

@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-import time
-import zipfile
-
 import pytest
 from support import bundles
+from support.facts import RIGHTS, facts
 
 from narrowcast.devices.flash import Connection, FlashOptions, Observer, edge
 from narrowcast.devices.flash.agent.services import Supervised, Systemd, services_for
 from narrowcast.devices.flash.answers import Facts, printable
 from narrowcast.devices.flash.answers import checked as checked_answer
-from narrowcast.devices.flash.board import Rights, layout_of, look, services_of
+from narrowcast.devices.flash.board import layout_of, look, services_of
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import (
     BY_NAME,
     BoardError,
     BoardUnreachableError,
     DestinationError,
-    DiskSpaceError,
-    DowngradeError,
     EdgeConfigError,
     FlashError,
     HostKeyError,
     LoginError,
     PreflightError,
     RolledBackError,
-    ServerUnreachableError,
     SudoError,
     WheelhouseError,
-    WrongTargetError,
     from_board,
 )
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
-from narrowcast.devices.flash.preflight import check_board, check_disk, check_release, check_servers, choose_target
 from narrowcast.devices.flash.ssh import Ssh
-from narrowcast.devices.flash.unit_texts import boot_unit, edge_unit
-from narrowcast.devices.flash.wheelhouse import BoardPython, Wheel, constraints, extras_for, from_folder
-from narrowcast.devices.targets import DeployPaths, load_target
+from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras_for, from_folder
+from narrowcast.devices.targets import DeployPaths
 from narrowcast.transport.bundle.signing import read_keys
 from narrowcast.transport.errors import ConfigError, KeyFileError
 from narrowcast.transport.structs import parse_toml
 
 LAYOUT = layout_of("", DeployPaths())
-RIGHTS = Rights("/usr/bin/python3", "3.11", True)
-
-
-def facts(**changes):
-    """Of a Raspberry Pi 5."""
-    return {
-        "hostname": "pi", "architecture": "aarch64", "model": "Raspberry Pi 5 Model B Rev 1.0", "compatible": [],
-        "os": "Debian", "executable": "/usr/bin/python3.11", "venv": True, "modules": {}, "clock": time.time(),
-        "power_sensors": ["pi5-pmic"], "systemd": True, "root": True, **changes,
-    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- destinations
@@ -175,78 +157,6 @@ def test_extras_follow_the_sources(sources, extras):
     assert extras_for(sources) == extras
 
 
-# ---------------------------------------------------------------- preflight
-
-
-def test_a_target_must_fit_the_board():
-    assert choose_target(None, facts(), FlashOptions()).name == "rpi5"
-    assert choose_target(load_target("arm64"), facts(), FlashOptions()).name == "arm64"
-    with pytest.raises(WrongTargetError, match="x86-64 is x86_64; the board is Raspberry Pi 5"):
-        choose_target(load_target("x86-64"), facts(), FlashOptions(allow_target=True))
-    with pytest.raises(WrongTargetError, match="rpi5, not rpi4"):
-        choose_target(load_target("rpi4"), facts(), FlashOptions())
-    assert choose_target(load_target("rpi4"), facts(), FlashOptions(allow_target=True)).name == "rpi4"
-    with pytest.raises(WrongTargetError, match="no target describes"):
-        choose_target(None, facts(architecture="riscv64", model=""), FlashOptions())
-
-
-def test_a_board_is_looked_at_before_anything_is_sent():
-    pi = load_target("rpi5")
-    assert check_board(facts(), pi, RIGHTS, FlashOptions()) == []
-    odd = facts(clock=time.time() - 3600, power_sensors=[])
-    notes = check_board(odd, load_target("jetson-orin-nano"), Rights("python3", "3.13", True), FlashOptions())
-    assert [
-        word for word in ("Python 3.13", "3600 s behind", "TensorRT", "ina3221") if not any(word in n for n in notes)
-    ] == []
-    with pytest.raises(PreflightError, match="no module venv"):
-        check_board(facts(venv=False), pi, RIGHTS, FlashOptions())
-    brought = facts(executable="/home/pi/.local/share/uv/python/cpython-3.10/bin/python3.10")
-    with pytest.raises(PreflightError, match=r"home folder.* UV_PYTHON_INSTALL_DIR=/opt/python"):
-        check_board(brought, pi, RIGHTS, FlashOptions())
-    assert check_board(brought, pi, RIGHTS, FlashOptions(services="supervised", prefix="/home/pi/narrowcast")) == []
-    odd = Rights("/opt/$x/python3", "3.11", True)
-    with pytest.raises(PreflightError, match="cannot stand in a unit"):
-        check_board(facts(), pi, odd, FlashOptions())
-    assert check_board(facts(), pi, odd, FlashOptions(services="supervised")) == []
-
-
-def test_an_environment_must_fit_unpacked(tmp_path):
-    path = tmp_path / "big-1-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("big.py", bytes(1 << 20))
-    wheels = [Wheel.of(path)]
-    assert wheels[0].size < 1 << 12
-    check_disk(facts(free_bytes=(1 << 20) + 100), wheels, 100)
-    with pytest.raises(DiskSpaceError, match=r"wants 1\.05 MB with its environment"):
-        check_disk(facts(free_bytes=1 << 20), wheels, 100)
-    check_disk(facts(free_bytes=0), [], 100)  # what is sent is the board's own to judge
-
-
-@pytest.mark.parametrize("user", ["-o", "x\nExecStart=/bin/sh", "a b", "x" * 40])
-def test_a_user_is_a_name(user):
-    with pytest.raises(ConfigError, match="--user"):
-        FlashOptions(user=user)
-
-
-def test_a_bundle_must_be_for_such_a_board_and_newer():
-    manifest = bundles.make(release=3).manifest
-    pi, there = load_target("rpi5"), {"current": {"model": "tiny", "number": 4}, "highest": {"tiny": 4}}
-    assert check_release(manifest, {"current": None, "highest": {}}, pi, FlashOptions()) == []
-    with pytest.raises(DowngradeError, match="release 3 is older than 4"):
-        check_release(manifest, there, pi, FlashOptions())
-    assert check_release(manifest, there, pi, FlashOptions(allow_downgrade=True)) == []
-    other = {"current": {"model": "cats"}, "highest": {"cats": 9}}
-    assert check_release(manifest, other, pi, FlashOptions()) == ["the board runs another model, cats"]
-
-
-def test_a_server_that_the_board_does_not_reach():
-    with pytest.raises(ServerUnreachableError, match="--gate ready"):
-        check_servers({"tail:1": "refused"}, FlashOptions(), 1)
-    assert check_servers({"tail:1": "refused"}, FlashOptions(), 2) == ["the board does not reach tail:1: refused"]
-    assert check_servers({"tail:1": "refused"}, FlashOptions(gate="ready"), 1)
-    assert check_servers({"tail:1": "refused"}, FlashOptions(link_check=False), 1)
-
-
 # ---------------------------------------------------------------- what ssh says
 
 
@@ -341,28 +251,6 @@ def test_who_keeps_the_daemon_running():
     assert services_of("systemd", facts(), "/home/me/x") == "systemd"
     assert isinstance(services_for(LAYOUT, "systemd"), Systemd)
     assert isinstance(services_for(LAYOUT, "supervised"), Supervised)
-
-
-def test_units_know_the_boards_paths_python_and_gpu():
-    boot = boot_unit(LAYOUT, "/usr/bin/python3")
-    assert "ExecStart=/usr/bin/python3 -IS /opt/narrowcast/flash/agent.pyz boot" in boot
-    assert "ReadWritePaths=/opt/narrowcast /etc/systemd/system\n" in boot
-    assert "\nDeviceAllow=/dev/nvmap" not in edge_unit(LAYOUT, "narrowcast", load_target("rpi5").backends)
-    jetson = edge_unit(LAYOUT, "camera", load_target("jetson-orin-nano").backends)
-    assert "\nDeviceAllow=/dev/nvmap" in jetson
-    assert "User=camera\n# The groups" in jetson, "in the user's own group, whatever its name"
-
-
-def test_a_boards_path_that_is_called_as_another_usual_one_is_left_as_it_is():
-    layout = layout_of(
-        "", DeployPaths(program="/srv/etc/narrowcast", config="/opt/narrowcast", cache="/opt/narrowcast-2")
-    )
-    text = edge_unit(layout, "", ["onnxruntime"])
-    assert (
-        "ExecStart=/srv/etc/narrowcast/current/venv/bin/narrowcast stream --config /opt/narrowcast/edge.toml\n" in text
-    )
-    assert "ReadOnlyPaths=/srv/etc/narrowcast /opt/narrowcast\n" in text
-    assert "NARROWCAST_CACHE=/opt/narrowcast-2 " in text
 
 
 def test_a_plan_says_what_needs_root():
