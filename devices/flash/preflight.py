@@ -6,8 +6,9 @@ import re
 import time
 from collections.abc import Sequence
 
+from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.answers import Facts, There
-from narrowcast.devices.flash.board import Rights, kind_of, services_of
+from narrowcast.devices.flash.board import Rights, kind_of, layout_of, services_of
 from narrowcast.devices.flash.errors import (
     BoardError,
     DiskSpaceError,
@@ -18,7 +19,7 @@ from narrowcast.devices.flash.errors import (
 )
 from narrowcast.devices.flash.options import USER, FlashOptions
 from narrowcast.devices.flash.wheelhouse import Wheel
-from narrowcast.devices.targets import Target
+from narrowcast.devices.targets import PLAIN_PATH, Target
 from narrowcast.text import human_bytes
 from narrowcast.transport.bundle import Manifest
 
@@ -73,6 +74,8 @@ def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOpti
             f"{facts['executable']} lies in a home folder, where the daemon's unit and user do not get to: bring it along "
             "outside (sudo env UV_PYTHON_INSTALL_DIR=/opt/python $(command -v uv) python install 3.10), then flash again"
         )
+    if by_systemd:
+        _check_paths(layout_of(options.prefix, target.paths))
     if not facts["venv"] and not options.environment:
         raise PreflightError("the board's Python has no module venv: apt install python3-venv")
     if rights.version not in target.python:
@@ -88,6 +91,16 @@ def check_board(facts: Facts, target: Target, rights: Rights, options: FlashOpti
     if target.power.sensor in ("ina3221", "pi5-pmic", "rapl") and target.power.sensor not in facts["power_sensors"]:
         notes.append(f"no power sensor {target.power.sensor} is seen there: {target.power.fix}")
     return notes
+
+
+def _check_paths(layout: Layout) -> None:
+    """Whether the daemon's unit gets to where things lie."""
+    for name, path in layout.as_dict().items():
+        instead = "name another folder in the target's [paths], or --services supervised"
+        if not PLAIN_PATH.fullmatch(path):
+            raise PreflightError(f"{name} is {path!r}, which cannot stand in a unit of systemd: {instead}")
+        if f"{path}/".startswith((*_PRIVATE, "/tmp/", "/var/tmp/")):  # noqa: S108  (that is why)
+            raise PreflightError(f"{name} is {path}, where the daemon's unit does not get to: {instead}")
 
 
 def user_of(options: FlashOptions, there: There, manager: str) -> str:

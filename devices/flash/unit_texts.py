@@ -9,6 +9,14 @@ from importlib import resources
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT_FILE, Layout
 from narrowcast.devices.targets import DeployPaths
 
+# Folders that systemd makes for a daemon and gives to its user, by their names in a layout: the unit's key, the folder below
+# which it makes them, and the variable by which the daemon finds them (the cache's is in the unit anyway).
+_MADE = {
+    "state": ("StateDirectory", "/var/lib/", "STATE_DIRECTORY"),
+    "run": ("RuntimeDirectory", "/run/", "RUNTIME_DIRECTORY"),
+    "cache": ("CacheDirectory", "/var/cache/", ""),
+}
+
 
 def edge_unit(layout: Layout, user: str, backends: Sequence[str]) -> str:
     """The daemon's.
@@ -20,7 +28,26 @@ def edge_unit(layout: Layout, user: str, backends: Sequence[str]) -> str:
     """
     # The group is the user's own, whatever it is called.
     text = _text(UNIT_FILE, layout).replace("User=narrowcast\nGroup=narrowcast\n", f"User={user or 'root'}\n")
-    return text.replace("#DeviceAllow=", "DeviceAllow=") if "tensorrt" in backends else text
+    text = text.replace("#DeviceAllow=", "DeviceAllow=") if "tensorrt" in backends else text
+    return _with_folders(text, layout)
+
+
+def _with_folders(text: str, layout: Layout) -> str:
+    """The daemon's own folders: systemd's affair where they lie below its own, else opened to the daemon where they are."""
+    elsewhere = []
+    for name, (key, below, variable) in _MADE.items():
+        path = layout.as_dict()[name]
+        line = f"{key}={path.removeprefix(below)}\n"
+        if not path.startswith(below):
+            elsewhere.append(path)
+            line = f"Environment={variable}={path}\n" if variable else ""
+        text = text.replace(f"{key}=narrowcast\n", line)
+    if elsewhere:
+        text = text.replace("[Unit]\n", f"[Unit]\nRequiresMountsFor={' '.join(elsewhere)}\n")
+        # With a dash: of a folder that is gone the daemon says so itself.
+        opened = f"ReadWritePaths={' '.join(f'-{path}' for path in elsewhere)}\n"
+        text = text.replace("ReadOnlyPaths=", f"{opened}ReadOnlyPaths=")
+    return text
 
 
 def boot_unit(layout: Layout, python: str) -> str:

@@ -19,8 +19,8 @@ Backend = Literal["onnxruntime", "tensorrt"]
 Sensor = Literal["", "ina3221", "pi5-pmic", "ina2xx", "rapl"]
 # What a user's own file is recognised by on the command line.
 SUFFIX = ".toml"
-# What units and command lines can hold as it is: no blanks, and nothing that systemd or a shell puts other words for.
-_PATH = re.compile(r"(/[A-Za-z0-9._@+,=-]+)+")
+# What units and command lines can hold as it is: no blanks, no dots alone, nothing that systemd or a shell puts words for.
+PLAIN_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._@+,=-]+)+")
 
 
 class PowerSettings(Settings, frozen=True):
@@ -97,7 +97,7 @@ class DeployPaths(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            if not _PATH.fullmatch(getattr(self, name)):
+            if not PLAIN_PATH.fullmatch(getattr(self, name)):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; a path from the root, of letters, digits and . _ @ + , = -"
                 )

@@ -159,11 +159,12 @@ def _lay(work: Work) -> None:
             there = work.layout.release(str(keep)) / "tls" if keep else by_hand(there)
         _keep(work, there, work.folder / "tls")
     sync_folder(work.layout.releases)
-    for folder in (work.layout.state, work.layout.cache):
+    folders = {work.layout.state: 0o750, work.layout.cache: 0o750, work.layout.run: 0o755}
+    for folder, mode in folders.items():
         path = Path(folder)
-        if not path.exists():
+        if not path.exists() and not folder.startswith("/run/"):  # that is memory, and made when the daemon starts
             path.mkdir(parents=True)
-            path.chmod(0o750)
+            path.chmod(mode)
             give(path, work.user)
 
 

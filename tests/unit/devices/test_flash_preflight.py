@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zipfile
 
+import msgspec
 import pytest
 from support import bundles
 from support.facts import RIGHTS, facts
@@ -160,3 +161,39 @@ def test_a_boards_path_that_is_called_as_another_usual_one_is_left_as_it_is():
     )
     assert "ReadOnlyPaths=/srv/etc/narrowcast /opt/narrowcast\n" in text
     assert "NARROWCAST_CACHE=/opt/narrowcast-2 " in text
+
+
+def test_a_boards_own_folders_are_made_by_systemd_or_opened_to_the_daemon():
+    """Below /var/lib, /run and /var/cache systemd makes them; elsewhere the daemon is told of them, and may write there."""
+    own = DeployPaths(state="/var/lib/cam/era", run="/run/camera", cache="/var/cache/camera")
+    lines = edge_unit(layout_of("", own), "", ["onnxruntime"]).splitlines()
+    for line in ("StateDirectory=cam/era", "RuntimeDirectory=camera", "CacheDirectory=camera"):
+        assert line in lines
+    assert "Environment=NARROWCAST_CACHE=/var/cache/camera PYTHONUNBUFFERED=1" in lines
+    assert not any(line.startswith(("ReadWritePaths", "RequiresMountsFor")) for line in lines)
+    lines = edge_unit(layout_of("/data/x", DeployPaths()), "", ["onnxruntime"]).splitlines()
+    assert not any(line.startswith(("StateDirectory=", "RuntimeDirectory=", "CacheDirectory=")) for line in lines)
+    for line in (
+        "Environment=STATE_DIRECTORY=/data/x/state", "Environment=RUNTIME_DIRECTORY=/data/x/run",
+        "Environment=NARROWCAST_CACHE=/data/x/cache PYTHONUNBUFFERED=1", "ReadOnlyPaths=/data/x /data/x/etc",
+        "ReadWritePaths=-/data/x/state -/data/x/run -/data/x/cache",
+        "RequiresMountsFor=/data/x/state /data/x/run /data/x/cache",
+    ):  # fmt: skip
+        assert line in lines
+
+
+@pytest.mark.parametrize(
+    ("prefix", "paths", "words"),
+    [
+        ("", {"state": "/home/pi/spool"}, "state is /home/pi/spool, where the daemon's unit does not get to"),
+        ("", {"cache": "/var/tmp/x"}, "cache is /var/tmp/x"),
+        ("/home/pi/x", {}, "program is /home/pi/x"),
+        ("/srv/a b", {}, "cannot stand in a unit"),
+        ("/srv/../home/x", {}, "cannot stand in a unit"),
+    ],
+)
+def test_paths_that_the_daemons_unit_does_not_get_to_are_refused_before_anything_is_sent(prefix, paths, words):
+    target = msgspec.structs.replace(load_target("rpi5"), paths=DeployPaths(**paths))
+    with pytest.raises(PreflightError, match=words):
+        check_board(facts(), target, RIGHTS, FlashOptions(prefix=prefix, services="systemd"))
+    assert check_board(facts(), target, RIGHTS, FlashOptions(prefix=prefix, services="supervised")) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.systemctl import Systemctl
 
@@ -186,3 +188,11 @@ def test_a_unit_that_cannot_be_put_back_does_not_keep_the_release_before_from_ru
     worker._failed(new, AgentError("RolledBackError", "no answers"))
     assert (board.layout.running(), board.systemctl.calls[-1].split()[0]) == (old.release, "start")
     assert "its unit could not be put back" in State(board.layout).history[0]["reason"]
+
+
+def test_the_daemons_own_folders_are_made_before_the_unit_is_opened_to_them(board):
+    work = board.work(1, files=[], user="")
+    prepare._lay(work)
+    layout = board.layout
+    modes = [Path(path).stat().st_mode & 0o777 for path in (layout.state, layout.cache, layout.run)]
+    assert modes == [0o750, 0o750, 0o755]
