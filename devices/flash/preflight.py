@@ -150,7 +150,9 @@ def check_release(manifest: Manifest, there: There, target: Target, options: Fla
         )
     current = there["current"] or {}
     highest = there["highest"].get(manifest.name, 0)
-    if manifest.release < highest and not options.allow_downgrade:
+    # Behind a rollback: what runs may be this very bundle, which changes nothing. Another of its number the board refuses.
+    runs = (current.get("model"), current.get("number")) == (manifest.name, manifest.release)
+    if manifest.release < highest and not options.allow_downgrade and not runs:
         raise DowngradeError(
             f"{manifest.name} release {manifest.release} is older than {highest}, which the board ran: --allow-downgrade if "
             "that is meant"

@@ -99,6 +99,9 @@ def test_from_zero_to_an_update_and_back(board):
     back = rollback("board", options=board.options)
     assert (back.outcome, back.release, back.previous) == ("committed", first.release, second.release)
     until(lambda: board.answering() == 1, "release 1 runs again")
+    assert board.flash(1).outcome == "unchanged"
+    with pytest.raises(DowngradeError, match="release 1 is older than 2, which this board ran"):
+        board.flash(1, precision="fp32")
 
 
 def test_what_was_tampered_with_on_its_way_is_refused_by_the_board(board, monkeypatch):

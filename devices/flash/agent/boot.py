@@ -32,10 +32,7 @@ def boot(agent: Path, start: str = "") -> None:
                 f"narrowcast: {state.pending['release']} was not confirmed, and nothing ran before: it stays",
                 flush=True,
             )
-            state.show(str(state.pending["release"]))  # the power may have gone between the note and the link
-            state.tell(str(state.pending["release"]), "kept", REASON)
-            state.previous, state.pending = None, None
-            state.save()
+            state.stay(read_json(layout.release(str(state.pending["release"])) / "release.json") or {}, REASON)
             jobs.end(job, "committed", REASON, layout.running())
     for place in layout.jobs.iterdir() if layout.jobs.is_dir() else []:
         job = jobs.journal(layout, place.name)

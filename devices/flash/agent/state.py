@@ -20,7 +20,7 @@ class State:
     Attributes:
         pending: a release that is switched to and not confirmed: ``release``, ``previous``, ``boot``, ``job``; or None.
         previous: where ``rollback`` goes; None where there is nothing.
-        highest: by model, the ``release`` that was confirmed last: what a downgrade is measured by.
+        highest: by model, the highest ``release`` that it ran, or what that was lowered to: downgrades are below it.
         history: how flashes ended, newest first.
     """
 
@@ -55,15 +55,33 @@ class State:
         """``current`` shows a release."""
         point(self.layout.current, self.layout.point_to(release))
 
-    def confirm(self, model: str, number: int) -> None:
-        """The pending release is the one that counts."""
+    def confirm(self, record: dict[str, Any], *, downgrade: bool) -> None:
+        """The pending release is the one that counts.
+
+        Args:
+            record: its ``release.json``.
+            downgrade: it was allowed to be older than what ran before, and so is what follows. Going back is no such thing.
+        """
         assert self.pending is not None
         if self.pending["previous"] != self.pending["release"]:
             self.previous = self.pending["previous"]
-        self.highest[model] = number
+        self._ran(record, lower=downgrade)
         self.tell(self.pending["release"], "committed", "")
         self.pending = None
         self.save()
+
+    def stay(self, record: dict[str, Any], reason: str) -> None:
+        """The pending release was never confirmed, and there is nothing to go back to: it is shown, and counts."""
+        assert self.pending is not None
+        self.show(str(self.pending["release"]))  # the power may have gone between the note and the link
+        self._ran(record, lower=False)
+        self.tell(str(self.pending["release"]), "kept", reason)
+        self.previous, self.pending = None, None
+        self.save()
+
+    def _ran(self, record: dict[str, Any], *, lower: bool) -> None:
+        model, number = str(record.get("model") or ""), int(record.get("number") or 0)
+        self.highest[model] = number if lower else max(number, self.highest.get(model, 0))
 
     def go_back(self, reason: str, adopt: Callable[[Path], object]) -> str | None:
         """``current`` shows again what it showed before; returns that, None where there was nothing.

@@ -132,7 +132,7 @@ def _commit(job: Work) -> str:
     if state.pending is not None and state.pending.get("release") == job.release:
         record: Any = read_json(job.folder / "release.json") or {}
         write_json(job.folder / "release.json", {**record, "confirmed": True})
-        state.confirm(str(record.get("model") or ""), int(record.get("number") or 0))
+        state.confirm(record, downgrade=bool(job.job.get("allow_downgrade")))
     return job.release
 
 

@@ -94,7 +94,7 @@ def test_state_goes_forward_and_back(layout):
     old, new = release(layout, "m-1-a"), release(layout, "m-2-b")
     state = State(layout)
     state.begin(old, "job-1")
-    state.confirm("m", 1)
+    state.confirm({"model": "m", "number": 1}, downgrade=False)
     assert (layout.running(), State(layout).previous, State(layout).highest) == (old, None, {"m": 1})
     State(layout).begin(new, "job-2")
     again = State(layout)
@@ -121,6 +121,7 @@ def test_at_boot_what_nobody_confirmed_gives_way(layout):
     state.save()
     boot.boot(agent)  # nothing ran before: it stays
     assert (layout.running(), State(layout).pending, State(layout).history[0]["outcome"]) == (old, None, "kept")
+    assert State(layout).highest == {"m": 1}, "it runs: what is older is a downgrade"
     State(layout).begin(new, "job-2")
     boot.boot(agent)  # the same start of the machine: the flash is still at it
     assert layout.running() == new

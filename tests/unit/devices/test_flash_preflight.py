@@ -126,6 +126,10 @@ def test_a_bundle_must_be_for_such_a_board_and_newer():
     with pytest.raises(DowngradeError, match="release 3 is older than 4"):
         check_release(manifest, there, pi, FlashOptions())
     assert check_release(manifest, there, pi, FlashOptions(allow_downgrade=True)) == []
+    behind = {"current": {"model": "tiny", "number": 3}, "highest": {"tiny": 4}}
+    assert check_release(manifest, behind, pi, FlashOptions()) == [], (
+        "rolled back to it: the board says whether it is this one"
+    )
     other = {"current": {"model": "cats"}, "highest": {"cats": 9}}
     assert check_release(manifest, other, pi, FlashOptions()) == ["the board runs another model, cats"]
 

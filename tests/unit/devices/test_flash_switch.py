@@ -165,6 +165,16 @@ def test_a_roll_back_by_command_takes_the_older_releases_unit(board):
     back = Work(board.layout, {**old.job, "id": "rollback-m-1-a", "kind": "rollback"}, old.journal, board.services)
     worker._switch(back)
     assert (board.layout.running(), "user-1" in board.unit()) == (old.release, True)
+    worker._commit(back)
+    assert State(board.layout).highest == {"m": 2}, "going back makes no way for what is older than the board ran"
+
+
+def test_what_counts_as_a_downgrade_is_lowered_by_who_allows_one_alone(board):
+    for number, allowed, highest in ((2, False, 2), (1, True, 1), (3, True, 3)):
+        work = board.work(number, allow_downgrade=allowed)
+        worker._switch(work)
+        worker._commit(work)
+        assert State(board.layout).highest == {"m": highest}
 
 
 def test_a_unit_that_its_release_does_not_hold_is_kept_at_the_first_switch_away_from_it(board):
