@@ -103,7 +103,8 @@ def install(work: Work) -> str:
         text = (work.folder / "edge.toml").read_text(encoding="utf-8")
         # What the daemon will read by way of `current` is read from the new release here.
         text = text.replace(f"{work.layout.current}/", f"{work.folder}/")
-        trial.write_text(text.replace(f"{work.layout.config}/tls", f"{work.folder}/tls"), encoding="utf-8")
+        text = text.replace(f"{work.layout.config}/tls", f"{work.folder}/tls")
+        write_atomic(trial, text.encode(), mode=0o600, owner=work.user)  # it may hold a camera's password
         Path(folder).chmod(0o755)
         work.run_in_release("-m", "narrowcast", "stream", "--config", str(trial), "--check", kind="EdgeConfigError")
     work.services.install({str(name): str(text) for name, text in work.job["units"].items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,23 @@ def test_a_unit_that_cannot_be_put_back_does_not_keep_the_release_before_from_ru
     worker._failed(new, AgentError("RolledBackError", "no answers"))
     assert (board.layout.running(), board.systemctl.calls[-1].split()[0]) == (old.release, "start")
     assert "its unit could not be put back" in State(board.layout).history[0]["reason"]
+
+
+def test_nobody_but_the_daemon_reads_the_settings_that_are_tried(board, monkeypatch):
+    """An address of a camera may hold its password."""
+    seen = []
+
+    def run(self, *words, **how):
+        trial = Path(words[words.index("--config") + 1])
+        seen.append((trial.read_text(), trial.stat().st_mode & 0o777, trial.owner()))
+        return ""
+
+    monkeypatch.setattr(Work, "run_in_release", run)
+    user = "nobody" if os.geteuid() == 0 else ""
+    work = board.work(1, units={}, user=user)
+    (work.folder / "edge.toml").write_text(f'bundle = "{board.layout.current}/model.ncb"')
+    prepare.install(work)
+    assert seen == [(f'bundle = "{work.folder}/model.ncb"', 0o600, user or getpass.getuser())]
 
 
 def test_the_daemons_own_folders_are_made_before_the_unit_is_opened_to_them(board):
