@@ -7,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from narrowcast.deploy.errors import ProfileOnBoardError, ReportError
 from narrowcast.devices.flash import FlashOptions, Observer
 from narrowcast.devices.flash.agent.layout import UNIT, Layout
-from narrowcast.devices.flash.board import connected, hello, layout_of
+from narrowcast.devices.flash.answers import There, checked
+from narrowcast.devices.flash.board import connected, hello, layout_of, services_of
+from narrowcast.devices.flash.edge import servers_of
 from narrowcast.devices.flash.release import flashed_by
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.files import replacing
+from narrowcast.transport.structs import parse_toml
 
 # The daemon is started again however this ends; a board that loses its power meanwhile starts it by itself.
 _MEASURE = """
@@ -32,28 +35,56 @@ cat "$f/run.json"
 """
 
 
-def profile_words(layout: Layout, to: str, tls: bool, options: Mapping[str, Any]) -> list[str]:
+def daemon_words(layout: Layout, there: There, to: str) -> list[str]:
+    """What the board's daemon is told, for ``narrowcast profile``: server, certificate, signatures, what runs the head.
+
+    Args:
+        layout: of the board.
+        there: what runs on it.
+        to: servers, where it has no settings that name one.
+
+    Raises:
+        ProfileOnBoardError: nothing says which server.
+        ConfigError: its settings are damaged.
+    """
+    settings = parse_toml(there["edge"], "the board's edge.toml") if there["edge"] else {}
+    servers = servers_of(there["edge"] or "") or [word.strip() for word in to.split(",") if word.strip()]
+    if not servers:
+        raise ProfileOnBoardError("neither the board's settings nor [deploy] to name a server")
+    words = ["--to", servers[0]]  # a measurement is of one
+    words += ["--allow-unsigned"] if settings.get("allow_unsigned") else ["--trust", str(layout.trusted)]
+    tls = settings.get("tls") or ({"dir": f"{layout.config}/tls"} if there["tls"] and not settings else {})
+    for name, option in (("dir", "--tls"), ("name", "--tls-name"), ("token_file", "--token-file")):
+        if tls.get(name):  # files are named from where the settings lie
+            words += [option, str(tls[name] if name == "name" else PurePosixPath(layout.config) / tls[name])]
+    for name in ("backend", "precision", "threads"):
+        if (value := (settings.get("runtime") or {}).get(name)) is not None:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def profile_words(layout: Layout, there: There, to: str, options: Mapping[str, Any]) -> list[str]:
     """The words of ``narrowcast profile`` for a board.
 
     Args:
         layout: of the board.
-        to: the server.
-        tls: the board has a certificate.
+        there: what runs on it, whose words come first: of two, the later counts.
+        to: servers, where it has no settings that name one.
         options: the verb's, without their dashes; true for one without a value, a list for one that may be repeated.
+
+    Raises:
+        ProfileOnBoardError, ConfigError: as of :func:`daemon_words`.
     """
+    python = f"{layout.current}/venv/bin/python"
     words = [
-        f"{layout.current}/venv/bin/python",
+        python,
         "-I",
         "-m",
         "narrowcast",
         "profile",
         f"{layout.current}/model.ncb",
-        "--to",
-        to,
+        *daemon_words(layout, there, to),
     ]
-    words += ["--trust", str(layout.trusted)]
-    if tls:
-        words += ["--tls", f"{layout.config}/tls"]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         for one in value if isinstance(value, list) else [value]:
@@ -78,21 +109,22 @@ def profile_on_board(
         destination: the board.
         target: kind of board.
         options: that it was flashed with.
-        to: the server that it sends to.
+        to: the server, where the board's own settings name none.
         settings: further options of ``narrowcast profile``.
         output: where the record goes.
         observer: is told what the board says.
 
     Raises:
-        ProfileOnBoardError: the board could not measure.
+        ProfileOnBoardError: the board could not measure, or nothing says with which server.
         BusyError: it is being flashed, or profiled already.
         FlashError: it cannot be reached.
     """
     layout = layout_of(options.prefix, load_target(target).paths)
     with connected(destination, options.connection, layout, observer) as (ssh, rights, session):
-        hello(session, layout)
+        manager = services_of(options.services, hello(session, layout), options.prefix)
         session.call("lock", by=flashed_by(), what="profiled")  # a flash would measure beside it, and start the daemon
-        words = profile_words(layout, to, options.tls is not None, settings)
+        there = checked(session.call("status", services=manager), There, destination)
+        words = profile_words(layout, there, to, settings)
         script = _MEASURE.format(unit=UNIT, command=shlex.join(words))
         sudo = "sudo -n -- " if rights.root else ""
         record = _listen(ssh, f"{sudo}sh -c {shlex.quote(script)}", observer)

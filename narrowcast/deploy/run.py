@@ -194,8 +194,8 @@ class Deploying:
         return flash_boards(self.bundle, self.boards, self.settings, self.options, self.folder, self.observer)
 
     def _profile(self) -> Said:
-        if not self.boards or not self.settings.to:
-            return "off", "it wants a board, and [deploy] to", {}
+        if not self.boards:
+            return "off", "[deploy] has neither board nor fleet", {}
         if self._wanted("profile") is None:
             return "planned", "on the board", {}
         board, options = measured_board(self.boards, self.settings, self.options)

@@ -131,6 +131,12 @@ def test_a_recipe_becomes_a_running_board_and_nothing_is_done_twice(workshop, ca
     assert sorted(path.name for path in workshop.models.iterdir()) == ["shop-1.ncb", "shop-2.ncb", "tiny.ncb"]
 
 
+def test_a_board_that_knows_its_server_is_profiled_without_one_in_the_recipe(workshop, capsys):
+    workshop.to = ""
+    assert workshop.deploy("--dry-run") == 0
+    assert stages(capsys)[0]["profile"] == "planned"
+
+
 def test_a_release_number_is_not_used_twice(workshop, capsys):
     bundles.make(name="shop").write(workshop.folder / "shop.ncb")
     bundles.make(name="other").write(workshop.models / "shop-1.ncb")
@@ -259,13 +265,32 @@ def test_a_board_that_cannot_measure_says_why(measured, tmp_path):
 
 
 def test_the_words_of_a_profile():
-    layout = layout_of("/b", DeployPaths())
-    words = profile_words(layout, "tail:1", True, {"link": ["lte", "wifi"], "no_real": True, "read-each": False})
+    layout, there = layout_of("/b", DeployPaths()), {"edge": None, "tls": {"tls/tls.crt": "..."}}
+    words = profile_words(layout, there, "tail:1", {"link": ["lte", "wifi"], "no_real": True, "read-each": False})
     assert words[:4] == ["/b/current/venv/bin/python", "-I", "-m", "narrowcast"]  # nothing from the folder it runs in
     assert words[4:7] == ["profile", "/b/current/model.ncb", "--to"]
     assert words[7:] == [
         "tail:1", "--trust", "/b/etc/trusted.pub", "--tls", "/b/etc/tls", "--link", "lte", "--link", "wifi", "--no-real",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("edge", "words"),
+    [
+        ('to = ["own:1", "own:2"]\ntls = { dir = "/b/etc/tls", name = "tail", token_file = "x.token" }',
+         ["own:1", "--trust", "/b/etc/trusted.pub", "--tls", "/b/etc/tls", "--tls-name", "tail", "--token-file",
+          "/b/etc/x.token"]),
+        ('to = "own:1"', ["own:1", "--trust", "/b/etc/trusted.pub"]),
+        ('to = "own:1"\nallow_unsigned = true\nruntime = { precision = "int8", threads = 2 }',
+         ["own:1", "--allow-unsigned", "--precision", "int8", "--threads", "2"]),
+    ],
+)  # fmt: skip
+def test_a_board_is_profiled_as_its_daemon_runs(edge, words):
+    """Not as this recipe would flash it: it may have been told otherwise, and kept what it had."""
+    layout = layout_of("/b", DeployPaths())
+    assert profile_words(layout, {"edge": edge, "tls": {}}, "tail:1", {})[7:] == words
+    with pytest.raises(ProfileOnBoardError, match="name a server"):
+        profile_words(layout, {"edge": None, "tls": {}}, "", {})
 
 
 @pytest.mark.parametrize("text", ["models", "board:{folder}/models"])
