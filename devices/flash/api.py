@@ -148,7 +148,8 @@ def logs(
     with connected(destination, connection or Connection(), layout, observer or Observer()) as (_, _, session):
         manager = services_of(services, hello(session, layout), prefix)
         for event in session.events("logs", services=manager, lines=lines, follow=following):
-            yield printable(str(event.get("line", "")))
+            if "line" in event:
+                yield printable(str(event["line"]))
 
 
 def trust(

@@ -110,5 +110,5 @@ def _praise(look: _Look, restarts: int) -> str:
 
 def _last_words(work: Work) -> str:
     """The daemon's last line, for the message; not what its manager says."""
-    lines = [line for line in work.services.logs(20) if line.strip() and not line.startswith(SUPERVISOR)]
+    lines = [line for line in work.services.logs(20) if line and line.strip() and not line.startswith(SUPERVISOR)]
     return f"; its last line: {lines[-1][-300:]}" if lines else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ SYSTEMD_UNITS = Path("/etc/systemd/system")
 COMMAND_SECONDS = 90.0
 SUPERVISOR = "supervisor: "  # its own lines in the daemon's log
 STOP_SECONDS = 20.0
+IDLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Services(Protocol):
     def state(self) -> Seen:
         """How it is."""
 
-    def logs(self, lines: int, *, follow: bool = False) -> Iterator[str]:
-        """Its last lines; with ``follow`` those to come as well."""
+    def logs(self, lines: int, *, follow: bool = False) -> Generator[str | None]:
+        """Its last lines; with ``follow`` those to come as well. None where none came for a second."""
 
 
 def services_for(layout: Layout, name: str) -> Services:
@@ -150,18 +152,32 @@ class Systemd:
         failed = found.get("ActiveState") == "failed" or ended
         return Seen(active, pid, int(found.get("NRestarts") or 0), why, failed)
 
-    def logs(self, lines: int, *, follow: bool = False) -> Iterator[str]:
+    def logs(self, lines: int, *, follow: bool = False) -> Generator[str | None]:
         """See :class:`Services`."""
         words = ["journalctl", "--unit", UNIT, "--lines", str(lines), "--no-pager", "--output", "short-iso", "--quiet"]
         with subprocess.Popen(
-            [*words, *(["--follow"] if follow else [])], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            [*words, *(["--follow"] if follow else [])], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         ) as process:
             assert process.stdout is not None
             try:
-                for line in process.stdout:
-                    yield line.rstrip("\n")
+                yield from _lines(process.stdout.fileno())
             finally:
                 process.kill()
+
+
+def _lines(handle: int) -> Generator[str | None]:
+    """Of a pipe, as they come."""
+    rest = b""
+    while True:
+        if not select.select([handle], [], [], IDLE_SECONDS)[0]:
+            yield None
+            continue
+        data = os.read(handle, 1 << 16)
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole if data else [rest] * bool(rest):
+            yield line.decode("utf-8", "replace")
+        if not data:
+            return
 
 
 def _systemctl(*words: str, check: bool = True) -> str:
@@ -234,7 +250,7 @@ class Supervised:
         active = isinstance(child, int) and Path(f"/proc/{child}").exists()
         return Seen(active, child if active else None, int(found.get("restarts") or 0), found.get("why") or "")
 
-    def logs(self, lines: int, *, follow: bool = False) -> Iterator[str]:
+    def logs(self, lines: int, *, follow: bool = False) -> Generator[str | None]:
         """See :class:`Services`."""
         try:
             file = self._log.open(encoding="utf-8", errors="replace")
@@ -242,10 +258,12 @@ class Supervised:
             return
         with file:
             yield from (line.rstrip("\n") for line in deque(file, maxlen=lines))
+            told = time.monotonic()
             while follow:
                 line = file.readline()
-                if line:
-                    yield line.rstrip("\n")
+                if line or time.monotonic() - told > IDLE_SECONDS:
+                    told = time.monotonic()
+                    yield line.rstrip("\n") if line else None
                 else:
                     time.sleep(0.2)
 

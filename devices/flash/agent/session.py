@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,9 @@ class Session:
 
     def _logs(self, request: dict[str, Any]) -> None:
         services = services_for(self._layout, request["services"])
-        for line in services.logs(int(request["lines"]), follow=bool(request["follow"])):
-            self._wire.event({"line": line})
+        with closing(services.logs(int(request["lines"]), follow=bool(request["follow"]))) as lines:
+            for line in lines:  # a beat now and then finds out whether anybody listens
+                self._wire.event({"beat": True} if line is None else {"line": line})
 
 
 def serve(agent: Path) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import threading
+from pathlib import Path
 
 import pytest
 from support import bundles
 from support.systemctl import Systemctl
+from support.waiting import until
 
 from narrowcast.devices.flash import checks
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.services import Systemd
+from narrowcast.devices.flash.agent.session import Session
+from narrowcast.devices.flash.agent.wire import Wire
 from narrowcast.transport.bundle import SecretKey
 
 
@@ -91,3 +98,33 @@ def test_systemd_is_told_in_the_right_order(tmp_path, monkeypatch):
     systemctl.breaks()
     with pytest.raises(AgentError, match="systemctl daemon-reload: no way"):
         systemd.install({"x.service": "[Unit]"})
+
+
+JOURNALCTL = """#!/bin/sh
+echo a line
+printf 'half a '
+echo line
+echo $$ >{folder}/pid
+[ "$9" != --follow ] || exec sleep 60
+printf 'no end'
+"""
+
+
+def test_lines_of_the_journal_end_with_who_listens(tmp_path, monkeypatch):
+    """Nothing more is written to the log, so that no line finds out that nobody listens."""
+    program = tmp_path / "journalctl"
+    program.write_text(JOURNALCTL.format(folder=tmp_path))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert [line for line in Systemd().logs(5) if line is not None] == ["a line", "half a line", "no end"]
+    (tmp_path / "pid").unlink()
+    request = {"op": "logs", "services": "systemd", "lines": 5, "follow": True}
+    here, there = os.pipe()
+    wire = Wire(io.BytesIO(json.dumps(request).encode() + b"\n"), os.fdopen(there, "wb"))
+    agent = threading.Thread(target=Session(wire, tmp_path / "agent.pyz").run, daemon=True)
+    agent.start()
+    with os.fdopen(here, "rb") as told:
+        assert json.loads(told.readline()) == {"event": {"line": "a line"}}
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "", "it waits for lines")
+    until(lambda: not agent.is_alive(), "the agent has ended", 30)
+    assert not Path(f"/proc/{int((tmp_path / 'pid').read_text())}").exists()
