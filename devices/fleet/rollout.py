@@ -126,10 +126,10 @@ class Rollout:
         try:
             done = self._once(board)
         except NarrowcastError as error:
-            state: BoardState = "rolled-back" if error.exit_code == ROLLED_BACK else "failed"
-            self._ended(
-                name, "interrupted" if self._interrupted else state, str(error), began, exit_code=error.exit_code
-            )
+            # A board that took itself back has said so; of a link that Ctrl-C ended with us nothing follows for the board.
+            state: BoardState = "interrupted" if self._interrupted else "failed"
+            state = "rolled-back" if error.exit_code == ROLLED_BACK else state
+            self._ended(name, state, str(error), began, exit_code=error.exit_code)
         except Exception as error:  # noqa: BLE001  (one board's surprise must not end the others)
             self._ended(name, "failed", f"unexpected {type(error).__name__}: {error}", began, exit_code=1)
         else:

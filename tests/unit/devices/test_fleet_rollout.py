@@ -254,6 +254,22 @@ def test_the_first_interruption_waits_for_what_is_under_way(monkeypatch):
     assert report.counts == {"done": 1, "not-begun": 4}
 
 
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(fleets.WentBackError("no answers"), "rolled-back"), (fleets.BrokenError("the link broke"), "interrupted")],
+)
+def test_behind_an_interruption_a_board_that_went_back_is_told_from_one_whose_link_ended(error, state):
+    flasher = fleets.ScriptedFlasher(errors={"board-000": error})
+    run = Rollout(fleets.boards(1), plan_waves(["board-000"]), flasher)
+
+    def interrupt(board):
+        run._interrupted = True
+
+    flasher.during = interrupt
+    report = run.run()
+    assert (states(report), report.outcome, report.exit_code) == ({"board-000": state}, "interrupted", 130)
+
+
 def test_a_second_interruption_does_not_wait():
     flasher = fleets.ScriptedFlasher()
     release = threading.Event()
