@@ -381,7 +381,7 @@ def test_a_killed_guardian_comes_back_and_a_power_cut_at_the_gate_leaves_the_old
 
     observer = Interfering("gate", cut)
     with pytest.raises(RolledBackError, match="started again before the release was confirmed"):
-        shop.flash(4, observer, drill="halt switch begin", gate_frames=NEVER, user="root")
+        shop.flash(4, observer, drill="halt switch begin", gate_frames=NEVER, user="camera")
     assert observer.done
     assert any("worker was killed; it goes on" in note for note in observer.notes)
     shop.settle(3)
@@ -390,7 +390,7 @@ def test_a_killed_guardian_comes_back_and_a_power_cut_at_the_gate_leaves_the_old
 
 def test_without_its_server_the_new_release_gives_way_to_the_old_one(shop):
     with pytest.raises(RolledBackError) as caught:
-        shop.flash(4, to=f"{shop.board.host}:9", link_check=False, gate_seconds=30.0, user="root")
+        shop.flash(4, to=f"{shop.board.host}:9", link_check=False, gate_seconds=30.0, user="camera")
     assert caught.value.exit_code == 5
     shop.settle(3)
     assert shop.user() == "narrowcast"

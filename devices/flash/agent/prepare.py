@@ -77,6 +77,8 @@ def _check_number(work: Work, found: dict[str, Any]) -> None:
 
 def choose(work: Work) -> str:
     """Engine, precision: measured here, and remembered for the daemon."""
+    if work.takes_over(work.layout.cache):  # what is measured here is for the new daemon; the old one can do without
+        give(Path(work.layout.cache), work.user)
     words = ["choose", str(work.folder / "model.ncb"), _keys(work), json.dumps(work.job["backends"])]
     found = work.checks(*words, str(work.job["precision"]), kind="BoardVerifyError")
     record: Any = read_json(work.folder / "release.json") or {}
@@ -106,7 +108,14 @@ def install(work: Work) -> str:
         text = text.replace(f"{work.layout.config}/tls", f"{work.folder}/tls")
         write_atomic(trial, text.encode(), mode=0o600, owner=work.user)  # it may hold a camera's password
         Path(folder).chmod(0o755)
-        work.run_in_release("-m", "narrowcast", "stream", "--config", str(trial), "--check", kind="EdgeConfigError")
+        state = Path(folder) / "state"
+        if work.takes_over(work.layout.state):  # the old daemon wants its own until the switch
+            state.mkdir()
+            give(state, work.user)
+        work.run_in_release(
+            "-m", "narrowcast", "stream", "--config", str(trial), "--check", kind="EdgeConfigError",
+            state=str(state) if state.exists() else "",
+        )  # fmt: skip
     work.services.install({str(name): str(text) for name, text in work.job["units"].items()})
     for link, inside in ((work.layout.edge, "edge.toml"), (Path(work.layout.config) / "tls", "tls")):
         target = f"{work.layout.current}/{inside}"

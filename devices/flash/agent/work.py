@@ -16,6 +16,8 @@ from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.services import Services
 
 LINES = 5
+# Below which systemd gives folders to a unit's user, with all that is in them.
+HANDED_OVER = ("/var/lib/", "/var/cache/")
 CHECK_SECONDS = 1800.0  # an engine of TensorRT takes minutes on a small board
 
 
@@ -51,13 +53,23 @@ class Work:
         name = str(self.job.get("user") or "")
         return name if os.geteuid() == 0 else ""
 
-    def run_in_release(self, *words: str, kind: str, seconds: float = CHECK_SECONDS) -> str:
+    def takes_over(self, folder: str) -> bool:
+        """Whether systemd gives a folder to the daemon's user with the switch, who is another one until then."""
+        if not self.user or self.services.name != "systemd" or not folder.startswith(HANDED_OVER):
+            return False
+        try:
+            return Path(folder).stat().st_uid != pwd.getpwnam(self.user).pw_uid
+        except OSError:
+            return False
+
+    def run_in_release(self, *words: str, kind: str, seconds: float = CHECK_SECONDS, state: str = "") -> str:
         """Runs the release's own Python as the daemon's user, with the daemon's caches.
 
         Args:
             words: after the interpreter.
             kind: of the error where it fails without naming one.
             seconds: it may take.
+            state: in place of the daemon's.
 
         Returns:
             what it printed.
@@ -70,7 +82,7 @@ class Work:
             "HOME": self.layout.state,
             "LANG": "C.UTF-8",
             "NARROWCAST_CACHE": self.layout.cache,
-            "STATE_DIRECTORY": self.layout.state,
+            "STATE_DIRECTORY": state or self.layout.state,
             "RUNTIME_DIRECTORY": self.layout.run,
             "NARROWCAST_KEYS": f"{self.layout.state}/keys",
         }

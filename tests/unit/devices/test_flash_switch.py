@@ -11,6 +11,7 @@ from support.systemctl import Systemctl
 
 from narrowcast.devices.flash.agent import boot, prepare, worker
 from narrowcast.devices.flash.agent import state as state_module
+from narrowcast.devices.flash.agent import work as work_module
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.files import write_json
 from narrowcast.devices.flash.agent.journal import Journal
@@ -225,3 +226,27 @@ def test_the_daemons_own_folders_are_made_before_the_unit_is_opened_to_them(boar
     layout = board.layout
     modes = [Path(path).stat().st_mode & 0o777 for path in (layout.state, layout.cache, layout.run)]
     assert modes == [0o750, 0o750, 0o755]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+def test_another_user_is_tried_before_systemd_gives_them_the_daemons_folders(board, monkeypatch, tmp_path):
+    """The old daemon keeps its state until the switch; its cache takes what is measured for the new one."""
+    monkeypatch.setattr(work_module, "HANDED_OVER", (str(tmp_path),))
+    seen = []
+
+    def run(self, *words, state="", **how):
+        seen.append((words[-1], Path(state or self.layout.state).owner(), Path(self.layout.cache).owner()))
+        return '{"head": {"words": "fp32"}}'
+
+    monkeypatch.setattr(Work, "run_in_release", run)
+    for number, user in ((1, "daemon"), (2, "nobody"), (3, "nobody")):
+        work = board.work(number, files=[], units={}, unsigned=False, backends=[], precision="auto", user=user)
+        (work.folder / "edge.toml").touch()
+        prepare._lay(work)
+        prepare.choose(work)
+        prepare.install(work)
+    assert Path(board.layout.state).owner() == "daemon"
+    assert seen == [
+        ("auto", "daemon", "daemon"), ("--check", "daemon", "daemon"), ("auto", "daemon", "nobody"),
+        ("--check", "nobody", "nobody"), ("auto", "daemon", "nobody"), ("--check", "nobody", "nobody"),
+    ]  # fmt: skip
