@@ -85,8 +85,7 @@ def resolve_trunk(
         why = f"the teacher's layers take no more than a quarter of encoder_macs ({trunk_macs / 1e6:.3g} M)"
         choice = TrunkChoice("teacher", why, {})
     else:
-        described = f"{problem.traced.module.code}\n{problem.cut.name}\n{problem.contract}\n{settings}\n{threads}"
-        file = cache / f"trunk-{hashlib.sha256(described.encode()).hexdigest()[:16]}.json"
+        file = cache / f"trunk-{_digest(problem, settings, threads)}.json"
         if not file.exists():
             cache.mkdir(parents=True, exist_ok=True)
             progress.note("trunk: measuring the head with the teacher's layers and without")
@@ -97,6 +96,16 @@ def resolve_trunk(
         choice = choose_trunk(trunk_macs, settings.budget, json.loads(file.read_text()))
     progress.note(f"trunk: {choice.trunk}; {choice.why}")
     return trunks_of(settings)[choice.trunk], choice
+
+
+def _digest(problem: Problem, settings: EncoderSettings, threads: int) -> str:
+    """Names what the times depend on. A network's code is the same at every width, so its sizes go in as well."""
+    shapes = {name: list(tensor.shape) for name, tensor in problem.before.state_dict().items()}
+    parts = [
+        problem.traced.module.code, str(problem.before), shapes, problem.cut.name, problem.cut.shape,
+        problem.cut.macs_before, problem.contract, settings, threads,
+    ]  # fmt: skip
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def _measured(problem: Problem, settings: BottleneckSettings, threads: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSett
 from narrowcast.compiler.cuts import CutTable, find_cut, find_cuts
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.errors import CutError
+from narrowcast.compiler.planner import trunk
 from narrowcast.compiler.planner.choice import choose_cut
 from narrowcast.compiler.planner.entry import preset_settings, traced_table
 from narrowcast.compiler.planner.link import Link, PlanSettings
@@ -265,6 +266,22 @@ def test_what_a_trunk_was_measured_by_is_kept(tmp_path):
     decided, choice = resolve_trunk(problem("body.1"), settings, 1, tmp_path, SILENT)
     assert decided.trunk == choice.trunk == "new"
     assert torch.equal(torch.rand(1), first)
+
+
+def test_networks_of_other_widths_are_measured_for_themselves(tmp_path, monkeypatch):
+    """Their code is the same."""
+    times = iter([{"teacher": 1.0, "new": 1.0}, {"teacher": 9.0, "new": 1.0}])
+    monkeypatch.setattr(trunk, "_measured", lambda *_: next(times))
+    settings = msgspec.structs.replace(SETTINGS, trunk="auto", encoder_macs="50k")
+    chosen, code = [], set()
+    for width in (2, 3, 3):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, width, 3, 2, 1), torch.nn.Conv2d(width, 4, 1)).eval()
+        traced = trace(net, (32, 32))
+        code.add(traced.module.code)
+        of = Problem(traced, find_cut(traced, "0"), CONTRACT, torch.device("cpu"))
+        chosen.append(resolve_trunk(of, settings, 1, tmp_path, SILENT)[1].head_ms["teacher"])
+    assert len(code) == 1
+    assert chosen == [1, 9, 9]
 
 
 def test_the_planner_chooses_a_recipes_cut_once(recipe_for, tmp_path):
