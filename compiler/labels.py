@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from narrowcast.compiler.data import find_images
 from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.shards import Member
 from narrowcast.compiler.streaming import Source
@@ -67,7 +68,8 @@ def labels_of(sources: Sequence[Source], folder: Path, classes: int) -> npt.NDAr
 def training_labels(files: Sequence[Path], folder: Path, classes: int) -> npt.NDArray[np.int64]:
     """The class of each file, int64 ``[N]``: from ``labels.csv`` in ``folder``, or from one class folder for each class.
 
-    Class folders are numbered in the order of their names, as torchvision's ``ImageFolder`` does.
+    Class folders are numbered in the order of their names, as torchvision's ``ImageFolder`` does: all that hold images,
+    whether or not ``files`` has any of theirs.
 
     Raises:
         DataError: there is neither, or a file has no label.
@@ -79,7 +81,7 @@ def training_labels(files: Sequence[Path], folder: Path, classes: int) -> npt.ND
         if missing:
             raise DataError(f"{table} has no label for {missing[0]} and {len(missing) - 1} other images")
         return np.array([truth[path] for path in files], np.int64)
-    names = class_folders(files, folder)
+    names = class_folders(find_images(folder), folder)  # of all images: [data] limit may draw none of a class
     if len(names) != classes:
         there = f"{len(names)} class folders" if names else "images that are not in class folders"
         raise DataError(

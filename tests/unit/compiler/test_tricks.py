@@ -68,6 +68,15 @@ def stages(of: Problem, **keys):
     return net, preset.stages(net, of, chosen)
 
 
+def written(folder: Path, *names: str) -> list[Path]:
+    """Files that look like images from outside."""
+    files = [folder / name for name in names]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return files
+
+
 class TestSaliency:
     def weights(self, of: Problem, batch: Batch) -> torch.Tensor:
         features = batch.features.clone().requires_grad_()
@@ -300,8 +309,14 @@ class TestLabels:
             Answers(1.0, 0.5).loss(maps, maps, torch.zeros(5, dtype=torch.int64))
 
     def test_class_folders_in_the_order_of_their_names(self, tmp_path):
-        files = [tmp_path / name / "1.png" for name in ("b", "a", "c")]
+        files = written(tmp_path, "b/1.png", "a/1.png", "c/1.png")
         assert training_labels(files, tmp_path, 3).tolist() == [1, 0, 2]
+
+    def test_classes_of_which_no_image_was_drawn_count(self, tmp_path):
+        files = written(tmp_path, "b/1.png", "a/1.png", "c/deep/1.png", "d/1.png")
+        assert training_labels(files[1:3], tmp_path, 4).tolist() == [0, 2]
+        with pytest.raises(DataError, match=r"4 class folders.* 3 class folders"):  # as many as were drawn of
+            training_labels(files[1:], tmp_path, 3)
 
     def test_a_table_goes_before_folders(self, tmp_path):
         (tmp_path / "labels.csv").write_text("file,label\na/1.png,7\n2.png,0\n")
@@ -315,4 +330,4 @@ class TestLabels:
     )
     def test_folders_that_are_no_classes(self, tmp_path, names, says):
         with pytest.raises(DataError, match=f"{says}.* 3 class folders"):
-            training_labels([tmp_path / Path(name) for name in names], tmp_path, 3)
+            training_labels(written(tmp_path, *names), tmp_path, 3)
