@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from narrowcast.compiler.bottlenecks import Bottleneck, Problem
 from narrowcast.compiler.cuts.trace import Traced
@@ -87,19 +87,31 @@ def free_outputs(network: nn.Module, traced: Traced, free: FreeSize) -> list[Out
     """What a network gives for one image of the traced size, and which sides of it grow with the image.
 
     Raises:
-        TeacherError: a side grows otherwise than in step.
+        TeacherError: it does not take the smallest image, or a side grows otherwise than in step.
     """
     assert traced.larger_size is not None
     sizes = [traced.input_size, traced.larger_size, (free.multiple, free.multiple)]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        seen = [output_specs(network(torch.zeros(1, 3, *size, device=device))) for size in sizes]
+    seen = [output_specs(_answer(network, torch.zeros(1, 3, *size, device=device))) for size in sizes]
     found = []
     for outputs in zip(*seen, strict=True):
         first = outputs[0]
         sides = [_follows(first.name, lengths, sizes) for lengths in zip(*(o.shape for o in outputs), strict=True)]
         found.append(msgspec.structs.replace(first, follows=sides))
     return found
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, image: Tensor) -> Any:
+    try:
+        return network(image)
+    except Exception as error:  # what torch or the user's code makes of a map that is too small
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        rows, columns = image.shape[2:]
+        raise TeacherError(
+            f'fit = "free" wants a network that takes the smallest image, multiple_of on both sides; this one fails on '
+            f"{rows} x {columns} ({why}): raise multiple_of"
+        ) from error
 
 
 def _follows(name: str, lengths: tuple[int, ...], sizes: list[tuple[int, int]]) -> Follows:

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from narrowcast.compiler.cuts import find_cut, find_cuts
 from narrowcast.compiler.cuts.split import prefix, suffix
 from narrowcast.compiler.cuts.trace import grows, trace
-from narrowcast.compiler.errors import TraceError
+from narrowcast.compiler.errors import TeacherError, TraceError
+from narrowcast.compiler.free_sizes import free_outputs
+from narrowcast.transport.contract import FreeSize
 
 
 class Segmenter(nn.Module):
@@ -79,6 +81,27 @@ class Fixed(nn.Module):
 def test_a_network_for_one_size_is_refused_and_told_why():
     with pytest.raises(TraceError, match="images of any size; this one fails on 40 x 48 .*position embeddings"):
         trace(Fixed().eval(), (32, 32), 8)
+
+
+class Padded(nn.Module):
+    """Maps of the input's size, from layers that reflect more of its edge than the smallest images have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 1, 1)
+        self.last = nn.Conv2d(4, 5, 19, padding=9, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.last(self.stem(x))
+
+
+def test_a_network_that_fails_on_the_smallest_image_is_refused_and_told_why():
+    network = Padded().eval()
+    free = FreeSize((64, 64), 16)
+    assert free_outputs(network, trace(network, (32, 32), 16), free)[0].follows == ["nothing", "height", "width"]
+    with pytest.raises(TeacherError, match=r"fails on 8 x 8 \(.*Padding size.*\): raise multiple_of"):
+        free_outputs(network, trace(network, (32, 32), 8), FreeSize((64, 64), 8))
 
 
 class Pooled(nn.Module):
