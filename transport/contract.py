@@ -153,14 +153,23 @@ class InputContract(Settings, frozen=True):
         Raises:
             FrameError, MissingDependencyError: see :meth:`prepare`.
         """
-        image = self.prepare(frame).image
+        view: Image = self.training_crop(self.prepare(frame).image[None])[0]
+        return view
+
+    def training_crop(self, frames: Image) -> Image:
+        """What :meth:`prepare` gave for frames of one size, uint8 ``[T, H, W, 3]``, as training sees it: ``[T, *size, 3]``.
+
+        One place for all of them, drawn by the first one's bytes: what moves in a clip is what moved before the camera.
+        """
         if self.free is None:
-            return image
-        drawn = zlib.crc32(image.data)
-        spare = [max(0, have - want) for have, want in zip(image.shape, self.size, strict=False)]
+            return frames
+        drawn = zlib.crc32(frames[0].data)
+        spare = [max(0, have - want) for have, want in zip(frames.shape[1:3], self.size, strict=True)]
         top, left = (drawn & 0xFFFF) % (spare[0] + 1), (drawn >> 16) % (spare[1] + 1)
-        crop = image[top : top + self.size[0], left : left + self.size[1]]
-        return np.ascontiguousarray(crop) if crop.shape[:2] == self.size else self._filled(crop, self.size)
+        crop = frames[:, top : top + self.size[0], left : left + self.size[1]]
+        if crop.shape[1:3] == self.size:
+            return np.ascontiguousarray(crop)
+        return np.stack([self._filled(one, self.size) for one in crop])
 
     def _filled(self, inside: Image, size: tuple[int, int], inset: tuple[int, int] = (0, 0)) -> Image:
         image = np.empty((*size, 3), np.uint8)

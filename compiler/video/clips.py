@@ -74,7 +74,7 @@ def _videos(folder: Path) -> Iterator[Path]:
 
 
 def _clips(video: Path, contract: InputContract) -> Iterator[npt.NDArray[np.uint8]]:
-    """Frames that follow one another, each in one clip."""
+    """Frames that follow one another, each in one clip; ``[CLIP_FRAMES, *contract.size, 3]``."""
     source = open_source(str(video))
     try:
         clip: list[npt.NDArray[np.uint8]] = []
@@ -84,7 +84,7 @@ def _clips(video: Path, contract: InputContract) -> Iterator[npt.NDArray[np.uint
                 clip = []
             clip.append(image)
             if len(clip) == CLIP_FRAMES:
-                yield np.stack(clip)
+                yield contract.training_crop(np.stack(clip))
                 clip = []
     finally:
         source.close()

@@ -61,6 +61,21 @@ class TestRecorded:
         assert np.abs(clips[0].astype(int) - wanted).mean() < 6  # what the video's codec makes of them
         assert len(recorded(tmp_path, CONTRACT, 2, seed=0)) == 2
 
+    def test_frames_of_any_size_give_clips_of_one(self, tmp_path):
+        """Each clip is cut out at one place: a still scene stays still."""
+        contract = InputContract(size=(32, 48), fit="free", max_size=(96, 96), multiple_of=16)
+        for name, shape in (("high", (64, 48)), ("small", (20, 96)), ("wide", (48, 64))):
+            (tmp_path / name).mkdir()
+            random = np.random.default_rng(0)
+            scenes = random.integers(0, 256, (2, *shape, 3)).astype(np.uint8)
+            for number, frame in enumerate(scenes.repeat(CLIP_FRAMES, 0)):
+                Image.fromarray(frame).save(tmp_path / name / f"{number:03d}.png")
+        clips = recorded(tmp_path, contract, 10, seed=0)
+        assert clips.shape == (6, CLIP_FRAMES, 32, 48, 3)
+        assert (clips == clips[:, :1]).all()
+        still = np.asarray(Image.open(tmp_path / "wide" / f"{CLIP_FRAMES:03d}.png"))
+        assert np.array_equal(clips[5, 0], contract.training_view(still))
+
     def test_too_few_are_refused(self, tmp_path):
         with pytest.raises(DataError, match=r"\[data\] video: no folder"):
             recorded(tmp_path / "nowhere", CONTRACT, 4, 0)
