@@ -18,6 +18,7 @@ from narrowcast.compiler.bootstrap import Resampler
 Floats = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 RECALLS = np.linspace(0, 1, 101)  # COCO's
+_PART_ENTRIES = 1_000_000  # of resamples by detections that are in memory at a time, in about ten arrays
 
 
 class Samples(Protocol):
@@ -118,11 +119,15 @@ class Matches:
             rows = rows[np.argsort(-self.score[rows], kind="stable")]
             there = wanted[:, label] > 0
             if len(rows):
-                total += np.where(
-                    there, _average_precision(weights[:, self.image[rows]], self.hit[rows], wanted[:, label]), 0
-                )
+                total += np.where(there, self._precision(weights, rows, wanted[:, label]), 0)
             classes += there
         return np.divide(total, classes, out=np.zeros(len(weights)), where=classes > 0)
+
+    def _precision(self, weights: Floats, rows: npt.NDArray[np.intp], wanted: Floats) -> Floats:
+        """Of the detections ``rows``, a few resamples at a time: there may be hundreds of detections for each image."""
+        step, image, hit = max(1, _PART_ENTRIES // len(rows)), self.image[rows], self.hit[rows]
+        parts = [slice(start, start + step) for start in range(0, len(weights), step)]
+        return np.concatenate([_average_precision(weights[part][:, image], hit, wanted[part]) for part in parts])
 
     def arrays(self) -> Mapping[str, Array]:
         """See :class:`Samples`."""

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image as Pillow
 
 from narrowcast.compiler import judges
+from narrowcast.compiler import samples as samples_of
 from narrowcast.compiler.bootstrap import Resampler
 from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.judges import IGNORE, Boxes, ClassJudge, DetectionJudge, SegmentationJudge, judge_for, match
@@ -89,6 +90,26 @@ class TestMeanAveragePrecision:
         repeated = [one for one, times in zip(scenes, weights, strict=True) for _ in range(times)]
         assert samples.weighted(weights[None].astype(float))[0] == pytest.approx(match(repeated, 2, 100).figure())
         assert samples.resampled(Resampler(12, resamples=20)).shape == (20,)
+
+    def test_many_detections_take_bounded_memory(self, monkeypatch):
+        """Parts of the resamples give the numbers that all of them at once give."""
+        random = np.random.default_rng(5)
+        labels = random.integers(0, 2, 300)
+        hit = random.random(300) < 0.6
+        truths = random.integers(20, 40, (10, 2))
+        samples = Matches(np.sort(random.integers(0, 10, 300)), labels, random.random(300), hit, truths, 0.5)
+        whole = samples.resampled(Resampler(10, resamples=50))
+        shapes, precision = [], samples_of._average_precision
+
+        def seen(weights, *rest):
+            shapes.append(weights.shape)
+            return precision(weights, *rest)
+
+        monkeypatch.setattr(samples_of, "_average_precision", seen)
+        monkeypatch.setattr(samples_of, "_PART_ENTRIES", 1000, raising=False)
+        assert np.array_equal(samples.resampled(Resampler(10, resamples=50)), whole)
+        assert sum(rows for rows, _ in shapes) == 2 * 50
+        assert max(rows * detections for rows, detections in shapes) <= 1000
 
     def test_the_judge_takes_maps(self):
         outputs = {"scores": np.full((1, 2, 4, 4), -9.0, np.float32), "boxes": np.ones((1, 4, 4, 4), np.float32)}
