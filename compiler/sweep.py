@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from narrowcast.compiler.compile import finish
-from narrowcast.compiler.job import Job, run_of
+from narrowcast.compiler.job import Job
+from narrowcast.compiler.kept import Rest, kept, note
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import Recipe, read_mapping, recipe_from
-from narrowcast.transport.bundle import Bundle, Manifest, SecretKey
+from narrowcast.transport.bundle import Manifest, SecretKey
 from narrowcast.transport.errors import ConfigError, NarrowcastError
 from narrowcast.transport.structs import parse_toml
 
@@ -86,7 +87,8 @@ def sweep(
 ) -> list[Point]:
     """Compiles a recipe once for every combination of values.
 
-    A point that fails is told of and passed over. A bundle that is already there, of the same recipe and run, is kept.
+    A point that fails is told of and passed over. A bundle that is already there, of the same recipe and run, networks of
+    ``[[tails]]`` and videos, is kept.
 
     Args:
         recipe: a recipe, or its file.
@@ -112,6 +114,7 @@ def sweep(
             "--sweep: two points have the same name; a shorter name in the recipe leaves room for the values"
         )
     results: list[Point] = []
+    rest = Rest()
     first: Job | None = None
     before: Path | None = None
     for number, (values, file, made) in enumerate(points):
@@ -122,7 +125,11 @@ def sweep(
             like = first if first is not None and first.recipe.train.seed == made.train.seed else None
             job = Job(_shorter(made, start, warm_start), Path(work), progress, like=like, start=start)
             first = first or job
-            manifest = _kept(file, job, Path(work), key) or finish(job, file, key).manifest
+            made_with = rest.digest(job.recipe)
+            manifest = kept(file, job, key, made_with)
+            if manifest is None:
+                manifest = finish(job, file, key).manifest
+                note(job, manifest, made_with)
         except NarrowcastError as error:
             results.append(_failed(values, file, str(error), progress))
         except Exception as error:  # noqa: BLE001  (whatever it is, the other points are worth having)
@@ -171,21 +178,6 @@ def _recipes(
 def _word(value: Any) -> str:
     """A value as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", str(value)).strip("_")
-
-
-def _kept(file: Path, job: Job, work: Path, key: SecretKey | None) -> Manifest | None:
-    """The manifest of a bundle that an earlier call has made of the same run, signed as this one would sign it."""
-    try:
-        bundle = Bundle.open(file, trusted=[] if key is None else [key.public], allow_unsigned=key is None)
-    except (NarrowcastError, OSError):
-        return None
-    wanted = msgspec.to_builtins(job.recipe)
-    del wanted["folder"]
-    same = msgspec.json.encode(wanted, order="sorted") == msgspec.json.encode(bundle.manifest.recipe, order="sorted")
-    if not same or run_of(work, bundle.manifest) != job.folder:
-        return None
-    job.progress.note(f"{file} is there already")
-    return bundle.manifest
 
 
 def _failed(values: dict[str, Any], file: Path, message: str, progress: Progress) -> Point:

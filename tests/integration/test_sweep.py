@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
-from support import bundles
+from safetensors.torch import save_file
+from support import bundles, networks
 from support.training import Notes
 
 from narrowcast.cli import main
 from narrowcast.compiler import compile as compiling
 from narrowcast.compiler import job as jobs
+from narrowcast.compiler import sweep as sweeping
 from narrowcast.compiler.errors import TrainingError
 from narrowcast.compiler.recipe import TailSettings
 from narrowcast.compiler.sweep import parse_axis, sweep
@@ -180,6 +183,47 @@ def test_the_command_line_prints_and_writes_the_table(recipe_for, photo_folder, 
     assert main([*common, "--csv", "x.csv"]) == 2
     assert main([*sweeping, "--retune", "x.ncb"]) == 2
     assert main([*sweeping, "--sweep", "bottleneck.bits=3"]) == 2
+
+
+def test_a_bundle_is_made_anew_where_a_tails_network_or_a_video_has_changed(recipe_for, tmp_path, monkeypatch):
+    """Neither is told by the recipe, nor by the run."""
+    weights, clip = tmp_path / "w.safetensors", tmp_path / "films" / "a.mkv"
+    network = networks.tiny()
+    save_file(network.state_dict(), weights)
+    clip.parent.mkdir()
+    clip.write_bytes(b"one")
+    tail = {"name": "other", "model": f"{networks.__file__}:tiny", "weights": str(weights)}
+    data = {"video": str(clip.parent)}
+    recipe = recipe_for(bottleneck=PAPER, train=TRAIN, data=data, coding={"video": True}, tails=[tail])
+    made: list[str] = []
+
+    def finish(job, file, key):
+        made.append(job.recipe.name)
+        wanted = msgspec.to_builtins(job.recipe)
+        del wanted["folder"]
+        found = bundles.make()
+        manifest = msgspec.structs.replace(found.manifest, recipe=wanted)
+        bundles.Made(manifest, found.contents).write(file, key)
+        jobs.remember(job.folder, manifest)
+        job.checkpoint.touch()
+        return SimpleNamespace(manifest=manifest)
+
+    monkeypatch.setattr(sweeping, "finish", finish)
+
+    def calls() -> int:
+        """How many bundles are made now."""
+        made.clear()
+        (point,) = sweep(recipe, {"bottleneck.beta": [1]}, tmp_path / "m.ncb", key=bundles.KEY, work=tmp_path / "work")
+        assert point.error is None
+        return len(made)
+
+    assert [calls(), calls()] == [1, 0]
+    clip.write_bytes(b"another")
+    assert [calls(), calls()] == [1, 0]
+    with torch.no_grad():
+        network.classifier.bias += 1
+    save_file(network.state_dict(), weights)
+    assert [calls(), calls()] == [1, 0]
 
 
 @pytest.mark.slow
