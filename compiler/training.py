@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -86,7 +87,8 @@ def train(
     if before != fabric.world_size and where.stage < len(stages):
         progress.note(f"{before} processes trained it so far, now {fabric.world_size}: other noise, as good a result")
     steps = [max(1, round(stage.share * schedule.images / schedule.batch)) for stage in stages]
-    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps), scalars or NoScalars())
+    kept = _kept_targets(saved, stages[where.stage :], data, progress)
+    run = _Run(fabric, bottleneck, data, schedule, checkpoint, sum(steps), scalars or NoScalars(), kept)
     for number in range(where.stage, len(stages)):
         where.stage = number
         prepare = stages[number].prepare
@@ -111,6 +113,7 @@ class _Run:
         checkpoint: Path,
         steps: int,
         scalars: Scalars,
+        kept: dict[str, bool],
     ) -> None:
         self.fabric = fabric
         self.bottleneck = bottleneck
@@ -119,6 +122,7 @@ class _Run:
         self.checkpoint = checkpoint
         self.steps = max(1, steps)
         self.scalars = scalars
+        self.kept = kept
         self.saved_at = time.monotonic()
 
     def stage(self, stage: Stage, steps: int, where: Position, state: Any, task: Task) -> None:
@@ -127,9 +131,10 @@ class _Run:
             optimizer.load_state_dict(state)
         task.advance(where.in_stage * self.schedule.batch)
         smooth: dict[str, float] = {}
+        targets_of = stage.name if self.kept.get(stage.name) else ""
         while where.in_stage < steps:
             batch = self.data.batch(
-                where.step, self.schedule.batch, self.fabric.global_rank, self.fabric.world_size, stage.name
+                where.step, self.schedule.batch, self.fabric.global_rank, self.fabric.world_size, targets_of
             )
             rate = _rate(stage.optimizer, where.in_stage / steps, where.step / self.steps)
             figures = self._step(stage, optimizer, batch, where, rate)
@@ -184,6 +189,7 @@ class _Run:
         state = {
             "processes": self.fabric.world_size,
             "position": vars(where),
+            "kept_targets": self.kept,
             "bottleneck": self.bottleneck.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
         }
@@ -191,6 +197,28 @@ class _Run:
         torch.save(state, buffer)  # to memory first: on a full disk it would give a RuntimeError about its own insides
         with replacing(self.checkpoint) as out:
             out.write(buffer.getbuffer())
+
+
+def _kept_targets(
+    saved: dict[str, Any] | None, stages: Sequence[Stage], data: TrainingData, progress: Progress
+) -> dict[str, bool]:
+    """By stage: whether its targets come from what is kept of them.
+
+    Those that are kept were rounded to float16, those computed at a step were not: a run goes on as it began, though there
+    may be more room by now, or less.
+    """
+
+    def there(stage: Stage) -> bool:
+        return stage.targets is not None and data.rows(np.zeros(1, np.int64), stage=stage.name).targets is not None
+
+    now = {stage.name: there(stage) for stage in stages}
+    begun: dict[str, bool] = now if saved is None else saved.get("kept_targets", now)
+    gone = [name for name, is_there in now.items() if begun.get(name) and not is_there]
+    if gone:
+        progress.note(
+            f"the teacher's answers for {gone[0]!r} were kept, and now are not: other rounding, as good a result"
+        )
+    return begun
 
 
 def is_finished(checkpoint: Path, stages: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.training import PAPERS, Bench, StopsAfter
+from support.training import PAPERS, Bench, Notes, StopsAfter
 from support.waiting import until
 
 from narrowcast.compiler import job as jobs
@@ -51,6 +51,29 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(recipe_for, tmp_path
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
     finished = Bench(recipe, tmp_path / "b").train()  # a finished run is not trained again
     assert all(torch.equal(value, whole[name]) for name, value in finished.items())
+
+
+def test_a_run_whose_targets_are_kept_later_goes_on_without_them(recipe_for, tmp_path, monkeypatch):
+    """Kept targets are rounded: a disk that has room by now must not turn a run that began without it."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+
+    def bench(name: str) -> Bench:
+        made = Bench(recipe_for(train={"images": 48}), tmp_path / name)
+        made.data.cache_features(tmp_path, "digest", 1e9, SILENT)
+        return made
+
+    whole, first = bench("whole").train(), bench("killed")
+    with pytest.raises(InterruptedError):
+        first.train(StopsAfter(first.preset, 1))
+    again, notes = bench("killed"), []
+    stages = again.preset.stages(again.net, again.problem, again.recipe.bottleneck)
+    assert again.data.cache_targets("outputs", stages[-1].targets, tmp_path, "digest", 1e9, SILENT)
+    assert training._kept_targets(None, stages, again.data, SILENT) == {"features": False, "outputs": True}
+    found = again.train(notes=notes)
+    assert all(torch.equal(value, whole[name]) for name, value in found.items())
+    assert len(notes) == 1
+    training._kept_targets({"kept_targets": {"outputs": True}}, stages, first.data, Notes(notes))
+    assert "answers for 'outputs' were kept, and now are not" in notes[-1]
 
 
 def test_a_killed_process_leaves_a_checkpoint_that_another_goes_on_from(recipe_for, photo_folder, tmp_path):
