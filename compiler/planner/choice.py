@@ -53,7 +53,10 @@ def choose_cut(
     Raises:
         CutError: no cut could be measured; says what was against the first one.
     """
+    tables = recipe.coding.tables
     described = b"\n".join([digest.encode(), *map(to_json, (recipe.input, recipe.bottleneck, recipe.plan))])
+    if tables == "none":  # all packets have one size; what has learned tables is estimated in one way
+        described += b"\nnone"
     file = cache / f"plan-{hashlib.sha256(described).hexdigest()[:16]}.json"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,9 @@ def choose_cut(
         cuts = [cut for cut in find_cuts(traced) if traced.larger_size is None or grows(traced, cut.node)]
         table = CutTable(recipe.teacher.model, recipe.input.size, traced.method, macs, 0, cuts)
         with torch.random.fork_rng(devices=[]):  # what is built after it starts as it would without it
-            planner = Planner(table, traced, network, recipe.input, recipe.bottleneck, recipe.plan, progress)
+            planner = Planner(
+                table, traced, network, recipe.input, recipe.bottleneck, recipe.plan, progress, tables=tables
+            )
             found = _summary(planner.plan(frames, recipe.plan.link))
         with replacing(file) as out:
             out.write(json.dumps(found).encode())

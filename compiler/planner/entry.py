@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
+from narrowcast.compiler.bottlenecks.base import TablesKind
 from narrowcast.compiler.cuts import CutTable, find_cuts
 from narrowcast.compiler.cuts.trace import Traced, trace
 from narrowcast.compiler.data import choose, find_sources, prepare_images
@@ -64,15 +65,16 @@ def plan(
         images: str | None = str(Path(recipe.folder, recipe.data.train) if data is None else data)
         contract, bottleneck, seed = contract or recipe.input, bottleneck or recipe.bottleneck, recipe.train.seed
         settings = settings or recipe.plan
+        tables: TablesKind | None = recipe.coding.tables if type(bottleneck) is type(recipe.bottleneck) else None
     else:
-        folder, name, options, part, seed = None, str(model), {}, None, 0
+        folder, name, options, part, seed, tables = None, str(model), {}, None, 0, None
         images = None if data is None else str(data)
         contract, bottleneck = contract or InputContract(size=(224, 224)), bottleneck or preset_settings(DEFAULT_PRESET)
     settings = settings or PlanSettings()
     progress.note(f"tracing {name}")
     network = load_teacher(name, weights=weights, options=options, folder=folder, part=part)
     table, traced = traced_table(name, network, contract)
-    planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board)
+    planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board, tables=tables)
     frames = None
     if images is not None:
         frames = _frames(images, contract, settings.images, seed, Path(cache), progress)

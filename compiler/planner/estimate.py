@@ -1,4 +1,4 @@
-"""What a split at a cut will send: estimated from the features, or made where a preset learns nothing."""
+"""What a split at a cut will send: estimated from the features, known, or made where a preset learns nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from narrowcast.compiler.bottlenecks import Batch, Bottleneck, BottleneckSettings, Preset, Problem
+from narrowcast.compiler.bottlenecks.base import TablesKind
 from narrowcast.compiler.codec import fit_codec
 from narrowcast.compiler.modules import flat
 from narrowcast.compiler.planner.capture import BATCH, Captured
 from narrowcast.compiler.planner.quantize import Code, PatchTransform, coarsest
 from narrowcast.compiler.recipe import CodingSettings
 from narrowcast.transport.codec import CodecSpec, open_codec
+from narrowcast.transport.packed import PackedTables
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
 
 # The range coder's own bytes of a frame: its lanes' states.
@@ -35,7 +37,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         packet_bytes: expected, headers included.
-        low: four fifths of compiled bottlenecks lie between it and ``high``; equal to both where the packets were made.
+        low: four fifths of compiled bottlenecks lie between it and ``high``; all three are equal where packets were made, or
+            have one size.
         high: see ``low``.
         kept: the part of the teacher's answers that stay right at ``feature_bytes``.
         feature_bytes: entropy of the features themselves, quantized as coarsely as the answers allow.
@@ -73,8 +76,9 @@ def estimate(
     captured: Captured,
     frames: npt.NDArray[np.uint8],
     keep: float,
+    tables: TablesKind | None = None,
 ) -> Estimate:
-    """Bytes at a cut.
+    """Bytes at a cut. Where every packet of a level has one size, that of the highest level, which sends all channels.
 
     Args:
         problem: the cut.
@@ -84,10 +88,18 @@ def estimate(
         captured: features and answers of ``frames``.
         frames: uint8 ``[N, H, W, 3]``.
         keep: the part of the answers to keep, in (0, 1].
+        tables: ``[coding] tables``; None takes the preset's default.
     """
     if not preset.stages(bottleneck, problem, settings):
         return _made(problem, bottleneck, preset, settings, captured, frames)
-    return from_code(code_at(problem, captured, keep, getattr(settings, "stride", STRIDE)))
+    found = from_code(code_at(problem, captured, keep, getattr(settings, "stride", STRIDE)))
+    # Which channels are pruned is learned: that size is not known yet.
+    if (tables or preset.tables[0]) != "none" or getattr(settings, "prune", False):
+        return found
+    channels, rows, columns = bottleneck.shape
+    packed = PackedTables(bottleneck.alphabet, channels, (channels,))
+    size = float(STREAM_HEADER_BYTES + packed.payload_bytes(0, rows * columns))
+    return found._replace(packet_bytes=size, low=size, high=size)
 
 
 @torch.no_grad()

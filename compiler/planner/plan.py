@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.compiler.bottlenecks import PRESETS, Bottleneck, BottleneckSettings, Problem
+from narrowcast.compiler.bottlenecks.base import TablesKind
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.cuts import Cut, CutTable
 from narrowcast.compiler.cuts.trace import Traced
@@ -187,6 +188,7 @@ class Planner:
         settings: see :class:`PlanSettings`.
         progress: told where it is.
         board: one that is not this machine: its times are those of ``board`` then.
+        tables: ``[coding] tables``; None takes the preset's default.
     """
 
     def __init__(
@@ -199,8 +201,10 @@ class Planner:
         settings: PlanSettings,
         progress: Progress = SILENT,
         board: OtherBoard | None = None,
+        tables: TablesKind | None = None,
     ) -> None:
         self.board = board
+        self.tables = tables
         self.table, self.traced, self.network = table, traced, network
         self.contract, self.bottleneck, self.settings = contract, bottleneck, settings
         self.progress = progress
@@ -292,7 +296,7 @@ class Planner:
                 row = replace(row, tail_ms=tails.tail_ms(cut))
             if captured is not None and frames is not None:
                 found = estimate(
-                    problem, bottleneck, self.preset, self.bottleneck, captured, frames, self.settings.keep
+                    problem, bottleneck, self.preset, self.bottleneck, captured, frames, self.settings.keep, self.tables
                 )
                 row = replace(row, estimate=found)
         except (CompilerError, BackendError) as error:

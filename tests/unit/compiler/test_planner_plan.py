@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -10,17 +11,20 @@ import pytest
 import torch
 from support import networks
 
-from narrowcast.compiler.bottlenecks import Problem
+from narrowcast.compiler.bottlenecks import PRESETS, Problem
+from narrowcast.compiler.bottlenecks.codebook import CodebookSettings
 from narrowcast.compiler.bottlenecks.plain import PlainSettings
 from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings
 from narrowcast.compiler.cuts import CutTable, find_cut, find_cuts
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.errors import CutError
-from narrowcast.compiler.planner import trunk
+from narrowcast.compiler.planner import choice, entry, trunk
+from narrowcast.compiler.planner import estimate as estimates
 from narrowcast.compiler.planner.choice import choose_cut
 from narrowcast.compiler.planner.entry import preset_settings, traced_table
 from narrowcast.compiler.planner.link import Link, PlanSettings
 from narrowcast.compiler.planner.plan import MOST_CUTS, Plan, Planner, planned_cuts
+from narrowcast.compiler.planner.quantize import Code
 from narrowcast.compiler.planner.timing import Tails
 from narrowcast.compiler.planner.trunk import choose_trunk, resolve_trunk, trunks_of
 from narrowcast.compiler.progress import SILENT
@@ -238,6 +242,51 @@ def test_the_rule_for_trunks(macs, times, trunk, said):
 def problem(cut="stem"):
     traced = trace(answering(), (32, 32))
     return Problem(traced, find_cut(traced, cut), CONTRACT, torch.device("cpu"))
+
+
+def test_packets_of_one_size_are_known(monkeypatch):
+    """24 bytes, and 5 bits for each of 6 codebooks in 8 x 8 cells."""
+    settings = CodebookSettings(
+        trunk="teacher",
+        encoder_macs="1M",
+        codebooks=6,
+        codewords=20,
+        dimensions=2,
+        stride=4,
+        levels=2,
+        decoder_width=16,
+    )
+    of, code = problem(), Code(0.1, 0.97, 500.0, 700.0, 0.1)
+    monkeypatch.setattr(estimates, "code_at", lambda *_: code)
+
+    def found(preset, net, settings, *tables):
+        return estimates.estimate(of, net, preset, settings, None, frames(1), 0.9, *tables)
+
+    preset = PRESETS["codebook"]
+    net = preset.build(of, settings)
+    known = found(preset, net, settings)
+    assert known.low == known.packet_bytes == known.high == 24 + 6 * 64 * 5 / 8
+    assert known.feature_bytes == code.entropy_bytes
+    assert found(preset, net, settings, "channel") == estimates.from_code(code)
+    preset = PRESETS["shallow-residual"]
+    net = preset.build(of, SETTINGS)
+    assert found(preset, net, SETTINGS, "none").packet_bytes == 24 + 6 * 64
+    assert found(preset, net, msgspec.structs.replace(SETTINGS, prune=True), "none") == estimates.from_code(code)
+
+
+def test_a_recipes_tables_reach_the_planner(recipe_for, tmp_path, monkeypatch):
+    def planner(*_, tables):
+        return SimpleNamespace(plan=lambda *_: tables)
+
+    monkeypatch.setattr(choice, "_summary", lambda tables: {"cut": tables, "link": "", "answer": ""})
+    for module in (choice, entry):
+        monkeypatch.setattr(module, "Planner", planner)
+    bottleneck = {"preset": "codebook", "codewords": 16}
+    for tables in ("channel", "none"):  # each is chosen for itself
+        recipe = recipe_for(cut={"at": "auto"}, bottleneck=bottleneck, coding={"tables": tables})
+        assert choose_cut(recipe, None, trace(answering(), (32, 32)), None, "", tmp_path, SILENT)["cut"] == tables
+    assert entry.plan(recipe, cache=tmp_path) == "none"
+    assert entry.plan(recipe, bottleneck=SETTINGS, cache=tmp_path) is None
 
 
 def test_a_trunk_that_the_recipe_names_stays(tmp_path):
