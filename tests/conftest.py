@@ -23,6 +23,14 @@ from support import bundles
 gc.freeze()
 gc.set_threshold(20_000, 20, 50)
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the tests of the device's part run without it
+    pass
+else:  # properties hold on machines that stand still for a second, too
+    settings.register_profile("narrowcast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("narrowcast")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -37,7 +37,7 @@ def test_in_order_and_one_ahead():
         assert taken == [0, 1]
         assert [0, *items_of] == [0, 1, 2, 3]
         assert list(source) == []
-    assert "narrowcast-ahead" not in {thread.name for thread in threading.enumerate()}
+    until(lambda: "narrowcast-ahead" not in {one.name for one in threading.enumerate()}, "the thread has ended")
 
 
 def test_an_error_comes_in_its_place():

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ class TestFeed:
     def test_a_camera_that_vanishes_is_opened_again(self):
         troubles = []
         source = Scripted(brings(1), fails, fails, brings(2), hangs)
-        with Feed(source, on_trouble=troubles.append) as feed:
+        with Feed(source, on_trouble=troubles.append, queue=100) as feed:
             frames = iter(feed)
             assert names(next(frames) for _ in range(3)) == ["1", "2", "last"]
         assert source.opened == 5
@@ -126,7 +127,7 @@ class TestFeed:
     def test_a_camera_that_hangs(self):
         """The watchdog closes it; a thread that hears nothing is left behind, and what it says later is not heard."""
         source = Scripted(hangs, stuck, brings(3), hangs)
-        with Feed(source, watchdog_seconds=0.1) as feed:
+        with Feed(source, watchdog_seconds=1, queue=100) as feed:
             frames = iter(feed)
             assert names(next(frames) for _ in range(2)) == ["last", "3"]
             assert feed.counters.hangs == 2
@@ -177,9 +178,11 @@ class TestFeed:
                 next(frames)
 
     def test_a_frame_rate_limit(self):
+        begin = time.monotonic() - 10
+
         def camera(source):  # 30 a second, by its own clock
             for k in range(91):
-                yield Captured(FRAME, 1000 + k / 30, str(k))
+                yield Captured(FRAME, begin + k / 30, str(k))
 
         with Feed(Scripted(camera, hangs), fps=10, queue=100) as feed:
             until(lambda: feed.counters.openings == 2 and len(feed._frames) >= 31, "all have come")

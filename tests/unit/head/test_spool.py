@@ -282,7 +282,7 @@ import sys
 from pathlib import Path
 from narrowcast.head.spool import Spool
 from narrowcast.transport.packet import CodecId, Packet
-spool = Spool(Path(sys.argv[1]), max_bytes=1 << 20, sync="segment")
+spool = Spool(Path(sys.argv[1]), max_bytes=1 << 30, sync="segment")
 k = spool.counters.found
 while True:
     packet = Packet(CodecId.RANS, 1, k, k, bytes(k % 50), bytes(16), bytes(16))

@@ -139,6 +139,7 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path, key):
     store = AuditStore(tmp_path, key.public, Retention(max_bytes=5 * size))
     for number in range(20):
         store.keep(*sample(number, now_us()))
+    until(lambda: store.kept == 20, "all are written")
     store.close()
     assert [one.frame_id for one in samples_in(tmp_path)] == [15, 16, 17, 18, 19]
     assert store.kept == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from types import SimpleNamespace
@@ -190,8 +191,13 @@ async def test_what_expires_before_its_batch_is_taken_is_not_computed(tiny, mode
 async def test_gathering_does_not_make_a_frame_miss_its_deadline(tiny, model):
     model.backend.go.set()
     batcher = Batcher(model, max_delay_ms=60_000)
-    answer = await asyncio.wait_for(batcher.submit(payload(tiny), deadline=time.perf_counter() + 0.5), 20)
-    assert answer.outputs
+    for seconds in (0.5, 4, 16):  # a machine that stands still in between misses the first
+        with contextlib.suppress(FrameRefusedError):
+            answer = await batcher.submit(payload(tiny), deadline=time.perf_counter() + seconds)
+            assert answer.outputs
+            break
+    else:
+        raise AssertionError("the delay is waited out whatever the deadline")
     await batcher.close()
 
 
@@ -221,15 +227,17 @@ async def test_a_full_queue_says_when_to_come_back_by_the_rate_of_the_last_batch
         name = "slow"
 
         def run(self, symbols, levels):
+            assert begin.wait(60)
             time.sleep(0.05)
             return inner.run(symbols, levels)
 
-    inner, one = model.backend.inner, payload(tiny)
+    begin, inner, one = threading.Event(), model.backend.inner, payload(tiny)
     batcher = Batcher(Model(model.manifest, model.codec, Slow()), max_batch=1, max_queue=40, max_client_queue=40)
     answers = [batcher.submit(one) for _ in range(60)]
     early = [answer.exception() for answer in answers if answer.done()]
     assert early
     assert {error.retry_after_ms for error in early} == {0}  # nothing is known yet
+    begin.set()
     await answers[0]
     while not (last := batcher.submit(one)).done():
         answers.append(last)
