@@ -9,7 +9,10 @@ from narrowcast.transport.contract import InputContract
 
 
 class Normalize(nn.Module):
-    """uint8 ``[N, H, W, 3]`` RGB to float32 ``[N, 3, H, W]`` in the contract's colour order, range, mean and std."""
+    """uint8 ``[N, H, W, 3]`` RGB to float32 ``[N, 3, H, W]`` in the contract's colour order, range, mean and std.
+
+    The planes lie one behind the other in memory.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -24,7 +27,9 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        planes = images.float().permute(0, 3, 1, 2)  # TensorRT wants bytes cast before anything else is done to them
+        # TensorRT wants bytes cast before anything else is done to them. Convolutions keep the order in memory that they
+        # get: in that of RGB bytes, which no network saw in its training, a ``view`` of their maps would fail.
+        planes = images.float().permute(0, 3, 1, 2).contiguous()
         if self.is_bgr:
             planes = planes.flip(1)
         return planes * self.scale + self.shift

@@ -120,9 +120,8 @@ def take(batches: Iterator[Batch]) -> list[Batch]:
 def sources(trunk: nn.Module | None, problem: Problem, taken: list[Batch]) -> list[Tensor]:
     """What an encoder takes: features at the cut behind the teacher's trunk, else normalised images; row by row in memory.
 
-    Images come as rows of RGB bytes, and features may lie in memory in that order, too. The backward pass of a 1x1
-    convolution of a larger stride, a block's skip, from fewer than eight such channels writes past its buffer (torch 2.13 on
-    a CPU).
+    Features may lie in memory pixel by pixel. The backward pass of a 1x1 convolution of a larger stride, a block's skip,
+    from fewer than eight such channels writes past its buffer (torch 2.13 on a CPU).
     """
     found = [batch.features if trunk is not None else problem.normalize(batch.images) for batch in taken]
     return [source.contiguous() for source in found]

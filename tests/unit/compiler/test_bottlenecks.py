@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.problems import batches, problem
+from torch import nn
 
 from narrowcast.compiler.bottlenecks import PRESETS
 from narrowcast.compiler.bottlenecks.blocks import Decoder, FeatureGrid, Neck
@@ -66,6 +67,15 @@ def test_normalisation_is_the_contracts():
         expected = (image[..., order] / 255 * 2 - 1 - contract.mean) / contract.std
         found = Normalize(contract)(torch.from_numpy(image)).permute(0, 2, 3, 1).numpy()
         assert np.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_networks_that_view_their_maps_get_images_plane_by_plane(color):
+    images = Normalize(InputContract(size=(8, 8), color=color))(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+    assert images.is_contiguous()
+    with torch.no_grad():
+        maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))(images)
+    assert maps.view(2, -1).shape == (2, 36)
 
 
 def test_rounding_passes_gradients():
