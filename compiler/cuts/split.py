@@ -32,7 +32,8 @@ def suffix(traced: Traced, at: fx.Node, taps: list[fx.Node] | None = None) -> fx
     """The graph from ``at`` to the outputs: the features at the cut in, the network's outputs out.
 
     The input is cloned first, so that in-place layers never change the caller's tensor. It may have other strides than the
-    network's own features, as a decoder's output has: every ``view`` behind the cut becomes a ``reshape``, which takes any.
+    network's own features, as a decoder's output has: every ``view`` behind the cut becomes a ``reshape``, which takes any,
+    but for those that a later in-place layer writes through.
 
     Args:
         traced: the network.
@@ -104,7 +105,8 @@ def _again(
         return (
             size_of_batch(features, one, other) if sizes is None else sizes.number(features, one, other, value.larger)
         )
-    return _copy(features.graph, node, copied, is_shared=bool(value.changed_by))
+    # A value that was changed in place before it is viewed may be copied: only what is still to be written must be shared.
+    return _copy(features.graph, node, copied, is_shared=any(node < changer for changer in value.changed_by))
 
 
 def _nested(traced: Traced, outputs: Any) -> Any:

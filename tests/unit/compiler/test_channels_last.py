@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import networks
-from support.problems import problem
+from support.problems import batches, problem
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -23,6 +23,29 @@ class Functional(nn.Module):
         return F.conv2d(x, self.weight)
 
 
+class Viewing(nn.Module):
+    """Views a map that was changed in place; ``written`` has the view changed, too."""
+
+    def __init__(self, *, written: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(inplace=True))
+        self.classifier = nn.Sequential(nn.ReLU(inplace=written), nn.Linear(512, 4))
+
+    def forward(self, x):
+        maps = self.body(self.stem(x))
+        return self.classifier(maps.view(maps.shape[0], -1))
+
+
+class Strided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return torch.as_strided(self.conv(x), (1, 8), (8, 1))
+
+
 @pytest.mark.parametrize(
     ("layers", "device", "runs"),
     [
@@ -34,11 +57,27 @@ class Functional(nn.Module):
         (nn.Conv2d(16, 16, 1, stride=2, groups=4), "cpu", False),
         (nn.Linear(8, 8), "cpu", False),
         (Functional(), "cpu", False),
+        (Strided(), "cpu", False),
     ],
-    ids=["strided", "3x3", "no stride", "GPU", "few channels, strided", "in groups", "no convolution", "not a module"],
-)
-def test_only_where_no_convolution_can_trip_over_it(layers, device, runs):
+    ids=[
+        "strided", "3x3", "no stride", "GPU", "few channels, strided", "in groups", "no convolution", "not a module",
+        "as_strided",
+    ],
+)  # fmt: skip
+def test_only_where_nothing_can_trip_over_it(layers, device, runs):
     assert runs_channels_last(fx.symbolic_trace(nn.Sequential(layers)), torch.device(device)) is runs
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_view_behind_a_layer_that_works_in_place(written):
+    """It becomes a reshape where nothing is written through it; else features stay as they are in memory."""
+    of = problem(Viewing(written=written))
+    batch = next(batches(of, 4))
+    there = batch.features + 0.1
+    coded = Coded(there, torch.zeros(4), torch.zeros(4, dtype=torch.long))
+    objective = Objective(lambda _: coded, of, [1.0])
+    assert objective._channels_last is not written
+    assert objective.match_outputs(batch).total.isfinite()
 
 
 def test_tokens_stay_as_they_are():
