@@ -34,6 +34,7 @@ from narrowcast.compiler.data import (
     prepare_images,
     split_holdout,
 )
+from narrowcast.compiler.digests import digest_of_network, digest_of_state
 from narrowcast.compiler.evaluate import CHUNK
 from narrowcast.compiler.exit import check_exit
 from narrowcast.compiler.fabric import resolve_device, resolve_precision
@@ -120,9 +121,7 @@ class Job:
         self.teacher, self.traced = known or self._load_teacher(folder)
         # As it is behind a teacher's random first weights: a run comes out the same whether or not it shares the teacher.
         self.random: torch.Tensor = torch.get_rng_state() if like is None else like.random
-        # What the teacher computes, not its weights alone: its code may change under the same weights.
-        described = f"{digest_of_state(self.teacher.state_dict())}\n{self.traced.module.code}\n{self.teacher}"
-        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
+        self.teacher_digest = digest_of_network(self.teacher, self.traced, recipe.teacher.options)
         self._training_macs: int | None = None
         self.task = task_of(self.teacher, recipe.task, recipe.input.size, "[task]")
         # Looked at before anything is prepared or trained: whether its outputs are for images of any size.
@@ -338,13 +337,3 @@ def _traces(manifest: Manifest) -> str:
     """What a run leaves in its bundles: codec and tail, since a retuned bundle has its codec in common with the first."""
     tail = manifest.find("tail")
     return f"{manifest.fingerprint} {tail.sha256 if tail else ''}"
-
-
-def digest_of_state(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 in hex of named tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        array = np.ascontiguousarray(state[name].detach().cpu().numpy())
-        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

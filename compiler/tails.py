@@ -30,9 +30,10 @@ from narrowcast.compiler.bottlenecks.tail import Answers, TunedTail, tuning_stag
 from narrowcast.compiler.cuts import find_cut
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.data import TrainingData
+from narrowcast.compiler.digests import digest_of_network, digest_of_state
 from narrowcast.compiler.errors import BottleneckError
 from narrowcast.compiler.fabric import resolve_device
-from narrowcast.compiler.job import Job, digest_of_state
+from narrowcast.compiler.job import Job
 from narrowcast.compiler.recipe import TailSettings
 from narrowcast.compiler.tasks import task_of
 from narrowcast.compiler.teacher import load_teacher
@@ -220,8 +221,7 @@ class FurtherJob:
                 f"the preset {job.preset.name!r} sends indices into a codebook, from which no further tail can be made: "
                 "use another preset, or no [[tails]]"
             )
-        described = f"{digest_of_state(self.teacher.state_dict())}\n{traced.module.code}\n{self.teacher}"
-        self.teacher_digest = hashlib.sha256(described.encode()).hexdigest()
+        self.teacher_digest = digest_of_network(self.teacher, traced, settings.options)
 
     @property
     def bottleneck(self) -> FurtherBottleneck:
