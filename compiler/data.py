@@ -252,22 +252,28 @@ class TrainingData:
 
     def _compute(self) -> Iterator[npt.NDArray[np.float32]]:
         for start in range(0, len(self.prepared), FEATURE_BATCH):
-            images = self._images(np.arange(start, min(start + FEATURE_BATCH, len(self.prepared))))
-            features = self._teacher(images).cpu().numpy()
-            if not np.isfinite(features).all():
-                bad = start + int(np.argmin(np.isfinite(features).reshape(len(features), -1).all(1)))
-                raise TeacherError(
-                    f"the teacher's features at {self.problem.cut.name!r} are no numbers for {self.prepared.sources[bad]}: "
-                    "check its weights, and [input] range, mean and std"
-                )
+            rows = np.arange(start, min(start + FEATURE_BATCH, len(self.prepared)))
+            features = self._teacher(self._images(rows), rows).cpu().numpy()
             yield features
 
     def _images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.prepared.images[rows])).to(self.problem.device)
 
     @torch.no_grad()
-    def _teacher(self, images: torch.Tensor) -> torch.Tensor:
+    def _teacher(self, images: torch.Tensor, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The features of ``images``, which are those numbered ``rows``.
+
+        Raises:
+            TeacherError: some are no numbers.
+        """
         features: torch.Tensor = self.problem.before(self.problem.normalize(images))
+        finite = torch.isfinite(features).flatten(1).all(1)
+        if not finite.all():
+            bad = int(rows[int(finite.int().argmin())])
+            raise TeacherError(
+                f"the teacher's features at {self.problem.cut.name!r} are no numbers for {self.prepared.sources[bad]}: "
+                "check its weights, and [input] range, mean and std"
+            )
         return features.float()
 
     def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1, stage: str = "") -> Batch:
@@ -307,7 +313,7 @@ class TrainingData:
         """The images numbered ``rows`` as a batch, with the stage's targets where they are kept."""
         images = self._images(rows)
         if self._cached is None:
-            features = self._teacher(images)
+            features = self._teacher(images, rows)
         else:
             features = torch.from_numpy(self._cached[rows].astype(np.float32)).to(self.problem.device)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.problem.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,8 @@ def verify(
         VerificationError: too many symbols moved, one moved by more than a step, or an output is too far off.
     """
     exported_head, exported_tail = OnnxNetwork(head_onnx), OnnxNetwork(tail_onnx)
-    moved, total, difference = 0, 0, 0.0
+    moved, total = 0, 0
+    apart: list[float] = []
     for level, frames in itertools.product(range(levels), batches):
         at = np.full(len(frames), level, np.int64)
         with torch.no_grad():
@@ -80,21 +82,27 @@ def verify(
         if steps.max() > 1 and head.bottleneck.ordered:
             raise VerificationError(f"level {level}: the exported head is {steps.max()} steps off in a symbol")
         moved, total = moved + int((steps > 0).sum()), total + steps.size
-        difference = max(difference, outputs_apart(tail, exported_tail, wanted, at))
+        apart.append(outputs_apart(tail, exported_tail, wanted, at))
     if moved > MAX_MOVED_SYMBOLS * total:
         raise VerificationError(
             f"{moved} of {total} symbols of the exported head differ; {MAX_MOVED_SYMBOLS} are allowed"
         )
-    check_outputs_apart(difference, "tail")
-    return Verified(moved / total, difference)
+    worst = float(np.max(apart))  # NaN where one is, unlike Python's own max
+    check_outputs_apart(worst, "tail")
+    return Verified(moved / total, worst)
 
 
 def check_outputs_apart(difference: float, what: str) -> None:
     """Checks what :func:`outputs_apart` gave; ``what`` names the network.
 
     Raises:
-        VerificationError: it is too much.
+        VerificationError: it is too much, or no number.
     """
+    if math.isnan(difference):
+        raise VerificationError(
+            f"an output of the exported {what} is no number, or should be none: check the teacher's weights, and [input] "
+            "range, mean and std"
+        )
     if not difference <= MAX_OUTPUT_DIFFERENCE:
         raise VerificationError(
             f"an output of the exported {what} is {difference:.2g} of its largest value off; "
@@ -105,18 +113,20 @@ def check_outputs_apart(difference: float, what: str) -> None:
 def outputs_apart(
     tail: Tail, exported: OnnxNetwork, symbols: npt.NDArray[np.uint8], level: npt.NDArray[np.int64]
 ) -> float:
-    """The largest difference of any output on the same symbols."""
+    """The largest difference of any output on the same symbols; NaN where there is one in any."""
     with torch.no_grad():
         wanted = tail(torch.from_numpy(symbols), torch.from_numpy(level))
     got = exported(symbols=symbols, level=level)
-    worst = 0.0
-    for reference, name in zip(wanted, exported.outputs, strict=True):
-        worst = max(worst, largest_difference(got[name], reference.numpy()))
-    return worst
+    pairs = zip(wanted, exported.outputs, strict=True)
+    return float(np.max([largest_difference(got[name], reference.numpy()) for reference, name in pairs]))
 
 
 def largest_difference(got: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    """The largest difference of an output, as a part of the largest value that is wanted."""
-    values = wanted.astype(np.float64)
-    apart = np.abs(got.astype(np.float64) - values).max(initial=0)
-    return float(apart / max(np.abs(values).max(initial=0), 1e-6))
+    """The largest difference of an output, as a part of the largest finite value that is wanted.
+
+    Equal infinities, as of masks, are no difference; with a NaN anywhere it is NaN.
+    """
+    values, found = wanted.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.where(found == values, 0.0, np.abs(found - values)).max(initial=0)
+    return float(apart / max(np.abs(values[np.isfinite(values)]).max(initial=0), 1e-6))

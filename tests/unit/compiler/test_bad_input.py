@@ -12,10 +12,18 @@ from torch import nn
 from narrowcast.compiler import training
 from narrowcast.compiler.bottlenecks import Group, Loss, Optimizer, Stage
 from narrowcast.compiler.clipping import check_alphabet
-from narrowcast.compiler.errors import BottleneckError, DataError, TeacherError, TrainingError, WeightsError
+from narrowcast.compiler.errors import (
+    BottleneckError,
+    DataError,
+    TeacherError,
+    TrainingError,
+    VerificationError,
+    WeightsError,
+)
 from narrowcast.compiler.job import Job
 from narrowcast.compiler.progress import SILENT
 from narrowcast.compiler.teacher import load_teacher
+from narrowcast.compiler.verify import check_outputs_apart, outputs_apart
 
 BATCHES = ({0: torch.export.Dim("batch")},)
 
@@ -97,6 +105,60 @@ def test_features_that_are_no_numbers_name_the_image(recipe_for, tmp_path):
     with pytest.raises(TeacherError, match=r"features at 'stem' are no numbers for .*04\.png: check its weights"):
         job.train()
     assert not list(tmp_path.glob("cache/features-*"))
+
+
+def test_so_do_those_that_nobody_keeps(recipe_for, tmp_path):
+    job = Job(recipe_for(bottleneck={"preset": "plain"}), tmp_path, SILENT)
+    job.problem.before.register_forward_hook(lambda module, args, result: (result - result.amax()).sqrt())
+    with pytest.raises(TeacherError, match=r"features at 'stem' are no numbers for .*\.png: check its weights"):
+        job.train()
+
+
+class Fixed(nn.Module):
+    """A tail with these answers."""
+
+    def __init__(self, *answers: list[float]) -> None:
+        super().__init__()
+        self.answers = [torch.tensor([answer]) for answer in answers]
+
+    def forward(self, symbols, level):
+        return tuple(self.answers)
+
+
+class Exported:
+    """The same, as ONNX Runtime would give them."""
+
+    def __init__(self, *answers: list[float]) -> None:
+        self.outputs = [f"{k}" for k in range(len(answers))]
+        self._answers = dict(zip(self.outputs, (np.array([answer], np.float32) for answer in answers), strict=True))
+
+    def __call__(self, **inputs):
+        return self._answers
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "said"),
+    [
+        ([NAN, 1.0], [NAN, 1.0], "is no number"),
+        ([NAN, 1.0], [0.5, 1.0], "is no number"),
+        ([0.5, 1.0], [NAN, 1.0], "is no number"),
+        ([INF, 1.0], [0.5, 1.0], "is inf of its largest value off"),
+        ([0.5, 1.0], [0.6, 1.0], "is 0.1 of its largest value off"),
+        ([-INF, 1.0], [-INF, 1.0], None),
+        ([0.5, 1.0], [0.5, 1.0], None),
+    ],
+)
+def test_outputs_that_are_no_numbers_do_not_pass(got, wanted, said):
+    symbols, level = np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int64)
+    apart = outputs_apart(Fixed(wanted, [1.0]), Exported(got, [1.0]), symbols, level)
+    if said is None:
+        check_outputs_apart(apart, "tail")
+        return
+    with pytest.raises(VerificationError, match=said):
+        check_outputs_apart(apart, "tail")
 
 
 class NoSlope:
