@@ -55,9 +55,9 @@ def retune(
         progress: told where it is.
 
     Raises:
-        RetuneError: the old bundle is not signed, its run is not in ``work``, it is of another input, cut or bottleneck, the
-            recipe tunes no tail, it lacks one of the bundle's ``[[tails]]``, or what a tail sends back would not be what it
-            was.
+        RetuneError: the old bundle is not signed, its run is not in ``work``, it is of another input, cut or bottleneck, its
+            head has layers of the teacher's that are others now, the recipe tunes no tail, it lacks one of the bundle's
+            ``[[tails]]``, or what a tail sends back would not be what it was.
         BundleError: the old bundle must not be used.
         CompilerError: see :func:`narrowcast.compiler.compile.compile`.
     """
@@ -94,7 +94,9 @@ def retune(
     job.preset = _ServerStages(job.preset)
     if not job.preset.stages(job.bottleneck, job.problem, recipe.bottleneck):
         raise RetuneError("this recipe tunes no tail: set tune_tail = true in [bottleneck]")
-    _start_from(job.bottleneck, load_checkpoint(run / CHECKPOINT, job.problem.device)["bottleneck"], manifest.name)
+    state = load_checkpoint(run / CHECKPOINT, job.problem.device)["bottleneck"]
+    _same_trunk(job, state, manifest.name)
+    _start_from(job.bottleneck, state, manifest.name)
     _check(job, manifest.codec.quantizer, RetuneError(f"the recipe's bottleneck is not that of {manifest.name}"))
     job.folder = work / f"{job.folder.name}-on-{run.name.rpartition('-')[2]}"
     job.train_here(None, progress)  # a worker would not know of the old run
@@ -137,6 +139,21 @@ def _same_answers(problem: Problem, tail: TailSpec, name: str) -> None:
 
 def _listed(outputs: Sequence[SentOutput]) -> str:
     return ", ".join(f"{one.name} {'up to ' * one.up_to}{one.shape}" for one in outputs)
+
+
+def _same_trunk(job: Job, state: Mapping[str, torch.Tensor], name: str) -> None:
+    """Whether the teacher's own layers in the head are those of the old run.
+
+    Loading others would put them into the teacher itself: the tail would learn from a mixture of two networks, and the
+    mixture's features would be kept as the new one's.
+    """
+    own = {id(value) for value in job.problem.before.state_dict(keep_vars=True).values()}
+    for key, value in job.bottleneck.state_dict(keep_vars=True).items():
+        if id(value) in own and key in state and not torch.equal(value, state[key]):
+            raise RetuneError(
+                f"the teacher's layers before the cut are not those that {name} was made with, and boards go on running "
+                f"these ({key}): name the weights that it was compiled with"
+            )
 
 
 def _start_from(bottleneck: Bottleneck, state: Mapping[str, torch.Tensor], name: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from support import bundles
+import torch
+from support import bundles, networks
 
 from narrowcast.cli import main
 from narrowcast.compiler.errors import DataError, RetuneError, TrainingError
@@ -71,6 +72,17 @@ def test_a_retuned_bundle_can_be_retuned(compiled, old, recipe_for, tmp_path):
 def test_recipes_that_do_not_fit(compiled, old, recipe_for, tmp_path, tables, says):
     with pytest.raises(RetuneError, match=re.escape(says)):
         retune(recipe_for(**tables), old, tmp_path / "x.ncb", work=compiled[1] / "work")
+
+
+def test_a_teacher_whose_layers_in_the_head_have_changed(compiled, old, recipe_for, tmp_path):
+    """Those of the old run would go into the teacher, and their features into the cache as the new teacher's."""
+    state = networks.tiny().state_dict()
+    torch.save(state | {"stem.0.bias": state["stem.0.bias"] + 1}, tmp_path / "other.pt")
+    recipe = recipe_for(teacher={"weights": str(tmp_path / "other.pt")}, bottleneck=TUNED)
+    kept = sorted((compiled[1] / "work" / "cache").iterdir())
+    with pytest.raises(RetuneError, match="layers before the cut are not those that test was made with"):
+        retune(recipe, old, tmp_path / "x.ncb", work=compiled[1] / "work")
+    assert sorted((compiled[1] / "work" / "cache").iterdir()) == kept
 
 
 def test_the_run_must_be_there(old, recipe_for, tmp_path):
