@@ -186,8 +186,9 @@ class Assembly:
         return {"teacher_macs": job.cut.macs_before + job.cut.macs_after, "head_macs": head_macs, **found}
 
     def _figure_frames(self) -> npt.NDArray[np.uint8]:
-        """Held-out images, for the bundle's figures."""
-        return self.job.frames(self.job.held[:FIGURE_FRAMES])
+        """Held-out images, for the bundle's figures: drawn, since the first of them are those of a few classes' folders."""
+        rows = np.random.default_rng(self.recipe.train.seed).permutation(self.job.held)
+        return self.job.frames(np.sort(rows[:FIGURE_FRAMES]))
 
     def _heads(self, fp32: bytes, tail: bytes) -> Trials:
         """The heads that go into the bundle, how they did on held-out frames, and why others are left out."""

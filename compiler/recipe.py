@@ -45,7 +45,8 @@ class DataSettings(Settings, frozen=True):
     Attributes:
         train: a folder of images, searched with its sub-folders; or tar shards in webdataset's layout:
             ``photos-{000..012}.tar``, ``photos-*.tar``, or a folder of them.
-        holdout: the part of the images that is kept from training; the bundle's figures are measured on it.
+        holdout: the part of the images that is kept from training; the bundle's figures are measured on 256 of them at
+            most, drawn by the seed.
         limit: use at most so many images (chosen by the seed).
         video: a folder of video files, or of folders of images that are a video's frames: what video tables are fitted to
             (``[coding] video``). Where it is missing, images are seen by a synthetic camera.
