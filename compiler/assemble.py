@@ -111,20 +111,10 @@ class Assembly:
         parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
         alone = {**self._wholes(), **self._exit(head_onnx), **self._video(heads, tail_onnx, spec, codec)}
         manifest = self._manifest(spec, codec.fingerprint.hex())
-        draft = job.folder / f"draft-{os.getpid()}.ncb"  # another process may be making the same
-        write_bundle(draft, manifest, parts.contents, None)
-        figures = {
-            **self._costs(),
-            **self._figures(Bundle.open(draft, allow_unsigned=True), verified),
-            **self._precision_figures(heads, trials, codec),
-            **alone,
-            **({} if job.start is None else {"started_from": job.start.name}),
-            "left_out": left_out,
-            "unsupported": unsupported,
-            **({"plan": job.plan} if job.plan else {}),
-        }
+        figures = {**self._draft_figures(manifest, verified), **self._precision_figures(heads, trials, codec), **alone}
+        figures |= {} if job.start is None else {"started_from": job.start.name}
+        figures |= {"left_out": left_out, "unsupported": unsupported, **({"plan": job.plan} if job.plan else {})}
         manifest = msgspec.structs.replace(manifest, figures=figures)
-        draft.unlink()
         remember(job.folder, manifest)  # before the bundle is out: whoever has it can retune it
         write_bundle(output, manifest, parts.contents, key)
         return Compiled(output, manifest, job.folder, verified, job.prepared.skipped)
@@ -299,6 +289,16 @@ class Assembly:
             task=self.job.task,
             tails=self.tails,
         )
+
+    def _draft_figures(self, manifest: Manifest, verified: Verified) -> dict[str, Any]:
+        """What is measured on the bundle as it would be, for which it is written and removed again."""
+        # Another process may be making the same. What a killed one leaves has a name that the next start clears away.
+        draft = self.job.folder / f".draft.ncb.{os.getpid()}.partial"
+        try:
+            write_bundle(draft, manifest, self.parts.contents, None)
+            return {**self._costs(), **self._figures(Bundle.open(draft, allow_unsigned=True), verified)}
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _figures(self, draft: Bundle, verified: Verified) -> dict[str, Any]:
         """What is measured on held-out images: no labels needed, only the teacher."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from narrowcast.compiler.assemble import FIGURE_FRAMES, Assembly
+from narrowcast.transport.files import forget_partials
+
+NOBODY = 2**22 + 1  # no process has this number
 
 
 def test_figures_are_of_images_from_all_that_are_held_out():
@@ -21,3 +26,25 @@ def test_figures_are_of_images_from_all_that_are_held_out():
     assert (assembly._figure_frames() == rows).all()
     assembly.job.held = np.arange(7, 20)
     assert (assembly._figure_frames() == np.arange(7, 20)).all()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_draft_goes_where_measuring_fails(tmp_path, tiny, monkeypatch, error):
+    def fail(draft, verified):
+        (seen,) = tmp_path.iterdir()
+        killed = seen.with_name(seen.name.replace(str(os.getpid()), str(NOBODY)))
+        killed.write_bytes(seen.read_bytes())
+        assert forget_partials(tmp_path) == [killed], (
+            "the next start clears away what a killed one has left, and no other"
+        )
+        raise error
+
+    assembly = Assembly.__new__(Assembly)
+    assembly.job = SimpleNamespace(folder=tmp_path)
+    contents = {part.name: tiny.read(part.kind, part.precision) for part in tiny.manifest.parts}
+    assembly.parts = SimpleNamespace(contents=contents)
+    monkeypatch.setattr(assembly, "_costs", dict)
+    monkeypatch.setattr(assembly, "_figures", fail)
+    with pytest.raises(error):
+        assembly._draft_figures(tiny.manifest, None)
+    assert not list(tmp_path.iterdir())
