@@ -15,7 +15,8 @@ import msgspec
 import torch
 
 from narrowcast.compiler.cuts.trace import trace
-from narrowcast.compiler.job import Job, digest_of_state, run_of
+from narrowcast.compiler.digests import digest_of_network
+from narrowcast.compiler.job import Job, run_of
 from narrowcast.compiler.recipe import Recipe, TailSettings
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.transport.bundle import Bundle, Manifest, SecretKey
@@ -53,8 +54,7 @@ def _network(tail: TailSettings, recipe: Recipe) -> str:
         network = load_teacher(
             tail.model, weights=tail.weights, options=tail.options, folder=Path(recipe.folder), part=tail.part
         )
-        code = trace(network, recipe.input.size).module.code
-    return f"{tail.name}\n{digest_of_state(network.state_dict())}\n{code}\n{network}"
+        return f"{tail.name}\n{digest_of_network(network, trace(network, recipe.input.size), tail.options)}"
 
 
 def _videos(recipe: Recipe) -> list[str]:
