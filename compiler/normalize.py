@@ -11,14 +11,19 @@ from narrowcast.transport.contract import InputContract
 class Normalize(nn.Module):
     """uint8 ``[N, H, W, 3]`` RGB to float32 ``[N, 3, H, W]`` in the contract's colour order, range, mean and std.
 
-    The planes lie one behind the other in memory.
+    Args:
+        contract: the input contract.
+        channels_last: leave the pixels in memory as they came. Otherwise the planes lie one behind the other, as networks
+            see them that were trained elsewhere: convolutions keep the order that they get, and a ``view`` of their maps
+            fails in the other one.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, contract: InputContract) -> None:
+    def __init__(self, contract: InputContract, *, channels_last: bool = False) -> None:
         super().__init__()
+        self.channels_last = channels_last
         low, high = contract.range
         mean, std = torch.tensor(contract.mean, dtype=torch.float64), torch.tensor(contract.std, dtype=torch.float64)
         self.is_bgr = contract.color == "bgr"
@@ -27,9 +32,9 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        # TensorRT wants bytes cast before anything else is done to them. Convolutions keep the order in memory that they
-        # get: in that of RGB bytes, which no network saw in its training, a ``view`` of their maps would fail.
-        planes = images.float().permute(0, 3, 1, 2).contiguous()
+        planes = images.float().permute(0, 3, 1, 2)  # TensorRT wants bytes cast before anything else is done to them
+        if not self.channels_last:
+            planes = planes.contiguous()
         if self.is_bgr:
             planes = planes.flip(1)
         return planes * self.scale + self.shift

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from narrowcast.compiler.bottlenecks.channels_last import runs_channels_last
 from narrowcast.compiler.cuts import Cut
 from narrowcast.compiler.cuts.split import prefix, suffix
 from narrowcast.compiler.cuts.trace import Traced
@@ -56,7 +57,7 @@ class Problem:
         self.device = device
         self.task = task
         self.layout: Layout = layout_of(cut.shape, contract.size)
-        self.normalize = Normalize(contract).to(device)
+        self.normalize = Normalize(contract, channels_last=runs_channels_last(traced.module, device)).to(device)
         self.before: fx.GraphModule = prefix(traced, cut.node).to(device)
         self.after: fx.GraphModule = suffix(traced, cut.node).to(device)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from support import networks
-from support.problems import batches, problem
+from support.problems import CONTRACT, batches, problem
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -112,3 +113,15 @@ def test_the_objective_and_its_gradients_are_the_same():
     (one, gradient), (other, wanted) = found
     assert torch.allclose(one, other, rtol=1e-4)
     assert torch.allclose(gradient, wanted, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_images_come_pixel_by_pixel_but_to_networks_that_view_their_maps(color):
+    contract = msgspec.structs.replace(CONTRACT, color=color)
+    for network, wanted in ((networks.tiny(), True), (Viewing(written=False), False)):
+        of = problem(network, contract=contract)
+        images = torch.zeros(2, *of.contract.size, 3, dtype=torch.uint8)
+        found = of.normalize(images)
+        assert found.is_contiguous() is not wanted
+        assert found.is_contiguous(memory_format=torch.channels_last) is wanted
+        of.after(of.before(found))
