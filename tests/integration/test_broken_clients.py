@@ -149,7 +149,7 @@ class TestTime:
             slot = next(iter(server.table))
             raw = RawStream(stub, model)
             raw.call.cancel()
-            raw.call = stub.Stream(timeout=1.5)
+            raw.call = stub.Stream(timeout=6)
             await raw.open()
             await raw.send(0, 1, 2)
             await until(lambda: slot.batcher.queued == 2, "two wait")

@@ -104,7 +104,7 @@ class TestChoice:
 
         async with scripted(other_codec) as first:
             to, troubles = [first.address, "127.0.0.1:9"], []
-            async with AsyncClient(session, to, give_up_seconds=0.6, on_trouble=troubles.append) as client:
+            async with AsyncClient(session, to, give_up_seconds=5, on_trouble=troubles.append) as client:
                 with pytest.raises(PeerUnreachableError, match="another codec"):
                     await asyncio.wait_for(client.infer(FRAMES[0]), 20)
         for address in to:
@@ -182,6 +182,7 @@ class TestLiveness:
     async def test_nothing_goes_over_an_idle_link(self, session):
         async with scripted(echo) as server, AsyncClient(session, server.address) as client:
             check(await all_of(client, 3), 3)
+            pings = server.streams[0].pings
             # What follows the answers (acknowledgements of HTTP/2) has passed when nothing has moved for a while.
             before, since = client.socket_bytes(), time.monotonic()
             quiet = 4 * liveness.HUNG_SECONDS
@@ -191,7 +192,7 @@ class TestLiveness:
                 if (now := client.socket_bytes()) != before:
                     before, since = now, time.monotonic()
                 await asyncio.sleep(0.02)
-            assert server.streams[0].pings == 0
+            assert server.streams[0].pings == pings
             assert client.socket_bytes() == before is not None
 
     async def test_the_server_is_promised_more_time_for_a_large_packet(self, session, monkeypatch):

@@ -221,7 +221,7 @@ class TestCredits:
             await talk.frame()
 
         async with scripted(shut, window=1) as server:
-            async with AsyncClient(session, server.address, give_up_seconds=0.3) as client:
+            async with AsyncClient(session, server.address, give_up_seconds=3.0) as client:
                 assert (await asyncio.wait_for(client.infer(FRAMES[0]), 20)).error is None
                 with pytest.raises(PeerUnreachableError, match="a window of 0"):
                     await asyncio.wait_for(client.infer(FRAMES[1]), 20)
@@ -289,7 +289,10 @@ class TestDeadlines:
             await echo(talk)
 
         async with scripted(late) as server, AsyncClient(session, server.address) as client:
-            result = await asyncio.wait_for(client.infer(FRAMES[0], deadline_ms=150), 10)
+            asking = asyncio.create_task(client.infer(FRAMES[0], deadline_ms=60_000))
+            await eventually(lambda: server.streams and server.streams[0].arrived == [0], "it is on its way")
+            client._link._frames._expire(0)
+            result = await asyncio.wait_for(asking, 20)
             assert (result.status, result.outputs) == ("DEADLINE_EXCEEDED", {})
             asked.set()
             assert (await asyncio.wait_for(client.infer(FRAMES[1]), 10)).outputs["output"].tolist() == [1, 1, 1]
@@ -323,12 +326,15 @@ class TestDeadlines:
             await echo(talk)
 
         async with scripted(late) as server:
-            async with AsyncClient(exiting, server.address, deadline_ms=200, exit_after_seconds=60) as client:
-                result = await asyncio.wait_for(client.infer(FRAMES[0]), 10)
+            async with AsyncClient(exiting, server.address, deadline_ms=60_000, exit_after_seconds=60) as client:
+                asking = asyncio.create_task(client.infer(FRAMES[0]))
+                await eventually(lambda: server.streams and server.streams[0].arrived == [0], "it is on its way")
+                client._link._frames._expire(0)
+                result = await asyncio.wait_for(asking, 20)
                 assert (result.source, result.status) == ("exit", "OK")
                 answered.set()
                 await eventually(lambda: client.counters.results_late == 1, "the late answer is counted")
-                result = await asyncio.wait_for(client.infer(FRAMES[1], deadline_ms=20_000), 10)
+                result = await asyncio.wait_for(client.infer(FRAMES[1]), 20)
                 assert (result.source, client.counters.results) == ("server", 1)
 
     async def test_the_exits_patience_is_a_deadline_too(self, exiting):

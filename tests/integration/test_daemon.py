@@ -153,7 +153,8 @@ def write(file, made) -> None:
 
 def test_models_are_exchanged_while_frames_flow_and_none_is_lost(settings, tmp_path):
     out, bundle = tmp_path / "out.jsonl", tmp_path / "tiny.ncb"
-    tables = f'[[sources]]\nname = "pipe"\nuri = "-"\nraw = "{RAW}"\n[[outputs]]\nkind = "lines"\npath = "{out}"\n'
+    tables = f'[[sources]]\nname = "pipe"\nuri = "-"\nraw = "{RAW}"\nexit_after_seconds = 60\n'
+    tables += f'[[outputs]]\nkind = "lines"\npath = "{out}"\n'
     with daemon(tmp_path / "edge", settings(tables)) as edge:
         sent = 0
 

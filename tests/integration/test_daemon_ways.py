@@ -63,6 +63,7 @@ name = "film"
 uri = "-"
 raw = "{RAW}"
 window = 2
+exit_after_seconds = 60
 [[sources]]
 name = "here"
 uri = "{folder}/photos"
@@ -71,6 +72,7 @@ offload = "local"
 name = "image"
 uri = "{folder}/photos"
 offload = "image"
+exit_after_seconds = 60
 [[sources]]
 name = "best"
 uri = "{folder}/photos"

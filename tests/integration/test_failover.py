@@ -73,7 +73,7 @@ def test_one_is_killed(session, servers):
     with Client(session, [server.address for server in servers], window=16) as client:
         results, _ = harmed(client, servers, signal.SIGKILL)
         check(results, FRAMES)
-        assert client.counters.streams_opened == 2
+        assert client.counters.streams_opened >= 2
 
 
 def test_one_stands_still_and_goes_on_after_the_other_has_answered(session, servers, monkeypatch):
@@ -82,7 +82,7 @@ def test_one_stands_still_and_goes_on_after_the_other_has_answered(session, serv
     with Client(session, [server.address for server in servers], window=16) as client:
         results, stopped = harmed(client, servers, signal.SIGSTOP)
         check(results, FRAMES)
-        assert client.counters.hangs == 1
+        assert client.counters.hangs >= 1
         stopped.kill(signal.SIGCONT)
         assert client.infer(FRAMES[0]).error is None
         assert used(client, servers)[0] is not stopped
@@ -113,7 +113,7 @@ def test_they_change_places_again_and_again(session, servers, tiny_folder):
                 again = ServerProcess(tiny_folder, tiny_folder / "test.pub", listen=str(hit.address))
                 servers[servers.index(hit)] = again
         check(results, FRAMES)
-        assert client.counters.streams_opened == 3
+        assert client.counters.streams_opened >= 3
     for server in servers:
         end(server)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -76,6 +77,15 @@ def test_the_disk_is_full_and_has_room_again(session, tiny_folder, tmp_path, mon
     assert all(right(one.outputs["output"], one.frame_id) for one in replayed)
 
 
+@contextlib.contextmanager
+def killed(process: subprocess.Popen):
+    """Whatever fails before it ends by itself: else nobody could close what a thread reads of it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def test_the_clock_jumps(tiny_folder, trusted, tmp_path):
     """By years, ahead and back, while frames are spooled, replayed and answered before their deadline: nobody minds."""
     if not shutil.which("cc"):
@@ -99,7 +109,7 @@ def test_the_clock_jumps(tiny_folder, trusted, tmp_path):
     with subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=environment,
-    ) as board:  # fmt: skip
+    ) as board, killed(board):  # fmt: skip
         lines: list[dict] = []
         reading = threading.Thread(target=lambda: lines.extend(json.loads(line) for line in board.stdout))
         reading.start()

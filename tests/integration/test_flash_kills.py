@@ -53,7 +53,8 @@ def test_a_killed_way_back_ends_at_the_old_release(board, step, state):
     gate = {"kind": "frames", "frames": 3, "seconds": 0.5}
     ended = board.carry_out(board.job(to="nowhere:1", gate=gate, drill=f"kill {step} {state}"))
     assert ended["state"] == "rolled-back", ended
-    assert "0 of 3 frames were answered" in ended["detail"]
+    # A machine that is slow may not have started the daemon by then.
+    assert any(words in ended["detail"] for words in ("0 of 3 frames were answered", "no status yet")), ended
     assert board.layout.running() == before
     until(board.runs_what_it_shows, "the old release runs")
 
@@ -61,7 +62,7 @@ def test_a_killed_way_back_ends_at_the_old_release(board, step, state):
 def test_a_killed_guardian_leaves_no_room_for_another_flash(board):
     """Its worker holds the locks on, decides, and another flash is refused until then."""
     before = board.layout.running()
-    job = board.job(to="nowhere:1", gate={"kind": "frames", "frames": 3, "seconds": 2.0})
+    job = board.job(to="nowhere:1", gate={"kind": "frames", "frames": 3, "seconds": 10.0})
     board.start(job)
     until(lambda: board.journal(job).has("gate", "begin"), "the gate waits")
     os.kill(json.loads((board.layout.jobs / job["id"] / "guardian.lock").read_bytes())["pid"], signal.SIGKILL)

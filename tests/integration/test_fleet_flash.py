@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import bundles, sshd, standin
+from support.waiting import until
 
 from narrowcast.cli import main
 
@@ -18,6 +19,7 @@ class LocalFleet:
 
     Attributes:
         servers: where each board is told to send; ``nowhere`` never answers, and its gate fails.
+        gate_seconds: that a gate may take.
     """
 
     def __init__(self, folder: Path, server: sshd.Sshd) -> None:
@@ -27,6 +29,7 @@ class LocalFleet:
         self.environment = standin.make(folder / "standin")
         self.fingerprint = server.fingerprint
         self.servers = dict.fromkeys(NAMES, "tail:7433")
+        self.gate_seconds = 30.0
         server.config.write_text(server.config.read_text().replace("Host board", f"Host {' '.join(NAMES)}"))
         self.config = server.config
         bundles.trusted_key().write(folder / "test.pub")
@@ -40,7 +43,7 @@ class LocalFleet:
         self.file.write_text(
             f'[defaults]\ntarget = "x86-64"\nprefix = "{self.folder}/boards/{{name}}"\nservices = "supervised"\n'
             f'source = "unix:/run/{{name}}.sock"\nenvironment = "{self.environment}"\nssh_config = "{self.config}"\n'
-            f'accept_host_key = "{self.fingerprint}"\ngate_seconds = 3.0\n{boards}'
+            f'accept_host_key = "{self.fingerprint}"\ngate_seconds = {self.gate_seconds}\n{boards}'
         )
 
     def flash(self, release: int, *options: str) -> int:
@@ -108,12 +111,13 @@ def test_a_fleet_is_flashed_asked_flashed_again_and_rolled_back(fleet, capsys):
         "gate-1": "verified",
     }
 
-    fleet.servers["dock-1"] = "nowhere:7433"
+    fleet.servers["dock-1"], fleet.gate_seconds = "nowhere:7433", 3.0
     assert fleet.flash(2, "--canary", "1") == 5
+    fleet.gate_seconds = 30.0
     found = report(capsys)
     assert states(found) == {"dock-1": "rolled-back", "dock-2": "not-begun", "gate-1": "not-begun"}
     assert "0 of 3 frames were answered" in found["boards"][0]["detail"]
-    assert fleet.running() == dict.fromkeys(NAMES, 1)
+    until(lambda: fleet.running() == dict.fromkeys(NAMES, 1), "the old release runs again")
 
     fleet.servers["dock-1"] = "tail:7433"
     assert fleet.flash(2, "--group", "gate") == 0
@@ -130,7 +134,7 @@ def test_a_fleet_is_flashed_asked_flashed_again_and_rolled_back(fleet, capsys):
     assert fleet.running()["gate-1"] == 2, "a dry run goes nowhere"
     assert main(fleet.words("rollback", "--only", "gate-1")) == 0
     assert states(report(capsys)) == {"gate-1": "done"}
-    assert fleet.running() == dict.fromkeys(NAMES, 1)
+    until(lambda: fleet.running() == dict.fromkeys(NAMES, 1), "the release before runs again")
 
 
 def test_boards_that_cannot_be_reached_do_not_keep_the_others_from_it(fleet, capsys):

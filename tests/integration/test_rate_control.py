@@ -113,7 +113,9 @@ async def test_what_cannot_be_in_time_is_not_sent_and_probes_are_few(session, se
 def test_the_exit_answers_what_is_not_sent(session, server, tmp_path):
     cap = DailyCap(40_000, tmp_path / "used.json")
     frames = rated.frames(40)
-    with Client(session, server.address, level="auto", deadline_ms=5000, exit_after_seconds=5, data_cap=cap) as client:
+    with Client(
+        session, server.address, level="auto", deadline_ms=60_000, exit_after_seconds=60, data_cap=cap
+    ) as client:
         results = list(client.stream(frames))
         assert client.rate.dropped["data-cap"] > 0
     assert [result.frame_id for result in results] == list(range(40))

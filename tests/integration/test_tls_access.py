@@ -59,17 +59,17 @@ class TestWhileTheServerRuns:
 
             await eventually(told, "the damaged list is logged")
             assert await refused(session, address, board)
-            (tail / "revoked.txt").unlink()
             caplog.clear()
+            (tail / "revoked.txt").unlink()
             await eventually(told, "the missing list is logged")
             assert await refused(session, address, board)
 
     async def test_a_certificate_that_ends_ends_its_stream(self, tiny_folder, session, fleet, tail, tmp_path):
-        short = fleet.odd(tmp_path / "short", end=dt.timedelta(seconds=2))
         async with serving(tiny_folder, "--tls", tail) as address:
+            short = fleet.odd(tmp_path / "short", end=dt.timedelta(seconds=6))
             channel, call, _ = await opened(session, address, short)
             with pytest.raises(grpc.aio.AioRpcError, match="ended on") as ended:
-                await asyncio.wait_for(call.read(), 10)
+                await asyncio.wait_for(call.read(), 60)
             assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
             await channel.close()
 

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 SLICE_SECONDS = 0.01
+# What was held up for so long is passed on at once; more is lost time, as on a link that stands still.
+MOST_LATE_SECONDS = 0.25
 # The kernel's buffers on the way are kept short: on a thin link it is the sender that waits.
 BUFFER_BYTES = 4096
 
@@ -44,8 +46,12 @@ class Relay:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            loop = asyncio.get_running_loop()
+            due = loop.time()
             while data := await reader.read(max(1, round(self.bytes_per_second * SLICE_SECONDS))):
-                await asyncio.sleep(len(data) / self.bytes_per_second)
+                # By the clock: where this process wakes up late, the link is not thinner for it.
+                due = max(due, loop.time() - MOST_LATE_SECONDS) + len(data) / self.bytes_per_second
+                await asyncio.sleep(max(0.0, due - loop.time()))
                 self.up_bytes += up * len(data)
                 writer.write(data)
                 await writer.drain()
