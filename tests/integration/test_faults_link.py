@@ -56,7 +56,7 @@ def test_the_link_is_cut_and_nobody_says_so(session, tiny_folder, tmp_path, monk
             session, link.address, on_outage="spool", spool=spool, exit_after_seconds=0.3, on_replayed=replayed.append
         ) as client,
     ):
-        second = None
+        second, hangs = None, 0
         for result in client.stream(frames()):
             live.append(result)
             fates = Counter(one.fate for one in live)
@@ -66,7 +66,7 @@ def test_the_link_is_cut_and_nobody_says_so(session, tiny_folder, tmp_path, monk
                 if server_dies:
                     first.kill()
             elif fates["spooled"] == 20:
-                until(lambda: client.counters.hangs > hangs, "the silence is noticed while it lasts", 10)
+                until(lambda hangs=hangs: client.counters.hangs > hangs, "the silence is noticed while it lasts", 10)
                 if server_dies:
                     second = ServerProcess(tiny_folder, trust, listen=str(first.address))
                 link.mend()
