@@ -238,6 +238,11 @@ class DurableOutbox(Outbox[_Row]):
             self._limit = max_bytes
 
     @property
+    def unwritable(self) -> bool:
+        """Whether the disk takes no record now; a file that is locked for a while is another matter."""
+        return self._told_unwritten is not None
+
+    @property
     def waiting_bytes(self) -> int:
         """Of all that are on disk."""
         return self._kept_bytes

@@ -130,11 +130,14 @@ class _Open:
 
     @property
     def settled(self) -> Callable[[], bool]:
-        """Tells, from now on, whether all that it was told until now is on disk, where it is to be, or was dropped."""
+        """Tells, from now on, whether all that it was told until now is on disk, where it is to be, or was dropped.
+
+        Or cannot be put there: where a spool has filled the disk, it is for the spool to go on and make room.
+        """
         box, taken = self.durable, 0 if self.durable is None else self.durable.taken
         if self._held is not None:
             return lambda: self._held is None
-        return lambda: box is None or box.settled >= taken
+        return lambda: box is None or box.settled >= taken or box.unwritable
 
     @property
     def counts(self) -> SinkCounts:
@@ -208,7 +211,7 @@ class Outputs:
         task.add_done_callback(self._ending.discard)
 
     async def kept(self) -> None:
-        """Returns when all that was told until now is on disk, where it is to be durable, or was dropped, and counted."""
+        """Returns when all that was told until now is on disk, where it is to be durable and can be, or was dropped."""
         unsettled = [one.settled for one in self._open.values()]
         while unsettled := [settled for settled in unsettled if not settled()]:
             await asyncio.sleep(0.02)

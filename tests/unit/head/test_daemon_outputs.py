@@ -31,6 +31,7 @@ from narrowcast.head.daemon.unix import listen_unix
 from narrowcast.head.errors import ListenError
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.sinks import Record, SinkCounts, SinkRejectedError, SinkUnavailableError, outbox
+from narrowcast.transport.sinks.durable import DurableOutbox
 from narrowcast.transport.sinks.webhook import SIGNATURE, verify
 
 
@@ -284,6 +285,21 @@ async def test_a_secret_that_was_replaced_under_its_name_counts(tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             await outputs.change([output])
         await outputs.close(1)
+
+
+async def test_nobody_waits_for_a_disk_that_is_full(tmp_path, monkeypatch):
+    """It may be the spool that has filled it, and it gives room back when it goes on."""
+
+    def full(self):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(DurableOutbox, "_opened", full)
+    outputs = Outputs(tmp_path)
+    await outputs.change([WebhookOutput(url="http://127.0.0.1:9/", durable=True)])
+    outputs.tell(telling(0))
+    await asyncio.wait_for(outputs.kept(), 20)
+    assert counts(outputs).waiting == 1
+    await outputs.close(0.1)
 
 
 async def test_who_wants_it_waits_until_what_was_told_is_on_disk(tmp_path):
