@@ -57,7 +57,7 @@ def _attributes(traced: Traced) -> Iterator[tuple[str, Tensor | str]]:
     for path, module in traced.module.named_modules():
         if isinstance(
             module, torch.fx.GraphModule
-        ):  # its settings are its code; torch.fx keeps its own affairs beside them
+        ):  # its settings are its code; beside them torch.fx keeps its own affairs
             held = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
         else:
             held = {name: value for name, value in vars(module).items() if not name.startswith("_")}
