@@ -23,6 +23,7 @@ from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.shards import SUFFIX as SHARD
 from narrowcast.compiler.shards import Member, find_shards, index_shard
 from narrowcast.compiler.streaming import Source, StreamedImages, read
+from narrowcast.compiler.views import Views
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import SUFFIXES
@@ -208,8 +209,10 @@ class TrainingData:
         problem: Problem,
         seed: int,
         labels: npt.NDArray[np.int64] | None = None,
+        flips: bool = False,
     ) -> None:
         self.labels = labels
+        self.views = Views(len(prepared), flips)
         self.prepared = prepared
         self.indices = indices
         self.problem = problem
@@ -219,45 +222,49 @@ class TrainingData:
         self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the passes that batches are taken from now
 
     def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
-        """Computes the features of all images once; whether they fit within ``limit_bytes``.
+        """Computes the features of all views once; whether they fit within ``limit_bytes``.
 
         They are kept as float16. Features that float16 cannot hold are computed when asked for; that they are of this kind
         is kept instead.
         """
-        shape = (len(self.prepared), *self.problem.cut.shape)
+        shape = (len(self.views), *self.problem.cut.shape)
         if np.prod(shape, dtype=np.float64) * NUMBER_BYTES > limit_bytes:
             return False
-        name = hashlib.sha256(f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name}".encode()).hexdigest()
-        self._cached = keep_float16(
-            folder / f"features-{name[:16]}", shape, "teacher features", self._compute, progress
-        )
+        files = folder / f"features-{self._digest(teacher_digest)}"
+        self._cached = keep_float16(files, shape, "teacher features", self._compute, progress)
         return self._cached is not None
 
     def cache_targets(
         self, stage: str, targets: Targets, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress
     ) -> bool:
-        """Computes a stage's distillation targets for all images once; whether they are kept.
+        """Computes a stage's distillation targets for all views once; whether they are kept.
 
         Only behind cached features, and where both fit within ``limit_bytes``; see :func:`keep_targets`.
         """
         if self._cached is None:
             return False
-        parts = f"{self.prepared.digest} {teacher_digest} {self.problem.cut.name} {targets.name}"
-        files = folder / f"targets-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+        files = folder / f"targets-{self._digest(teacher_digest, targets.name)}"
         room = limit_bytes - self._cached.nbytes
         kept = keep_targets(targets, self._cached, files, room, self.problem.device, progress)
         if kept is not None:
             self._targets[stage] = kept
         return kept is not None
 
+    def _digest(self, teacher_digest: str, *further: str) -> str:
+        """Names what is computed of all views."""
+        parts = [self.prepared.digest, teacher_digest, self.problem.cut.name, *further]
+        parts += ["flips"] if self.views.flips else []
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
     def _compute(self) -> Iterator[npt.NDArray[np.float32]]:
-        for start in range(0, len(self.prepared), FEATURE_BATCH):
-            rows = np.arange(start, min(start + FEATURE_BATCH, len(self.prepared)))
+        for start in range(0, len(self.views), FEATURE_BATCH):
+            rows = np.arange(start, min(start + FEATURE_BATCH, len(self.views)))
             features = self._teacher(self._images(rows), rows).cpu().numpy()
             yield features
 
     def _images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self.prepared.images[rows])).to(self.problem.device)
+        seen = self.views.seen(rows, self.prepared.images[self.views.image(rows)])
+        return torch.from_numpy(seen).to(self.problem.device)
 
     @torch.no_grad()
     def _teacher(self, images: torch.Tensor, rows: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -269,7 +276,7 @@ class TrainingData:
         features: torch.Tensor = self.problem.before(self.problem.normalize(images))
         finite = torch.isfinite(features).flatten(1).all(1)
         if not finite.all():
-            bad = int(rows[int(finite.int().argmin())])
+            bad = int(self.views.image(rows)[int(finite.int().argmin())])
             raise TeacherError(
                 f"the teacher's features at {self.problem.cut.name!r} are no numbers for {self.prepared.sources[bad]}: "
                 "check its weights, and [input] range, mean and std"
@@ -285,12 +292,12 @@ class TrainingData:
         """
         if isinstance(self.prepared.images, StreamedImages):
             ahead = [self._drawn(step + k, size, rank, ranks) for k in range(STEPS_AHEAD + 1)]
-            self.prepared.images.expect(np.unique(np.concatenate(ahead)))
+            self.prepared.images.expect(np.unique(self.views.image(np.concatenate(ahead))))
         generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step + (rank << 40))
         return self.rows(self._drawn(step, size, rank, ranks), generator, stage)
 
     def _drawn(self, step: int, size: int, rank: int, ranks: int) -> npt.NDArray[np.int64]:
-        """Which images those are."""
+        """Which views those are."""
         count = len(self.indices)
         wanted = np.arange(step * size, (step + 1) * size)
         epochs = wanted // count
@@ -301,22 +308,25 @@ class TrainingData:
         return rows[rank * size // ranks : (rank + 1) * size // ranks]
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The images of one pass over the data, in its order: drawn once, as of the two passes that a batch may straddle."""
+        """The views of one pass over the data, in its order: drawn once, as of the two passes that a batch may straddle."""
         order = self._orders.get(epoch)
         if order is None:
             self._orders = {epoch - 1: self._orders[epoch - 1]} if epoch - 1 in self._orders else {}
             order = self.indices[np.random.default_rng((self.seed, epoch)).permutation(len(self.indices))]
+            order = self.views.of_pass(order, epoch, self.seed)
             self._orders[epoch] = order
         return order
 
     def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None, stage: str = "") -> Batch:
-        """The images numbered ``rows`` as a batch, with the stage's targets where they are kept."""
+        """The views numbered ``rows`` as a batch, with the stage's targets where they are kept."""
         images = self._images(rows)
         if self._cached is None:
             features = self._teacher(images, rows)
         else:
             features = torch.from_numpy(self._cached[rows].astype(np.float32)).to(self.problem.device)
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(self.problem.device)
+        labels = None
+        if self.labels is not None:
+            labels = torch.from_numpy(self.labels[self.views.image(rows)]).to(self.problem.device)
         targets = self._targets[stage].of(rows) if stage in self._targets else None
         return Batch(images, features, generator or torch.Generator().manual_seed(self.seed), labels, targets)
 

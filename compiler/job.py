@@ -133,7 +133,8 @@ class Job:
         self.plan: dict[str, Any] = {}
         self.cut, self.problem = self._cut(self.traced, seen)
         recipe = self.recipe = self._with_trunk()
-        self.data = TrainingData(self.prepared, seen, self.problem, recipe.train.seed, self._labels(folder))
+        labels, schedule = self._labels(folder), recipe.train
+        self.data = TrainingData(self.prepared, seen, self.problem, schedule.seed, labels, schedule.flips)
         self.preset = PRESETS[msgspec.to_builtins(recipe.bottleneck)["preset"]]
         torch.set_rng_state(self.random)
         self.bottleneck: Bottleneck = self.preset.build(self.problem, recipe.bottleneck)
@@ -264,7 +265,7 @@ class Job:
         self.data.cache_features(self.cache, self.teacher_digest, limit, progress)
         for stage in stages:
             seen = stage.share * self.recipe.train.images
-            often = self.device.type == "cpu" and seen > TARGETS_PAY * len(self.prepared)
+            often = self.device.type == "cpu" and seen > TARGETS_PAY * len(self.data.views)
             if stage.targets is not None and often:
                 self.data.cache_targets(stage.name, stage.targets, self.cache, self.teacher_digest, limit, progress)
 

@@ -72,6 +72,7 @@ class TrainSettings(Settings, frozen=True):
         batch: images per step; ``bottlefit`` and ``entropic-student`` take 64 where a recipe says nothing.
         learning_rate: at the start.
         seed: of everything random.
+        flips: show images mirrored left to right in every other pass over them, with what the teacher says of them then.
         device: ``auto`` takes a GPU where there is one.
         devices: how many devices of that kind share each step's images, one process for each; on CPUs, processes.
         precision: ``bf16`` computes convolutions and matrix products in bfloat16 while training, where that is faster (GPUs
@@ -86,6 +87,7 @@ class TrainSettings(Settings, frozen=True):
     batch: Annotated[int, msgspec.Meta(ge=1)] = 32
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
+    flips: bool = False
     device: str = "auto"
     devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     precision: Literal["auto", "fp32", "bf16"] = "fp32"

@@ -241,7 +241,7 @@ class FurtherJob:
         schedule = msgspec.structs.replace(
             recipe.train, images=self.settings.images or max(1, recipe.train.images // 2)
         )
-        data = TrainingData(job.prepared, job.data.indices, self.problem, schedule.seed)
+        data = TrainingData(job.prepared, job.data.indices, self.problem, schedule.seed, flips=schedule.flips)
         data.cache_features(job.cache, self.teacher_digest, schedule.cache_gigabytes * 1e9, job.progress)
         job.progress.note(f"the tail {self.name!r}")
         train(
