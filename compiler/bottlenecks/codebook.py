@@ -60,13 +60,11 @@ class CodebookSettings(EncoderSettings, frozen=True, tag_field="preset", tag="co
             and 4 levels, 2, 4, 6 and 8.
         codewords: vectors in each; a symbol takes ``log2`` of it in bits, rounded up.
         dimensions: of a vector; the latent has ``codebooks * dimensions`` channels.
-        tune_tail: as in ``shallow-residual``.
     """
 
     codebooks: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     codewords: Annotated[int, msgspec.Meta(ge=2, le=256)] = 256
     dimensions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
-    tune_tail: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,7 +254,8 @@ class CodebookPreset(Preset[CodebookSettings]):
         ]
         if tuning:
             decoder = [bottleneck.decoder, bottleneck.grid]
-            stages.append(tuning_stage(bottleneck, problem, decoder, Answers(), Optimizer(), share=tuning))
+            answers = Answers(settings.temperature, settings.label_weight)
+            stages.append(tuning_stage(bottleneck, problem, decoder, answers, Optimizer(), share=tuning))
         return stages
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from narrowcast.compiler.bottlenecks.base import Batch, Problem
 from narrowcast.compiler.bottlenecks.blocks import Decoder, FeatureGrid, Neck, residual_stack
+from narrowcast.compiler.bottlenecks.tail import LabelWeight
 from narrowcast.compiler.bottlenecks.transform import Transform, principal_components
 from narrowcast.compiler.cost import macs_of_layers
 from narrowcast.compiler.errors import BottleneckError
@@ -40,6 +41,11 @@ class EncoderSettings(Settings, frozen=True):
             (``docs/planning.md``).
         stride: input pixels per latent cell, a power of two; never finer than the cut with the teacher's trunk.
         decoder_width: channels of the decoder, which runs on the server.
+        tune_tail: give the last fifth of the images to decoder and tail alone (a copy of the teacher's layers behind the
+            cut), by distillation; encoder and tables are not changed by it.
+        temperature: of that distillation.
+        label_weight: part of that stage's loss that is cross-entropy with labels (class folders, or ``labels.csv``), the
+            rest is distillation; 0 needs no labels.
     """
 
     levels: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
@@ -47,11 +53,18 @@ class EncoderSettings(Settings, frozen=True):
     trunk: Literal["auto", "new", "teacher"] = "auto"
     stride: Annotated[int, msgspec.Meta(ge=2, le=64)] = 16
     decoder_width: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 96
+    tune_tail: bool = False
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    label_weight: LabelWeight = 0.0
 
     def __post_init__(self) -> None:
         if self.stride & (self.stride - 1):
             raise ValueError(f"stride is {self.stride}; it is a power of two")
         self.budget  # noqa: B018  (checks encoder_macs)
+        if self.label_weight and not self.tune_tail:
+            raise ValueError(
+                f"label_weight is {self.label_weight}; only tuning the tail uses labels: set tune_tail = true"
+            )
 
     @property
     def budget(self) -> int:

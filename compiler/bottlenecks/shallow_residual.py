@@ -36,7 +36,7 @@ from narrowcast.compiler.bottlenecks.encoder import (
 from narrowcast.compiler.bottlenecks.objective import Coded, Objective, Terms
 from narrowcast.compiler.bottlenecks.quantize import LogisticMixturePrior, round_through
 from narrowcast.compiler.bottlenecks.relevance import Found, Relevance, entropy_of, hyper_bits
-from narrowcast.compiler.bottlenecks.tail import Answers, LabelWeight, TunedTail, tuning_stage
+from narrowcast.compiler.bottlenecks.tail import Answers, TunedTail, tuning_stage
 
 ALPHABET = 256
 ZERO = 128
@@ -67,11 +67,6 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
             (``relevance.py``); ``channels`` is then what to start from, and may be generous.
         level_balance: how far the high rates are favoured in training: a level's loss is divided by its rate weight to this
             power; at 0 the levels with few bytes count most.
-        tune_tail: give the last fifth of the images to decoder and tail alone (a copy of the teacher's layers behind the
-            cut), by distillation; encoder and tables are not changed by it.
-        temperature: of that distillation.
-        label_weight: part of that stage's loss that is cross-entropy with labels (class folders, or ``labels.csv``), the
-            rest is distillation; 0 needs no labels.
 
     What each of these does to bytes and time is measured in ``docs/bottlenecks.md``.
     """
@@ -86,16 +81,9 @@ class ShallowResidualSettings(EncoderSettings, frozen=True, tag_field="preset", 
     saliency: bool = False
     prune: bool = False
     level_balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
-    tune_tail: bool = False
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    label_weight: LabelWeight = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.label_weight and not self.tune_tail:
-            raise ValueError(
-                f"label_weight is {self.label_weight}; only tuning the tail uses labels: set tune_tail = true"
-            )
         if self.first_crop < 1 and not self.first_stage:
             raise ValueError(f"first_crop is {self.first_crop}, and first_stage is 0: there is nothing to crop")
         if not 0 < self.rate_weights[0] <= self.rate_weights[1]:

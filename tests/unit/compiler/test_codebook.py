@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from narrowcast.compiler.bottlenecks import PRESETS
 from narrowcast.compiler.bottlenecks.codebook import CodebookSettings
 from narrowcast.compiler.bottlenecks.kmeans import k_means
 from narrowcast.compiler.codec import fit_codec
+from narrowcast.compiler.errors import DataError
 from narrowcast.compiler.recipe import CodingSettings, recipe_from
 from narrowcast.transport.codec import CodecSpec, open_codec
 from narrowcast.transport.errors import ConfigError
@@ -191,3 +194,16 @@ def test_recipes_default_to_what_the_preset_is_for():
     assert recipe("shallow-residual", tables="none").coding.tables == "none"
     with pytest.raises(ConfigError, match="tables is 'context'; codebook takes none or channel"):
         recipe("codebook", tables="context")
+
+
+def test_its_tail_may_learn_labels_too():
+    of, net, settings, preset = built(tune_tail=True, label_weight=1.0)
+    *_, tail = preset.stages(net, of, settings)
+    batch = next(batches(of))
+    wanted = replace(batch, labels=torch.zeros(len(batch.images), dtype=torch.int64))
+    others = replace(batch, labels=torch.ones(len(batch.images), dtype=torch.int64))
+    assert tail.loss(wanted).total.item() != pytest.approx(tail.loss(others).total.item())
+    with pytest.raises(DataError, match="class folders, or a labels.csv"):
+        tail.loss(batch)
+    with pytest.raises(ValueError, match="set tune_tail = true"):
+        CodebookSettings(label_weight=0.5)
