@@ -44,7 +44,7 @@ from narrowcast.compiler.modules import Head
 from narrowcast.compiler.nesting import flat
 from narrowcast.compiler.planner.choice import AUTO, choose_cut, with_cut
 from narrowcast.compiler.planner.trunk import resolve_trunk
-from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.progress import SILENT, Progress, note_skipped
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.scalars import NoScalars, TensorBoard, writer_class
 from narrowcast.compiler.streaming import StreamedImages
@@ -59,7 +59,6 @@ from narrowcast.transport.files import forget_partials, replacing
 
 # Keys of [train] that say where and how a run is done, not what comes out (``precision`` is looked at by what it comes to).
 ELSEWHERE = {"cache_gigabytes", "device", "devices", "precision", "tensorboard"}
-SKIPPED_SHOWN = 3
 TARGETS_PAY = 1.5  # times that a stage sees an image: computing what it wants of all images beforehand is once
 CHECKPOINT = "checkpoint.pt"
 BUNDLES = "bundles"
@@ -164,9 +163,8 @@ class Job:
             path = self.cache / f"skipped-{prepared.digest}.txt"
             with replacing(path) as out:
                 out.write("".join(f"{line}\n" for line in skipped).encode())
-            progress.note(f"{len(prepared.skipped)} of {len(chosen)} images cannot be read; all are listed in {path}")
-            for line in skipped[:SKIPPED_SHOWN]:
-                progress.note(f"  {line}")
+            headline = f"{len(prepared.skipped)} of {len(chosen)} images cannot be read; all are listed in {path}"
+            note_skipped(progress, headline, skipped)
         if isinstance(prepared.images, StreamedImages):
             progress.note(
                 f"{len(prepared)} images take more than [train] cache_gigabytes = {recipe.train.cache_gigabytes:g}: "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+SKIPPED_SHOWN = 3
 
 
 class Task(Protocol):
@@ -37,3 +39,10 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+
+
+def note_skipped(progress: Progress, headline: str, skipped: Sequence[str]) -> None:
+    """Says that images were left out, and what the first of them were."""
+    progress.note(headline)
+    for line in skipped[:SKIPPED_SHOWN]:
+        progress.note(f"  {line}")

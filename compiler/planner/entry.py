@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from narrowcast.compiler.data import choose, find_sources, prepare_images
 from narrowcast.compiler.planner.boards import OtherBoard
 from narrowcast.compiler.planner.link import Link, PlanSettings
 from narrowcast.compiler.planner.plan import Plan, Planner
-from narrowcast.compiler.progress import SILENT, Progress
+from narrowcast.compiler.progress import SILENT, Progress, note_skipped
 from narrowcast.compiler.recipe import DEFAULT_PRESET, Recipe, load_recipe
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.transport.contract import InputContract
@@ -75,10 +76,11 @@ def plan(
     network = load_teacher(name, weights=weights, options=options, folder=folder, part=part)
     table, traced = traced_table(name, network, contract)
     planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board, tables=tables)
-    frames = None
+    frames, skipped = None, []
     if images is not None:
-        frames = _frames(images, contract, settings.images, seed, Path(cache), progress)
-    return planner.plan(frames, link)
+        frames, skipped = _frames(images, contract, settings.images, seed, Path(cache), progress)
+    found = planner.plan(frames, link)
+    return replace(found, skipped=skipped) if skipped else found
 
 
 def traced_table(name: str, network: nn.Module, contract: InputContract) -> tuple[CutTable, Traced]:
@@ -113,11 +115,11 @@ def _minimal(bottleneck: dict[str, Any]) -> dict[str, Any]:
 
 def _frames(
     images: str, contract: InputContract, count: int, seed: int, cache: Path, progress: Progress
-) -> npt.NDArray[np.uint8]:
-    """At most ``count`` images of a folder or of shards, drawn by the seed, as the network takes them."""
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """At most ``count`` images of a folder or of shards, drawn by the seed, as the network takes them; and those skipped."""
     sources, problems = find_sources(images, Path())
     prepared = prepare_images(choose(sources, count, seed), contract, cache, progress)
     skipped = [*problems, *prepared.skipped]
     if skipped:
-        progress.note(f"{len(skipped)} images skipped; the first: {skipped[0]}")
-    return np.ascontiguousarray(prepared.images[np.arange(len(prepared))])
+        note_skipped(progress, f"{len(skipped)} images cannot be read (--json has all)", skipped)
+    return np.ascontiguousarray(prepared.images[np.arange(len(prepared))]), skipped

@@ -103,6 +103,7 @@ class Plan:
         cuts: in the order of execution.
         decision: None without a link.
         machine: what the times were measured with.
+        skipped: images that could not be read, and why.
     """
 
     model: str
@@ -119,6 +120,7 @@ class Plan:
     cuts: Sequence[CutPlan]
     decision: Decision | None
     machine: str
+    skipped: Sequence[str] = ()
 
     @property
     def best_cut(self) -> CutPlan | None:
@@ -137,6 +139,7 @@ class Plan:
             "settings": msgspec.to_builtins(self.settings),
             "link": None if self.link is None else self.link._asdict(),
             "images": self.images,
+            "skipped": list(self.skipped),
             "kept_means": self.kept_means,
             "machine": self.machine,
             "macs": self.macs,

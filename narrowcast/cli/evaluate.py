@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from narrowcast.compiler.codecs import codecs_named
     from narrowcast.compiler.evaluate import evaluate
     from narrowcast.compiler.plots import check_plot, write_plot
+    from narrowcast.compiler.progress import note_skipped
 
     progress = TerminalProgress(quiet=args.quiet)
     codecs = codecs_named(args.codecs)
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         tail=args.tail, work=args.work, progress=progress,
     )  # fmt: skip
     if result.skipped:
-        progress.note(f"{len(result.skipped)} images skipped; the first: {result.skipped[0]}")
+        note_skipped(progress, f"{len(result.skipped)} images cannot be read (--json has all)", result.skipped)
     if result.absent:
         progress.note(f"left out, since the installed Pillow cannot write it: {', '.join(result.absent)}")
     if args.csv:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from narrowcast.cli import main
 from narrowcast.compiler.compile import compile as compile_recipe
+from narrowcast.compiler.data import find_images
 from narrowcast.transport.bundle import Bundle
 
 NETWORK = f"{Path(__file__).parents[1] / 'support' / 'networks.py'}:tiny"
@@ -22,8 +24,13 @@ def run(capsys, *words) -> str:
 
 def test_a_network_is_planned(capsys, photo_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for file in find_images(photo_folder)[:12]:
+        shutil.copyfile(file, photos / file.name)
+    (photos / "bad.png").write_bytes(b"no image")
     words = (
-        "cuts", NETWORK, "--size", 32, "--mean", 0.5, 0.5, 0.5, "--data", photo_folder, "--images", 12, "--at", "stem",
+        "cuts", NETWORK, "--size", 32, "--mean", 0.5, 0.5, 0.5, "--data", photos, "--images", 99, "--at", "stem",
         "--uplink", "800kbit", "--rtt", "20ms", "--slowdown", 5, "--encoder-macs", "1M", "--target", "rpi5",
         "--plot", tmp_path / "plan.svg", "--json", "--quiet",
     )  # fmt: skip
@@ -34,6 +41,8 @@ def test_a_network_is_planned(capsys, photo_folder, tmp_path, monkeypatch):
     assert cut["trunk"] in ("teacher", "new")
     assert "one without" in cut["trunk_why"]
     assert found["images"] == 12
+    (skipped,) = found["skipped"]
+    assert "bad.png" in skipped
     assert found["link"] == {"uplink": 8e5, "downlink": 8e5, "rtt_ms": 20}
     assert found["split"] is False
     assert found["answer"].startswith("Do not split")
