@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             f"{100 * cut.macs_before / max(1, table.macs):.0f} %",
             human_count(cut.params_before),
             human_count(cut.macs_after),
+            human_count(cut.params_after),
         ]
         for cut in shown
     ]
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     print_table(
         f"{table.model} at {size}: {human_count(table.macs)} MACs, {human_count(table.params)} parameters, "
         f"traced by {table.method}",
-        ["cut", ">features", ">as float32", ">MACs before", ">", ">parameters before", ">MACs after"],
+        ["cut", ">features", ">as float32", ">MACs before", ">", ">parameters", ">MACs after", ">parameters"],
         rows,
         note=f"\n{len(shown)} of {len(table.cuts)} cuts shown{'' if args.all else ' (--all: every one)'}. "
         'Use a name as [cut] at = "..." in a recipe. A learned encoder replaces or follows the layers before the cut.'

@@ -185,8 +185,9 @@ def _print(found: Plan, where: str) -> None:
     rows = [_row(row, best=_is_best(found, row)) for row in found.cuts]
     energy = any(row.board is not None and row.board.mj is not None for row in found.cuts)
     if energy:
-        rows = [[*cells[:8], _mj(row.board), *cells[8:]] for cells, row in zip(rows, found.cuts, strict=True)]
-    columns = ["", "cut", ">features", ">float32", ">MACs before", ">after", "trunk", ">head"]
+        rows = [[*cells[:10], _mj(row.board), *cells[10:]] for cells, row in zip(rows, found.cuts, strict=True)]
+    columns = ["", "cut", ">features", ">float32"]
+    columns += [">MACs before", ">parameters", ">MACs after", ">parameters", "trunk", ">head"]
     columns += [*([">its energy"] if energy else []), ">tail", ">est. packet"]
     columns += [">range", ">features at that", ">information"]
     if found.link is not None:
@@ -239,7 +240,9 @@ def _row(row: CutPlan, *, best: bool) -> list[str]:
         "x".join(map(str, cut.shape)),
         human_bytes(cut.float_bytes),
         human_count(cut.macs_before),
+        human_count(cut.params_before),
         human_count(cut.macs_after),
+        human_count(cut.params_after),
         *ends,
     ]
 
