@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 
 from narrowcast.cli import sweeps
-from narrowcast.cli.show import TerminalProgress, print_exit, print_json, print_precisions, print_table, print_video
+from narrowcast.cli.show import (
+    TerminalProgress,
+    print_channels,
+    print_exit,
+    print_json,
+    print_precisions,
+    print_table,
+    print_video,
+)
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import SecretKey, keys_folder
 
@@ -97,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f"ONNX Runtime against torch: {100 * compiled.verified.moved_symbols:.4f} % of the symbols moved by one step.\n"
         f"{compiled.work} and the caches beside it make another run quick; they may be deleted.",
     )
+    print_channels(figures)
     print_precisions(figures)
     print_exit(figures)
     print_video(figures)

@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 
 from narrowcast.cli.options import add_trust, open_bundle
-from narrowcast.cli.show import print_exit, print_json, print_precisions, print_table, print_video, stdout
+from narrowcast.cli.show import (
+    print_channels,
+    print_exit,
+    print_json,
+    print_precisions,
+    print_table,
+    print_video,
+    stdout,
+)
 from narrowcast.text import human_bytes, percent
 from narrowcast.transport.bundle import TailSpec
 from narrowcast.transport.contract import InputContract
@@ -40,13 +48,11 @@ def run(args: argparse.Namespace) -> int:
     console = stdout()
     key = f"by {bundle.signed_by.name or 'a trusted key'} ({bundle.signed_by.id})" if bundle.signed_by else "NOT SIGNED"
     shape = ("up to " if manifest.codec.is_free else "") + "x".join(map(str, manifest.codec.shape))
-    found = manifest.figures.get("channels")
-    searched = f"; of {found.get('start')} channels" if isinstance(found, dict) else ""
     facts = {
         "model": f"{manifest.name}, release {manifest.release}, {manifest.created}, {manifest.tool}",
         "signature": key,
         "input": f"{_size(manifest.input)}, {manifest.input.interpolation}",
-        "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels{searched}",
+        "symbols": f"{shape} of an alphabet of {manifest.codec.alphabet}, {manifest.codec.levels} levels",
         "codec": f"{manifest.codec.name}, fingerprint {manifest.fingerprint}",
         "outputs": ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in manifest.outputs),
         "task": _task(manifest.task),
@@ -74,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             ["level", ">bytes a frame", f">{_agreement(manifest.figures)}"],
             [[str(row["level"]), human_bytes(row["mean_packet_bytes"]), percent(row["agreement"])] for row in levels],
         )
+    print_channels(manifest.figures)
     print_precisions(manifest.figures)
     print_exit(manifest.figures)
     print_video(manifest.figures)

@@ -80,6 +80,19 @@ def print_precisions(figures: dict[str, Any]) -> None:
         stdout().print(f"no {name} head: {reason}", soft_wrap=True)
 
 
+def print_channels(figures: dict[str, Any]) -> None:
+    """How many latent channels training found to be relevant, and what that saved; nothing where it did not look."""
+    found = figures.get("channels")
+    if found is None:
+        return
+    spent = ", ".join(f"level {level} {human_bytes(value)}" for level, value in enumerate(found["spent_bytes"]))
+    stdout().print(
+        f"\nchannels: {found['start']} to start from, {found['kept']} kept; the others took "
+        f"{found['saved_macs'] / 1e6:.2f} M multiply-accumulates on the board and, of a frame's bytes, {spent}",
+        soft_wrap=True,
+    )
+
+
 def print_exit(figures: dict[str, Any]) -> None:
     """What a bundle's local exit costs and how often it agrees with the teacher; nothing without one."""
     exit_figures = figures.get("exit")

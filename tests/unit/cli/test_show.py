@@ -82,3 +82,14 @@ def test_what_video_tables_are_worth(capsys):
     assert "24 clips of 6 frames" in out
     show.print_video({})
     assert capsys.readouterr().out == ""
+
+
+def test_what_looking_for_relevant_channels_found(capsys):
+    found = {"start": 128, "kept": 64, "spent_bytes": [1.5, 20.0], "saved_macs": 2_500_000}
+    show.print_channels({"channels": found})
+    out = capsys.readouterr().out
+    assert "128 to start from, 64 kept" in out
+    assert "2.50 M multiply-accumulates" in out
+    assert "level 0 1.5 B, level 1 20 B" in out or "level 0 2 B, level 1 20 B" in out
+    show.print_channels({})
+    assert capsys.readouterr().out == ""
