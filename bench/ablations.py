@@ -28,6 +28,9 @@ ROWS: dict[str, Changes] = {
     "no output distillation": {"bottleneck": {"output_weight": 0.0}},
     "outputs weigh four times": {"bottleneck": {"output_weight": 4.0}},
     "outputs weigh a quarter": {"bottleneck": {"output_weight": 0.25}},
+    "outputs weigh a quarter, rates chosen for that": {
+        "bottleneck": {"output_weight": 0.25, "rate_weights": [0.4, 8.0]}
+    },
     "outputs weigh a sixteenth": {"bottleneck": {"output_weight": 0.0625}},
     "no first stage": {"bottleneck": {"first_stage": 0.0}},
     "random start": {"bottleneck": {"linear_start": False}},
@@ -36,6 +39,7 @@ ROWS: dict[str, Changes] = {
     "cut at features.8": {"cut": {"at": "features.8"}},
     "decoder twice as wide": {"bottleneck": {"decoder_width": 192}},
     "features at the cut alone": {"bottleneck": {"deep_weight": 0.0, "output_weight": 0.0}},
+    "flips": {"train": {"flips": True}},
     "features not cached": {"train": {"cache_gigabytes": 0.0}},
 }
 
