@@ -26,6 +26,13 @@ SAMPLE = [
     "byobnet", "convnext", "edgenext", "efficientnet", "hgnet", "mambaout", "maxxvit", "mobilenetv3", "nfnet", "pit",
     "pvt_v2", "regnet", "resnet", "starnet", "vision_transformer", "vision_transformer_relpos",
 ]  # fmt: skip
+# Of each of torchvision's families of classifiers a small one, and the smallest images that it takes.
+CLASSIFIERS = {
+    "alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64, "googlenet": 64,
+    "inception_v3": 96, "maxvit_t": 224, "mnasnet0_5": 64, "mobilenet_v2": 64, "regnet_y_400mf": 64, "resnet18": 64,
+    "resnext50_32x4d": 64, "squeezenet1_1": 64, "swin_t": 64, "swin_v2_t": 64, "vgg11_bn": 64, "vit_b_16": 224,
+    "wide_resnet50_2": 64,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,21 @@ def test_torchvisions_classifiers_and_segmenters(torchvision, name, size, names)
     halves_are_the_whole(torchvision.models.get_model(name, weights=None, **options), size, names)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_of_each_of_torchvisions_families(torchvision, name):
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, weights=None, **options)
+    halves_are_the_whole(network, CLASSIFIERS[name], set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_the_larger_segmenters(torchvision, name):
+    network = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    halves_are_the_whole(network, 64, {"backbone.layer2"})
+
+
 class OneStage(nn.Module):
     """What a user wraps around a one-stage detector: backbone and heads, without the choice of boxes."""
 
@@ -120,6 +142,13 @@ def test_a_detectors_backbone_and_heads(torchvision):
         "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=5
     )
     halves_are_the_whole(OneStage(detector), 96, {"backbone.features.0.5"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
+def test_the_larger_one_stage_detectors(torchvision, name):
+    network = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=5)
+    halves_are_the_whole(OneStage(network), 96, {"backbone.body.layer2"})
 
 
 def test_a_two_stage_detectors_backbone_gives_its_pyramid(torchvision):
