@@ -67,6 +67,21 @@ def sources_of(text: str) -> list[str]:
     return [str(one.get("uri", "")) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
+def check_gate(text: str, options: FlashOptions) -> None:
+    """Whether the gate's frames can come.
+
+    Raises:
+        EdgeConfigError: it waits for a server's answers, and no source asks for any.
+    """
+    found = parse_toml(text, "edge.toml").get("sources", [])
+    sources = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    if options.gate == "frames" and sources and all(one.get("offload") == "local" for one in sources):
+        raise EdgeConfigError(
+            'all sources have offload = "local", so no server will answer the frames that the gate waits for: flash with '
+            "--gate ready"
+        )
+
+
 def _base(options: FlashOptions, there: str | None) -> dict[str, Any]:
     if options.config is not None:
         try:

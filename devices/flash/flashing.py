@@ -174,7 +174,8 @@ class Flashing:
         tls = tls_files(options.tls) if options.tls is not None else []
         with_tls, signed = bool(tls) or bool(there["tls"]), self.bundle.signed_by is not None
         text = edge.edge_config(options, self.layout, there["edge"], tls=with_tls, signed=signed)
-        model = Sent("model.ncb", head_part(self.bundle), "model.ncb")
+        edge.check_gate(text, options)
+        model = Sent("model.ncb", head_part(self.bundle, whole=options.whole), "model.ncb")
         files = [model, Sent("edge.toml", text.encode(), "edge.toml", True), *tls]
         if manager == "systemd":  # in the release, since whoever goes back to it wants the daemon as it was
             files.append(Sent(UNIT_FILE, edge_unit(self.layout, user, target.backends).encode(), UNIT_FILE))

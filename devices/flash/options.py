@@ -64,6 +64,7 @@ class FlashOptions:
         extras: of narrowcast, for the board; None takes what the source of frames needs.
         environment: a virtual environment that is on the board already, instead of wheels.
         precision: of the head; ``auto`` is measured there.
+        whole: the board gets the uncut network too: to answer by itself, and to be measured beside the split.
         gate: ``frames``: answered by the server; ``ready``: the daemon says that it is, no frame is waited for.
         gate_frames: answers that count as healthy.
         gate_seconds: within which they must come.
@@ -93,6 +94,7 @@ class FlashOptions:
     extras: Sequence[str] | None = None
     environment: str = ""
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    whole: bool = False
     gate: Gate = "frames"
     gate_frames: int = 3
     gate_seconds: float = 120.0

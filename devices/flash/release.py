@@ -14,6 +14,7 @@ from typing import Any
 
 from narrowcast.devices.flash.wheelhouse import Wheel
 from narrowcast.transport.bundle import Bundle, write_subset
+from narrowcast.transport.errors import MissingPartError
 from narrowcast.transport.pki.names import AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE
 from narrowcast.transport.pki.private import read_private
 
@@ -40,11 +41,19 @@ class Sent:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def head_part(bundle: Bundle) -> bytes:
-    """What a board needs of a bundle, under the same signature."""
+def head_part(bundle: Bundle, *, whole: bool = False) -> bytes:
+    """What a board needs of a bundle, under the same signature; with the uncut network where it is wanted.
+
+    Raises:
+        MissingPartError: it is wanted, and not there.
+    """
+    if whole and not bundle.has("whole"):
+        raise MissingPartError(
+            f"{bundle.path.name} has no uncut network to bring along: compile it with [export] whole = true"
+        )
     with tempfile.TemporaryDirectory(prefix="narrowcast-") as folder:
         path = Path(folder) / "model.ncb"
-        write_subset(bundle, "device", path)
+        write_subset(bundle, "device", path, optional=whole)
         return path.read_bytes()
 
 

@@ -27,8 +27,8 @@ from narrowcast.transport.bundle import Bundle
 
 # Settings of a board that options are made of, by the same name and as they are.
 _ALIKE = (
-    "to", "source", "settings", "prefix", "services", "user", "extras", "environment", "precision", "gate", "gate_frames",
-    "gate_seconds",
+    "to", "source", "settings", "prefix", "services", "user", "extras", "environment", "precision", "whole", "gate",
+    "gate_frames", "gate_seconds",
 )  # fmt: skip
 _FILES = ("config", "tls", "wheels")
 

@@ -37,6 +37,7 @@ class BoardSettings(Settings, frozen=True):
         environment: a virtual environment that is on it already, instead of wheels.
         extras: of narrowcast, that its environment has.
         precision: of the head; ``auto`` is measured there.
+        whole: bring the uncut network too.
         user: whom the daemon runs as, with systemd.
         prefix: a folder of the board's that everything goes below.
         services: who runs the daemon.
@@ -59,6 +60,7 @@ class BoardSettings(Settings, frozen=True):
     environment: str | None = None
     extras: list[str] | None = None
     precision: Literal["auto", "fp32", "fp16", "int8"] | None = None
+    whole: bool | None = None
     user: str | None = None
     prefix: str | None = None
     services: Literal["auto", "systemd", "supervised"] | None = None

@@ -66,6 +66,9 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls", type=Path, metavar="DIR", help="its certificate: of narrowcast keys issue BOARD")
     group.add_argument("--precision", choices=["auto", *PRECISIONS], help="of the head (default: auto, measured)")
     group.add_argument(
+        "--whole", action="store_true", help="the uncut network too: to answer without a server, to measure beside it"
+    )
+    group.add_argument(
         "--user",
         metavar="NAME",
         help="whom the daemon runs as, with systemd (default: who it is already, at first narrowcast)",
@@ -99,7 +102,7 @@ def options_of(args: argparse.Namespace) -> GivenOptions:
     """All options of a flash; those that a verb has not, or that were not given, are as they are by default."""
     given = vars(args)
     names = (
-        "to", "source", "config", "tls", "prefix", "services", "user", "wheels", "environment", "precision", "gate",
+        "to", "source", "config", "tls", "prefix", "services", "user", "wheels", "environment", "precision", "whole", "gate",
         "gate_frames", "gate_seconds", "keep", "allow_downgrade", "allow_target", "allow_unsigned", "dry_run",
     )  # fmt: skip
     settings: dict[str, Any] = {name: given[name] for name in names if given.get(name) not in (None, "", False)}

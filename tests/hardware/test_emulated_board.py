@@ -300,8 +300,8 @@ def test_the_board_itself_refuses_a_bundle_that_was_changed_on_the_way(shop, mon
     """The developer's machine would refuse it too: here it is changed behind that."""
     good = flashing_module.head_part
 
-    def changed(bundle):
-        data = bytearray(good(bundle))
+    def changed(bundle, **how):
+        data = bytearray(good(bundle, **how))
         at = data.index(b"head.onnx") + 100  # in the packed bytes behind the name
         data[at] ^= 1
         return bytes(data)

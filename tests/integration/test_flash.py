@@ -14,9 +14,13 @@ from narrowcast.devices.flash import logs, rollback, status
 from narrowcast.devices.flash.errors import (
     BoardVerifyError,
     DowngradeError,
+    EdgeConfigError,
+    FlashError,
     RolledBackError,
     ServerUnreachableError,
 )
+from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.errors import MissingPartError
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +108,37 @@ def test_from_zero_to_an_update_and_back(board):
         board.flash(1, precision="fp32")
 
 
+def test_the_uncut_network_comes_along_only_where_it_is_wanted(board):
+    """With it the board answers by itself; without it such settings are refused on the board, and what ran runs on."""
+    alone = {
+        "settings": {
+            **board.options.settings,
+            "sources": [{**board.options.settings["sources"][0], "offload": "local"}],
+        }
+    }
+    with pytest.raises(MissingPartError, match=r"tiny-1.ncb has no uncut network .* \[export\] whole = true"):
+        board.flash(1, whole=True)
+    lean = board.flash(1, uncut=True)
+    assert not Bundle.open(board.layout.current / "model.ncb", trusted=[bundles.trusted_key()]).has("whole")
+    with pytest.raises(EdgeConfigError, match="flash with --gate ready"):
+        board.flash(1, uncut=True, whole=True, **alone)
+    alone["gate"] = "ready"
+    with pytest.raises(FlashError, match="whole"):
+        board.flash(1, uncut=True, **alone)
+    assert status("board", **board.place).current["id"] == lean.release
+    full = board.flash(1, uncut=True, whole=True, **alone)
+    assert (full.outcome, full.previous) == ("committed", lean.release)
+    until(lambda: status("board", **board.place).daemon["ledger"]["local"] >= 3, "its own answers")
+    assert status("board", **board.place).daemon["ledger"]["answered"] == 0
+
+
 def test_what_was_tampered_with_on_its_way_is_refused_by_the_board(board, monkeypatch):
     from narrowcast.devices.flash import flashing
 
     honest = flashing.head_part
 
-    def tampered(bundle):
-        data = bytearray(honest(bundle))
+    def tampered(bundle, **how):
+        data = bytearray(honest(bundle, **how))
         place = data.index(b"tables", data.index(b"manifest.sig")) + 40
         data[place] ^= 1
         return bytes(data)

@@ -57,10 +57,17 @@ class Board:
         )  # fmt: skip
 
     def flash(
-        self, release: int = 1, *, key: SecretKey | None = bundles.KEY, observer: Observer | None = None, **changes
+        self,
+        release: int = 1,
+        *,
+        key: SecretKey | None = bundles.KEY,
+        observer: Observer | None = None,
+        uncut: bool = False,
+        **changes,
     ):
-        """A flash of a release of the small bundle."""
-        path = bundles.make(release=release).write(self.folder / f"tiny-{release}.ncb", key)
+        """A flash of a release of the small bundle, with the uncut network in it where ``uncut``."""
+        made = bundles.make(release=release)
+        path = (bundles.with_whole(made) if uncut else made).write(self.folder / f"tiny-{release}.ncb", key)
         options = dataclasses.replace(self.options, **changes)
         return flash(path, "board", "x86-64", options=options, observer=observer or Watching())
 
