@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zstandard
 
 from narrowcast.compiler.contexts import context_bits, fit_contexts
-from narrowcast.compiler.errors import VerificationError
+from narrowcast.compiler.errors import VerificationError, first_line
 from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.compiler.recipe import CodingSettings
 from narrowcast.compiler.tables import fit_tables, lanes_for
@@ -40,7 +40,7 @@ def symbols_of(
         try:
             symbols = network(image=frame[None], level=np.array([level]))["symbols"][0]
         except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
-            raise VerificationError(f"the {name} head does not run: {str(error).splitlines()[0]}") from error
+            raise VerificationError(f"the {name} head does not run: {first_line(error)}") from error
         if symbols.dtype != np.uint8 or not spec.takes(symbols.shape) or int(symbols.max()) >= spec.alphabet:
             raise VerificationError(
                 f"the {name} head gives {symbols.dtype} {list(symbols.shape)} up to {symbols.max()}; symbols are uint8 "

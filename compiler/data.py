@@ -43,7 +43,7 @@ class PreparedImages:
         images: uint8 ``[N, H, W, 3]``: memory-mapped, or decoded whenever rows are taken.
         sources: where each came from.
         skipped: those that could not be read, and why.
-        digest: of the sources and the contract.
+        digest: of the sources, the contract, and which of them could be read.
     """
 
     images: npt.NDArray[np.uint8] | StreamedImages
@@ -166,7 +166,7 @@ def prepare_images(
     if streamed:
         index = cache / f"checked-{digest}.json"
         listed = read_index(index, len(files))
-    if listed is None:
+    if listed is None or _one_reads_now(files, listed, contract):
         cache.mkdir(parents=True, exist_ok=True)
         rows = _prepared(files, contract, progress)
         if streamed:
@@ -175,12 +175,29 @@ def prepare_images(
             listed = write_array(data, np.uint8, rows, index)
     kept = [file for file, problem in zip(files, listed, strict=True) if problem is None]
     skipped = [f"{file}: {problem}" for file, problem in zip(files, listed, strict=True) if problem is not None]
+    if skipped:  # other images, other numbers: what is kept of them is not for these
+        digest = hashlib.sha256(f"{digest} {[k for k, one in enumerate(listed) if one is None]}".encode()).hexdigest()[
+            :16
+        ]
     if len(kept) < 2:
         raise DataError(f"{len(kept)} of {len(files)} images can be read; the first problem: {skipped[0]}")
     if streamed:
         return PreparedImages(StreamedImages(kept, contract), kept, skipped, digest)
     images = np.memmap(data, np.uint8, "r", shape=(len(kept), *contract.size, 3))
     return PreparedImages(images, kept, skipped, digest)
+
+
+def _one_reads_now(files: Sequence[Source], listed: Sequence[str | None], contract: InputContract) -> bool:
+    """Whether an image can be read that could not be: neither its rights nor a disk's bad day show in size and time."""
+
+    def reads(file: Source) -> bool:
+        try:
+            read(file, contract)
+        except FrameError:
+            return False
+        return True
+
+    return any(reads(file) for file, problem in zip(files, listed, strict=True) if problem is not None)
 
 
 def _prepared(

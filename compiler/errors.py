@@ -75,3 +75,8 @@ class VerificationError(CompilerError):
     """The compiled parts do not do what the trained network does."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

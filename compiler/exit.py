@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from narrowcast.compiler.cost import count_macs
+from narrowcast.compiler.digests import digest_of_state
 from narrowcast.compiler.errors import ExitError, TrainingError, VerificationError
 from narrowcast.compiler.modules import flat, output_names
 from narrowcast.compiler.progress import Progress
@@ -173,7 +174,7 @@ def train_exit(job: Job, settings: ExitSettings) -> ExitNetwork:
     Raises:
         TrainingError: the loss is no number.
     """
-    file = job.folder / f"exit-{_digest(settings)}.pt"
+    file = job.folder / f"exit-{_digest(job, settings)}.pt"
     net, classes = job.bottleneck, job.outputs()[0].shape[0]
     torch.manual_seed(job.recipe.train.seed)
     network = ExitNetwork(net.shape, net.levels, classes, settings.width, None if net.ordered else net.alphabet)
@@ -208,9 +209,10 @@ def _on_device(job: Job) -> Iterator[None]:
             module.cpu()
 
 
-def _digest(settings: ExitSettings) -> str:
-    """Names what a trained exit depends on beside the bottleneck."""
-    return hashlib.sha256(json.dumps(msgspec.to_builtins(settings), sort_keys=True).encode()).hexdigest()[:8]
+def _digest(job: Job, settings: ExitSettings) -> str:
+    """Names what a trained exit depends on beside the run: a run that is trained anew may come to another encoder."""
+    parts = [digest_of_state(job.bottleneck.encoder_state()), msgspec.to_builtins(settings)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @torch.no_grad()

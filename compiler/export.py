@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.compiler.collector import collector_paused
-from narrowcast.compiler.errors import ExportError
+from narrowcast.compiler.errors import ExportError, first_line
 from narrowcast.compiler.exit import ExitNetwork
 from narrowcast.compiler.exporter_library import parse_once
 from narrowcast.compiler.modules import Head, Tail, Whole
@@ -143,7 +143,7 @@ def _export(
             assert program is not None
             model = program.model_proto
     except Exception as error:
-        raise ExportError(f"the {what} does not export to ONNX: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"the {what} does not export to ONNX: {first_line(error)}") from error
     _drop_metadata(model)
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-from narrowcast.compiler.errors import CompilerError
+from narrowcast.compiler.errors import CompilerError, first_line
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces itself on stderr at INFO
 Computed = Literal["fp32", "bf16"]
@@ -32,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CompilerError(f"[train] device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise CompilerError(f"[train] device {name!r} cannot be used: {first_line(error)}") from error
     return device
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from narrowcast.compiler.bottlenecks import Bottleneck, Problem
 from narrowcast.compiler.cuts.trace import Traced
-from narrowcast.compiler.errors import BottleneckError, TeacherError
+from narrowcast.compiler.errors import BottleneckError, TeacherError, first_line
 from narrowcast.compiler.tasks import output_specs
 from narrowcast.transport.bundle import OutputSpec
 from narrowcast.transport.contract import FreeSize, InputContract
@@ -67,7 +67,7 @@ def check_bottleneck(bottleneck: Bottleneck, problem: Problem) -> None:
             symbols = bottleneck.encode(image, level)
             seen = tuple(symbols.shape[1:]), tuple(bottleneck.decode(symbols, level).shape)
         except RuntimeError as error:
-            raise _for_one_size(problem, size, str(error).splitlines()[0]) from error
+            raise _for_one_size(problem, size, first_line(error)) from error
         grid = [side // free.multiple * cells for side, cells in zip(size, step, strict=True)]
         wanted = (bottleneck.shape[0], *grid), tuple(problem.before(image).shape)
         if seen != wanted:
@@ -106,7 +106,7 @@ def _answer(network: nn.Module, image: Tensor) -> Any:
     try:
         return network(image)
     except Exception as error:  # what torch or the user's code makes of a map that is too small
-        why = (str(error) or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         rows, columns = image.shape[2:]
         raise TeacherError(
             f'fit = "free" wants a network that takes the smallest image, multiple_of on both sides; this one fails on '

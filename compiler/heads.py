@@ -154,14 +154,14 @@ def too_lossy(trials: Mapping[Precision, Trial], settings: ExportSettings) -> di
         losses = [before - after for before, after in pairs if before is not None and after is not None]
         if losses:
             loss = float(np.mean(losses))
-            if loss > settings.max_agreement_loss:
+            if not loss <= settings.max_agreement_loss:  # what is no number is too much
                 reasons[name] = (
                     f"it agrees with the teacher on {100 * loss:.2g} points fewer of the frames than fp32; "
                     f"[export] max_agreement_loss is {settings.max_agreement_loss}"
                 )
             continue
         growth = float(np.mean(trial.output_error) / max(float(np.mean(exact.output_error)), 1e-12) - 1)
-        if growth > settings.max_error_growth:
+        if not growth <= settings.max_error_growth:
             reasons[name] = (
                 f"its output error is {100 * growth:.2g} % above that of fp32; "
                 f"[export] max_error_growth is {settings.max_error_growth}"

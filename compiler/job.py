@@ -51,6 +51,7 @@ from narrowcast.compiler.streaming import StreamedImages
 from narrowcast.compiler.tasks import output_specs, task_of
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import is_finished, train
+from narrowcast.compiler.video.clips import check_recorded
 from narrowcast.compiler.workers import train_in_workers
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Manifest, OutputSpec
@@ -100,6 +101,8 @@ class Job:
         self.work = work
         if recipe.train.tensorboard:
             writer_class()  # or it would be missing after an hour of preparations
+        if recipe.data.video is not None:
+            check_recorded(Path(recipe.folder) / recipe.data.video, recipe.input)  # likewise
         self.device = device or resolve_device(recipe.train.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -163,8 +166,9 @@ class Job:
             path = self.cache / f"skipped-{prepared.digest}.txt"
             with replacing(path) as out:
                 out.write("".join(f"{line}\n" for line in skipped).encode())
-            headline = f"{len(prepared.skipped)} of {len(chosen)} images cannot be read; all are listed in {path}"
-            note_skipped(progress, headline, skipped)
+            headline = f"{len(prepared.skipped)} of {len(chosen)} images cannot be read"
+            headline += f", nor the whole of {len(problems)} shards" if problems else ""
+            note_skipped(progress, f"{headline}; all are listed in {path}", skipped)
         if isinstance(prepared.images, StreamedImages):
             progress.note(
                 f"{len(prepared)} images take more than [train] cache_gigabytes = {recipe.train.cache_gigabytes:g}: "

@@ -21,15 +21,19 @@ def read_labels(table: Path, folder: Path, classes: int | None) -> dict[Path, in
     """A table with the columns ``file`` (relative to ``folder``) and ``label`` (0 to ``classes - 1``).
 
     Raises:
-        DataError: it is no such table, it is empty, or labels are outside.
+        DataError: it is no such table, it is empty, a file has two labels, or labels are outside.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as rows:
-            truth = {folder / row["file"]: int(row["label"]) for row in csv.DictReader(rows)}
+            pairs = [(folder / row["file"], int(row["label"])) for row in csv.DictReader(rows)]
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{table} is no table with columns file and label (whole numbers): {error!r}") from error
+    truth = dict(pairs)
     if not truth:
         raise DataError(f"{table} lists no images")
+    for file, label in pairs:
+        if truth[file] != label:
+            raise DataError(f"{table} gives {file.relative_to(folder)} two labels, {label} and {truth[file]}")
     if classes is not None and not 0 <= min(truth.values()) <= max(truth.values()) < classes:
         raise DataError(
             f"{table} has labels from {min(truth.values())} to {max(truth.values())}; the model has classes 0..{classes - 1}"

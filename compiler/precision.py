@@ -25,7 +25,7 @@ import onnx
 import onnx.shape_inference
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from narrowcast.compiler.errors import ExportError
+from narrowcast.compiler.errors import ExportError, first_line
 
 # Nodes with weights worth converting.
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -178,7 +178,7 @@ def to_fp16(head: bytes, what: str = "head") -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx raises errors of several kinds
-        raise ExportError(f"the {what} cannot be written in fp16: {_first_line(error)}") from error
+        raise ExportError(f"the {what} cannot be written in fp16: {first_line(error)}") from error
     data: bytes = model.SerializeToString()
     return data
 
@@ -242,7 +242,7 @@ def to_int8(head: bytes, frames: npt.NDArray[np.uint8], *, symmetric: bool, what
                     nodes_to_quantize=chosen, calibrate_method=CalibrationMethod.MinMax, extra_options=options,
                 )  # fmt: skip
         except Exception as error:
-            raise ExportError(f"the {what} cannot be quantized to INT8: {_first_line(error)}") from error
+            raise ExportError(f"the {what} cannot be quantized to INT8: {first_line(error)}") from error
         return after.read_bytes()
 
 
@@ -257,10 +257,6 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         if frame is None:
             return None
         return {name: frame[None] if name == "image" else np.zeros(1, np.int64) for name in self._inputs}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ folder; only stages that leave encoder and tables alone take part (``Stage.serve
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def retune(
     _same_trunk(job, state, manifest.name)
     _start_from(job.bottleneck, state, manifest.name)
     _check(job, manifest.codec.quantizer, RetuneError(f"the recipe's bottleneck is not that of {manifest.name}"))
-    job.folder = work / f"{job.folder.name}-on-{run.name.rpartition('-')[2]}"
+    job.folder = work / f"{job.folder.name}-on-{hashlib.sha256(run.name.encode()).hexdigest()[:12]}"
     job.train_here(None, progress)  # a worker would not know of the old run
     changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
     _check(job, manifest.codec.quantizer, changed)

@@ -80,7 +80,8 @@ def find_shards(text: str, folder: Path) -> list[Path]:
     for name in _expanded(text):
         path = folder / name
         if glob.has_magic(name):
-            found += sorted(Path(match) for match in glob.glob(str(path)))  # noqa: PTH207  (absolute patterns, too)
+            # Relative to the folder, whose own name is no pattern; absolute patterns stay what they are.
+            found += sorted(folder / match for match in glob.glob(name, root_dir=folder))  # noqa: PTH207
         elif path.is_file():
             found.append(path)
         else:

@@ -68,4 +68,5 @@ class StreamedImages:
         try:
             return read(self._sources[row], self._contract)
         except FrameError as error:
-            raise DataError(f"an image could be read before, and now it cannot: {error}") from error
+            name = self._sources[row]
+            raise DataError(f"{name} could be read before, and now it cannot: {error}") from error

@@ -248,6 +248,7 @@ class FurtherJob:
             self.bottleneck, FurtherTail(), self.problem, self._own, data, schedule,
             job.folder / f"tail-{self.name}-{self._digest()}.pt", job.progress,
         )  # fmt: skip
+        self.settle()  # the head's trunk is the teacher's own layers, and the next step runs the teacher on the CPU
 
     def _digest(self) -> str:
         """Names what the trained decoder depends on, beside the job."""

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from narrowcast.compiler.errors import TeacherError, WeightsError
+from narrowcast.compiler.errors import TeacherError, WeightsError, first_line
 from narrowcast.transport.errors import MissingDependencyError
 from narrowcast.transport.structs import nearest
 
@@ -158,7 +158,7 @@ def _load_weights(network: nn.Module, path: Path, model: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{path} cannot be read as weights: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
         hint = f"; its {inner[0]!r} may be one: save that alone" if inner else ""

@@ -100,6 +100,8 @@ def train(
             run.stage(stages[number], steps[number], where, state, task)
         where.in_stage, saved = 0, None
         run.save(Position(number + 1, where.step, 0), None)
+    if saved is None and not stages:  # what was calibrated is what was made: `--retune` and sweeps look for a run
+        run.save(where, None)
     bottleneck.eval()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.compiler.errors import VerificationError
+from narrowcast.compiler.errors import VerificationError, first_line
 from narrowcast.compiler.heads import agreement_of, output_error_of
 from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import ExportSettings
@@ -46,9 +46,7 @@ def try_wholes(
             try:
                 chunks = [network(image=frames[at : at + CHUNK]) for at in range(0, len(frames), CHUNK)]
             except Exception as error:  # ONNX Runtime raises exceptions of its own C++ kind
-                raise VerificationError(
-                    f"the {name} whole network does not run: {str(error).splitlines()[0]}"
-                ) from error
+                raise VerificationError(f"the {name} whole network does not run: {first_line(error)}") from error
             outputs = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in network.outputs}
             exact = exact or outputs
             found[name] = {"agreement": agreement_of(outputs, exact), "output_error": output_error_of(outputs, exact)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -87,6 +88,14 @@ class _Taps(fx.Interpreter):
 
 
 def _on_disk(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """An array in a file without a name, gone with the array."""
+    """An array in a file without a name, gone with the array.
+
+    Its room is taken at once: a write to a mapped page for which the disk has none would kill the process.
+
+    Raises:
+        OSError: the disk has not so much room.
+    """
     with tempfile.TemporaryFile(prefix="narrowcast-") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, prod(shape) * 4))
         return np.memmap(file, np.float32, "w+", shape=shape)

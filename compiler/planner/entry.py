@@ -121,5 +121,5 @@ def _frames(
     prepared = prepare_images(choose(sources, count, seed), contract, cache, progress)
     skipped = [*problems, *prepared.skipped]
     if skipped:
-        note_skipped(progress, f"{len(skipped)} images cannot be read (--json has all)", skipped)
+        note_skipped(progress, f"{len(skipped)} images, or shards, cannot be read (--json has all)", skipped)
     return np.ascontiguousarray(prepared.images[np.arange(len(prepared))]), skipped

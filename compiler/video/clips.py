@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +42,6 @@ def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Cl
     Raises:
         DataError: no clip could be read.
     """
-    if not folder.is_dir():
-        raise DataError(f"[data] video: no folder {folder}")
     random = np.random.default_rng(seed)
     drawn: list[npt.NDArray[np.uint8]] = []
     seen, troubles = 0, list[str]()
@@ -58,13 +56,41 @@ def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Cl
         except (FrameError, SourceError) as error:
             troubles.append(str(error))
     if len(drawn) < 2:
-        why = f"; {troubles[0]}" if troubles else ""
-        raise DataError(f"[data] video: {len(drawn)} clips of {CLIP_FRAMES} frames in {folder}; two at least{why}")
+        raise _too_few(len(drawn), folder, troubles)
     return np.stack(drawn)
 
 
+def check_recorded(folder: Path, contract: InputContract) -> None:
+    """Whether :func:`recorded` will find clips there; looks no further than the second one.
+
+    Raises:
+        DataError: it will not.
+    """
+    found, troubles = 0, list[str]()
+    for video in _videos(folder):
+        try:
+            for _ in _clips(video, contract):
+                found += 1
+                if found == 2:
+                    return
+        except (FrameError, SourceError) as error:
+            troubles.append(str(error))
+    raise _too_few(found, folder, troubles)
+
+
+def _too_few(found: int, folder: Path, troubles: Sequence[str]) -> DataError:
+    why = f"; {troubles[0]}" if troubles else ""
+    return DataError(f"[data] video: {found} clips of {CLIP_FRAMES} frames in {folder}; two at least{why}")
+
+
 def _videos(folder: Path) -> Iterator[Path]:
-    """Video files, and folders with images in them."""
+    """Video files, and folders with images in them.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"[data] video: no folder {folder}")
     for path in sorted([folder, *folder.rglob("*")]):
         if path.is_dir():
             if any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):

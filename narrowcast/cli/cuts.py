@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--size takes one or two numbers above 0, not {' '.join(map(str, args.size))}")
     if planning.wanted(args):
         return planning.run(args)
+    if args.mean or args.std:
+        raise ConfigError("--mean and --std are of images, and there are none to look at: give --data DIR as well")
     table = cuts(args.model, size=(args.size[0], args.size[-1]))
     shown = table.cuts if args.all else table.useful if args.json else table.listed
     if args.json:

@@ -88,13 +88,19 @@ def run(args: argparse.Namespace) -> int:
         note_skipped(progress, f"{len(result.skipped)} images cannot be read (--json has all)", result.skipped)
     if result.absent:
         progress.note(f"left out, since the installed Pillow cannot write it: {', '.join(result.absent)}")
+    if args.json:
+        print_json(result.as_dict())
+    else:
+        _print(result, args)
+    # Behind what was measured for minutes: a file that cannot be written must not take it along.
     if args.csv:
         result.write_csv(args.csv)
     if args.plot:
         write_plot(result, args.plot, args.by)
-    if args.json:
-        print_json(result.as_dict())
-        return 0
+    return 0
+
+
+def _print(result: Evaluation, args: argparse.Namespace) -> None:
     _print_levels(result, args.data, args.precision)
     _print_beside(result, args.by or result.by)
     if args.all:
@@ -103,7 +109,6 @@ def run(args: argparse.Namespace) -> int:
         "\nBytes are real: packets with their headers, image files as they are sent. In brackets: 95 % intervals over\n"
         "images. docs/evaluation.md says how each figure is computed."
     )
-    return 0
 
 
 def _print_levels(result: Evaluation, data: Path, precision: str) -> None:

@@ -91,12 +91,12 @@ def run(args: argparse.Namespace) -> int:
     )
     if found.board is not None:
         where = found.board["words"]
-    if args.plot:
-        write_plan_plot(found, args.plot)
     if args.json:
         print_json({**found.as_dict(), "times_of": where})
-        return 0
-    _print(found, where)
+    else:
+        _print(found, where)
+    if args.plot:
+        write_plan_plot(found, args.plot)
     return 0
 
 

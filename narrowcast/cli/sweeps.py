@@ -61,12 +61,12 @@ def run(args: argparse.Namespace, train: dict[str, Any], key: SecretKey | None, 
         progress=progress,
     )  # fmt: skip
     rows = [row for point in points for row in point.rows()]
-    if args.csv:
-        _write_csv(args.csv, rows)
     if args.json:
         print_json([{**row, "values": point.values} for point in points for row in point.rows()])
     else:
         _show(rows, list(axes))
+    if args.csv:
+        _write_csv(args.csv, rows)
     return 1 if any(point.error for point in points) else 0
 
 

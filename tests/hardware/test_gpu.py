@@ -31,3 +31,14 @@ def test_auto_takes_the_gpu(recipe_for, tmp_path):
     torch.cuda.reset_peak_memory_stats()
     compile_recipe(recipe_for(), tmp_path / "auto.ncb", key=bundles.KEY, work=tmp_path / "work")
     assert torch.cuda.max_memory_allocated() > 0
+
+
+@needs_gpu
+def test_further_tails_behind_the_teachers_own_trunk(recipe_for, tmp_path):
+    """The trunk is the teacher's: training a tail on the GPU must leave it where the next step looks for it."""
+    tail = {"name": "other", "model": recipe_for().teacher.model, "images": 80}
+    recipe = recipe_for(bottleneck={"trunk": "teacher"}, train={"device": "cuda"}, tails=[tail])
+    compile_recipe(recipe, tmp_path / "two.ncb", key=bundles.KEY, work=tmp_path / "work")
+    assert [one.name for one in Bundle.open(tmp_path / "two.ncb", trusted=[bundles.KEY.public]).manifest.tails] == [
+        "other"
+    ]

@@ -261,6 +261,14 @@ class TestCommandLine:
         assert ways[:5] == ["teacher", "split", "split", "split", "jpeg"]
         assert "<svg" in plot.read_text()
 
+    def test_a_file_that_cannot_be_written_does_not_take_the_figures_along(self, run, tmp_path):
+        (tmp_path / "none").touch()
+        for words, there in (([], "test, release 1, on 3 images of"), (["--json"], '"images": 3')):
+            code, out, err = run("--limit", "3", "--codecs", "none", "--csv", tmp_path / "none" / "s.csv", *words)
+            assert code != 0
+            assert there in out
+            assert "s.csv" in err
+
     def test_all_settings(self, run):
         _, out, _ = run("--limit", "3", "--codecs", "jpeg", "--all")
         assert "jpeg, quality 50, x 0.75" in out

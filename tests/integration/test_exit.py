@@ -172,6 +172,23 @@ def test_it_is_kept_and_depends_on_the_seed_alone(job):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_of_another_encoder_in_the_same_run_it_is_another(job):
+    """A damaged checkpoint is deleted, and the run trained anew: not to the bit the same on another machine."""
+    kept = list(job.folder.glob("exit-*.pt"))
+    train_exit(job, SETTINGS)
+    assert list(job.folder.glob("exit-*.pt")) == kept
+    weight = next(job.bottleneck.encoder.parameters())
+    with torch.no_grad():
+        weight += 1e-3
+    try:
+        train_exit(job, SETTINGS)
+    finally:
+        with torch.no_grad():
+            weight -= 1e-3
+    (new,) = set(job.folder.glob("exit-*.pt")) - set(kept)
+    new.unlink()
+
+
 def test_what_it_learns_from_is_bounded(job, monkeypatch):
     monkeypatch.setattr(exits, "MEMORY_BYTES", 64 * 8 * 8 * 8)
     coded = exits._code(job, SETTINGS)

@@ -118,6 +118,7 @@ def test_a_bundle_says_which_trunk_it_has(compiled):
         (["--at", "stem", "--all"], "--all lists every cut and measures nothing"),
         (["--at", "stem", "--plot", "plan.pdf"], "plots are .svg or .png"),
         (["--data", "nowhere"], "no folder nowhere"),
+        (["--mean", "0.5", "0.5", "0.5"], "give --data DIR as well"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -57,6 +57,9 @@ def test_a_retuned_bundle_can_be_retuned(compiled, old, recipe_for, tmp_path):
     second = retune(recipe, again, tmp_path / "2.ncb", key=bundles.KEY, work=work)
     assert second.manifest.release == old.manifest.release + 2
     assert second.manifest.fingerprint == old.manifest.fingerprint
+    assert second.work not in (first.work, compiled[0].work)
+    tails = [one.manifest.find("tail").sha256 for one in (first, second)]
+    assert tails[0] != tails[1]
 
 
 @pytest.mark.parametrize(

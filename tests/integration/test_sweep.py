@@ -178,8 +178,14 @@ def test_the_command_line_prints_and_writes_the_table(recipe_for, photo_folder, 
     assert rows[0]["mean_packet_bytes"] < rows[1]["mean_packet_bytes"]
     with (tmp_path / "t.csv").open() as table:
         assert [row["bottleneck.bits"] for row in csv.DictReader(table)] == ["2", "8"]
+    made = [(tmp_path / f"m-bits{bits}.ncb").stat().st_mtime_ns for bits in (2, 8)]
     assert main(sweeping) == 0
     assert "m-bits8.ncb" in capsys.readouterr().out
+    assert [(tmp_path / f"m-bits{bits}.ncb").stat().st_mtime_ns for bits in (2, 8)] == made  # kept: nothing has changed
+    (tmp_path / "no").touch()
+    nowhere = [*common, "--sweep", "bottleneck.bits=2", "--csv", str(tmp_path / "no" / "t.csv"), "--quiet"]
+    assert main(nowhere) != 0
+    assert "m-bits2.ncb" in capsys.readouterr().out  # what was found is told first
     assert main([*common, "--csv", "x.csv"]) == 2
     assert main([*sweeping, "--retune", "x.ncb"]) == 2
     assert main([*sweeping, "--sweep", "bottleneck.bits=3"]) == 2
@@ -209,6 +215,7 @@ def test_a_bundle_is_made_anew_where_a_tails_network_or_a_video_has_changed(reci
         return SimpleNamespace(manifest=manifest)
 
     monkeypatch.setattr(sweeping, "finish", finish)
+    monkeypatch.setattr(jobs, "check_recorded", lambda *_: None)  # the film is none
 
     def calls() -> int:
         """How many bundles are made now."""

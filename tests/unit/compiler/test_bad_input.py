@@ -243,3 +243,12 @@ class TestAlphabet:
         with pytest.raises(BottleneckError, match="the latent is too large"):
             Assembly(job).write(tmp_path / "m.ncb", None)
         assert not (tmp_path / "m.ncb").exists()
+
+
+@pytest.mark.parametrize(("folder", "says"), [("none", "no folder"), ("empty", "0 clips of 6 frames")])
+def test_a_folder_of_videos_that_has_none_is_told_before_anything_is_trained(recipe_for, tmp_path, folder, says):
+    (tmp_path / "empty").mkdir()
+    recipe = recipe_for(data={"video": str(tmp_path / folder)}, coding={"video": True})
+    with pytest.raises(DataError, match=rf"\[data\] video: {says}"):
+        Job(recipe, tmp_path / "work", SILENT)
+    assert not list((tmp_path / "work").rglob("images-*"))

@@ -92,6 +92,7 @@ def trial(agreement: list, error: list) -> Trial:
         (([0.8, 0.9], [0.1, 0.1]), ([0.75, 0.89], [0.1, 0.1]), "3 points fewer"),
         (([None], [0.1]), ([None], [0.105]), None),
         (([None], [0.1]), ([None], [0.12]), "20 % above"),
+        (([None], [0.1]), ([None], [float("nan")]), "nan % above"),
     ],
 )
 def test_what_loses_too_much_is_left_out(exact, other, said):

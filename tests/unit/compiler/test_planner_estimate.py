@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image as Pillow
 from narrowcast.compiler.errors import CutError
 from narrowcast.compiler.layout import layout_of
 from narrowcast.compiler.planner.answers import Answers
+from narrowcast.compiler.planner.capture import _on_disk
 from narrowcast.compiler.planner.images import raw_image, sent_images
 from narrowcast.compiler.planner.quantize import RESOLUTION, PatchTransform, coarsest, entropy_bits
 from narrowcast.compiler.progress import SILENT
@@ -210,3 +213,15 @@ def test_an_image_that_must_not_change_is_sent_as_png(pictures):
 
 def test_without_images_the_pixels_themselves_are_sent():
     assert raw_image((10, 20)).mean_bytes == 600
+
+
+def test_features_that_the_disk_has_no_room_for_are_an_error(monkeypatch):
+    """A page of a map that the disk has no room for would end the process without a word."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert _on_disk((3, 2)).shape == (3, 2)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        _on_disk((3, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_an_image_that_goes_away_while_it_is_needed_says_so(photo_folder, recipe
         copy.write_bytes(file.read_bytes())
     images = prepare_images(copies, recipe_for().input, tmp_path / "cache", limit_bytes=0).images
     copies[1].unlink()
-    with pytest.raises(DataError, match=r"could be read before, and now it cannot: .*1\.png: no such file"):
+    with pytest.raises(DataError, match=r"1\.png could be read before, and now it cannot: .*1\.png: no such file"):
         images[np.array([0, 1])]
 
 
@@ -279,3 +280,21 @@ class TestHostile:
         for member in found:
             with pytest.raises(FrameError):
                 member.read()
+
+
+def test_a_folders_own_name_is_no_pattern(packed, tmp_path):
+    for name, found in (("run[1]", "photos-001.tar"), ("run1", "photos-002.tar")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / found).write_bytes((packed / found).read_bytes())
+    assert find_shards("photos-*.tar", tmp_path / "run[1]") == [tmp_path / "run[1]" / "photos-001.tar"]
+    assert find_shards(f"{tmp_path}/run1/*.tar", tmp_path / "run[1]") == [tmp_path / "run1" / "photos-002.tar"]
+
+
+def test_a_shard_that_is_cut_short_is_told_apart_from_images(packed, recipe_for, tmp_path):
+    data = (packed / "photos-000.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[: len(data) // 2])
+    notes: list[str] = []
+    Job(recipe_for(data={"train": str(tmp_path / "a.tar")}), tmp_path / "work", Notes(notes))
+    assert any(
+        re.match(r"\d of \d+ images cannot be read, nor the whole of 1 shards; all are listed in", n) for n in notes
+    )

@@ -151,9 +151,10 @@ def test_weights_that_do_not_fit(tmp_path, state, said):
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 def test_weights_that_are_none(tmp_path, name):
-    (tmp_path / name).write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match="cannot be read as weights"):
-        load_teacher("support.networks:tiny", weights=str(tmp_path / name))
+    for content in (b"nonsense", b""):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=rf"{name} cannot be read as weights: \w"):
+            load_teacher("support.networks:tiny", weights=str(tmp_path / name))
     with pytest.raises(WeightsError, match="no weights file"):
         load_teacher("support.networks:tiny", weights="none.pt")
 

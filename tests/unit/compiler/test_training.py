@@ -15,6 +15,7 @@ import torch
 from support.training import PAPERS, Bench, Notes, StopsAfter
 from support.waiting import until
 
+from narrowcast.compiler import data as data_module
 from narrowcast.compiler import job as jobs
 from narrowcast.compiler import training
 from narrowcast.compiler.bottlenecks import Group, Loss, Optimizer, Stage
@@ -22,6 +23,7 @@ from narrowcast.compiler.data import TrainingData, find_images, prepare_images, 
 from narrowcast.compiler.errors import DataError, TrainingError
 from narrowcast.compiler.progress import SILENT
 from narrowcast.compiler.training import rate_at
+from narrowcast.transport.errors import FrameError
 
 
 def recipe_of(recipe_for, preset: str):
@@ -313,6 +315,35 @@ def test_images_that_cannot_be_read_are_skipped_and_told(photo_folder, recipe_fo
     assert np.array_equal(again.images, prepared.images)
     with pytest.raises(DataError, match="1 of 2 images can be read"):
         prepare_images([bad, files[0]], recipe_for().input, tmp_path)
+
+
+def test_an_image_that_can_be_read_again_is_not_left_out_for_ever(photo_folder, recipe_for, tmp_path, monkeypatch):
+    """Rights and a disk's bad day do not show in a file's size and time."""
+    files, contract, honest = find_images(photo_folder)[:4], recipe_for().input, data_module.read
+    whole = prepare_images(files, contract, tmp_path / "whole")
+
+    def refuse(*names):
+        def read(source, contract):
+            if source in names:
+                raise FrameError(f"{source} cannot be read: permission denied")
+            return honest(source, contract)
+
+        monkeypatch.setattr(data_module, "read", read)
+
+    for limit in (1e9, 0):  # kept, and streamed
+        folder = tmp_path / str(limit)
+        refuse(files[1])
+        less = prepare_images(files, contract, folder, limit_bytes=limit)
+        assert less.files == [str(file) for file in (files[0], *files[2:])]
+        assert less.digest != whole.digest  # nor is what was made of these taken for those
+        refuse(*files[1:])
+        with pytest.raises(DataError, match="1 of 4 images can be read"):
+            prepare_images(files, contract, tmp_path / f"none-{limit}", limit_bytes=limit)
+        monkeypatch.setattr(data_module, "read", honest)
+        for place in (folder, tmp_path / f"none-{limit}"):
+            again = prepare_images(files, contract, place, limit_bytes=limit)
+            assert (again.skipped, again.digest) == ([], whole.digest)
+            assert np.array_equal(again.images[np.arange(4)], whole.images)
 
 
 def test_folders_without_images(tmp_path):
