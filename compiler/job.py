@@ -51,6 +51,7 @@ from narrowcast.compiler.streaming import StreamedImages
 from narrowcast.compiler.tasks import output_specs, task_of
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.compiler.training import is_finished, train
+from narrowcast.compiler.turns import alone_in
 from narrowcast.compiler.video.clips import check_recorded
 from narrowcast.compiler.workers import train_in_workers
 from narrowcast.devices.targets import load_target
@@ -233,12 +234,13 @@ class Job:
     def train(self) -> None:
         """Trains the bottleneck on the recipe's devices, or takes it from a finished run."""
         stages = self.preset.stages(self.bottleneck, self.problem, self.recipe.bottleneck)
-        if stages and self.recipe.train.devices > 1 and not is_finished(self.checkpoint, len(stages)):
-            self._cache(stages, self.progress)  # once, not in every process
-            train_in_workers(self.recipe, self.work, self.device, self.progress, self.start)
-            self.train_here(None, SILENT)  # takes what they have trained
-        else:
-            self.train_here(None, self.progress)
+        with alone_in(self.folder, self.progress):
+            if stages and self.recipe.train.devices > 1 and not is_finished(self.checkpoint, len(stages)):
+                self._cache(stages, self.progress)  # once, not in every process
+                train_in_workers(self.recipe, self.work, self.device, self.progress, self.start)
+                self.train_here(None, SILENT)  # takes what they have trained
+            else:
+                self.train_here(None, self.progress)
 
     def train_here(self, fabric: Fabric | None, progress: Progress) -> None:
         """Trains the bottleneck in this process, one of ``fabric``'s where it is given."""
@@ -322,10 +324,11 @@ class Job:
 def remember(folder: Path, manifest: Manifest) -> None:
     """Notes beside a run's checkpoint which bundle was made of it."""
     file, line = folder / BUNDLES, _traces(manifest)
-    known = file.read_text().splitlines() if file.exists() else []
-    if line not in known:
-        with replacing(file) as out:  # a kill must not lose the lines of bundles that are out
-            out.write(("\n".join([*known, line]) + "\n").encode())
+    with alone_in(folder):
+        known = file.read_text().splitlines() if file.exists() else []
+        if line not in known:
+            with replacing(file) as out:  # a kill must not lose the lines of bundles that are out
+                out.write(("\n".join([*known, line]) + "\n").encode())
 
 
 def run_of(work: Path, manifest: Manifest) -> Path | None:

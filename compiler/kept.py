@@ -19,6 +19,7 @@ from narrowcast.compiler.digests import digest_of_network
 from narrowcast.compiler.job import Job, run_of
 from narrowcast.compiler.recipe import Recipe, TailSettings
 from narrowcast.compiler.teacher import load_teacher
+from narrowcast.compiler.turns import alone_in
 from narrowcast.transport.bundle import Bundle, Manifest, SecretKey
 from narrowcast.transport.errors import NarrowcastError
 from narrowcast.transport.files import replacing
@@ -85,7 +86,7 @@ def kept(file: Path, job: Job, key: SecretKey | None, rest: str) -> Manifest | N
 def note(job: Job, manifest: Manifest, rest: str) -> None:
     """Keeps for :func:`kept` what a bundle of the job's run was made with."""
     if rest:
-        with replacing(job.folder / NOTES) as out:
+        with alone_in(job.folder), replacing(job.folder / NOTES) as out:
             out.write(json.dumps({**_notes(job.folder), _parts(manifest): rest}).encode())
 
 

@@ -26,6 +26,7 @@ from narrowcast.compiler.recipe import Recipe, load_recipe
 from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.tasks import output_specs
 from narrowcast.compiler.training import load_checkpoint
+from narrowcast.compiler.turns import alone_in
 from narrowcast.transport.bundle import Bundle, Manifest, SecretKey, TailSpec
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.codec import Codec, CodecSpec
@@ -100,7 +101,8 @@ def retune(
     _start_from(job.bottleneck, state, manifest.name)
     _check(job, manifest.codec.quantizer, RetuneError(f"the recipe's bottleneck is not that of {manifest.name}"))
     job.folder = work / f"{job.folder.name}-on-{hashlib.sha256(run.name.encode()).hexdigest()[:12]}"
-    job.train_here(None, progress)  # a worker would not know of the old run
+    with alone_in(job.folder, progress):
+        job.train_here(None, progress)  # a worker would not know of the old run
     changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
     _check(job, manifest.codec.quantizer, changed)
     for one in further:

@@ -76,7 +76,7 @@ def plan(
     network = load_teacher(name, weights=weights, options=options, folder=folder, part=part)
     table, traced = traced_table(name, network, contract)
     planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board, tables=tables)
-    frames, skipped = None, []
+    frames, skipped = None, list[str]()
     if images is not None:
         frames, skipped = _frames(images, contract, settings.images, seed, Path(cache), progress)
     found = planner.plan(frames, link)
