@@ -176,9 +176,8 @@ def prepare_images(
     kept = [file for file, problem in zip(files, listed, strict=True) if problem is None]
     skipped = [f"{file}: {problem}" for file, problem in zip(files, listed, strict=True) if problem is not None]
     if skipped:  # other images, other numbers: what is kept of them is not for these
-        digest = hashlib.sha256(f"{digest} {[k for k, one in enumerate(listed) if one is None]}".encode()).hexdigest()[
-            :16
-        ]
+        numbers = [number for number, problem in enumerate(listed) if problem is None]
+        digest = hashlib.sha256(f"{digest} {numbers}".encode()).hexdigest()[:16]
     if len(kept) < 2:
         raise DataError(f"{len(kept)} of {len(files)} images can be read; the first problem: {skipped[0]}")
     if streamed:

@@ -33,7 +33,7 @@ def read_labels(table: Path, folder: Path, classes: int | None) -> dict[Path, in
         raise DataError(f"{table} lists no images")
     for file, label in pairs:
         if truth[file] != label:
-            raise DataError(f"{table} gives {file.relative_to(folder)} two labels, {label} and {truth[file]}")
+            raise DataError(f"{table} gives {file} two labels, {label} and {truth[file]}")
     if classes is not None and not 0 <= min(truth.values()) <= max(truth.values()) < classes:
         raise DataError(
             f"{table} has labels from {min(truth.values())} to {max(truth.values())}; the model has classes 0..{classes - 1}"

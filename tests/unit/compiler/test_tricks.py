@@ -323,7 +323,7 @@ class TestLabels:
         with pytest.raises(DataError, match=r"no label for .*3\.png"):
             training_labels([tmp_path / "3.png"], tmp_path, 8)
         (tmp_path / "labels.csv").write_text("file,label\na/1.png,7\n2.png,0\na/1.png,6\n")
-        with pytest.raises(DataError, match=r"gives a/1\.png two labels, 7 and 6"):
+        with pytest.raises(DataError, match=r"gives .*a/1\.png two labels, 7 and 6"):
             training_labels([tmp_path / "2.png"], tmp_path, 8)
 
     @pytest.mark.parametrize(
