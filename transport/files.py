@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,8 @@ DAY_SECONDS = 86_400.0
 def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes ``path``'s place once it is whole and on disk; an error leaves what was there.
 
+    A symbolic link stays; what it leads to is replaced, or made. Devices and pipes are written to as they are.
+
     Args:
         path: the file.
         mode: of a new file, before the umask; 0o600 for what nobody else may read, at no moment.
@@ -25,22 +29,30 @@ def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[B
     Raises:
         OSError: it cannot be written; names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _forget_abandoned(path)
+    names = {None, str(path)}
     try:
-        with os.fdopen(_begun(partial, mode), "wb") as out:
-            yield out
-            out.flush()
-            if sync:
-                os.fsync(out.fileno())
-        partial.replace(path)
+        if _is_special(path):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), "wb") as out:
+                yield out
+            return
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        names.add(str(partial))
+        _forget_abandoned(target)
+        try:
+            with os.fdopen(_begun(partial, mode), "wb") as out:
+                yield out
+                out.flush()
+                if sync:
+                    os.fsync(out.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename in (None, str(partial)):
+        if error.filename in names:
             error.filename = str(path)
         raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def forget_partials(folder: Path) -> list[Path]:
@@ -73,6 +85,21 @@ def _was_abandoned(left: Path) -> bool:
     finally:
         os.close(file)
     return True
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a device or pipe is there, or where a link leads: a rename would put a file in its place.
+
+    Raises:
+        OSError: a folder is, or the system does not follow the link: somebody else's, in a folder that all may write to.
+    """
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return not stat.S_ISREG(kind)
 
 
 def _begun(partial: Path, mode: int) -> int:

@@ -190,9 +190,11 @@ def _check_output(path: Path) -> None:
     Raises:
         ConfigError: nothing can be written there.
     """
-    folder = path.parent
+    folder = Path(os.path.realpath(path)).parent
     if path.is_dir():
         raise ConfigError(f"-o {path} is a folder; name a file in it")
+    if path.exists() and not path.is_file():  # a device is written to as it is
+        return
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ConfigError(f"-o {path}: nothing can be written to {folder}")
 

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,54 @@ def test_a_file_that_may_not_be_written_is_named(tmp_path):
     with pytest.raises(IsADirectoryError) as caught, replacing(tmp_path / "folder"):
         pass
     assert caught.value.filename == str(tmp_path / "folder")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    target, link = tmp_path / "elsewhere" / "file", tmp_path / "link"
+    (tmp_path / "to link").symlink_to("link")
+    link.symlink_to("elsewhere/file")
+    for content in (b"where nothing was", b"again"):
+        with replacing(tmp_path / "to link") as out:
+            out.write(content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+    assert [found.name for found in target.parent.iterdir()] == ["file"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("link")
+    with pytest.raises(OSError, match="link") as caught, replacing(link):
+        pass
+    assert caught.value.filename == str(link)
+    assert link.is_symlink()
+
+
+def test_a_device_stays_one(tmp_path):
+    ours, theirs = os.openpty()  # an expendable one
+    (tmp_path / "link").symlink_to(os.ttyname(theirs))
+    try:
+        with replacing(tmp_path / "link") as out:
+            out.write(b"to a terminal")
+        assert os.read(ours, 100) == b"to a terminal"
+        assert Path(os.ttyname(theirs)).is_char_device()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert list(tmp_path.iterdir()) == [tmp_path / "link"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with subprocess.Popen(["/bin/cat", path], stdout=subprocess.PIPE) as reader:
+        with replacing(path) as out:
+            out.write(b"to whoever reads")
+        assert reader.stdout.read() == b"to whoever reads"
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_killed_processes_left_is_cleared_away_once_it_is_old(tmp_path):
