@@ -8,9 +8,10 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from narrowcast.transport.errors import NarrowcastError
+from narrowcast.transport.errors import ConfigError, NarrowcastError
 from narrowcast.transport.structs import nearest
 
 # verb -> (module under narrowcast.cli, what it does)
@@ -116,16 +117,54 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _defaults_from_environment(parser: argparse.ArgumentParser) -> None:
-    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default. Not what may be given again."""
+    """Switches, and options that take one value: flag, then ``NARROWCAST_*``, then default. Not what may be given again.
+
+    A value that cannot be is a :class:`ConfigError` of the parser, where no flag is given in its place.
+    """
     for one in _with_actions(parser):
         for option in one._actions:  # noqa: SLF001  (argparse has no public way to list them)
             if isinstance(option, argparse._AppendAction):  # noqa: SLF001
                 continue
-            value = os.environ.get(f"NARROWCAST_{option.dest.upper()}") if option.option_strings else None
+            name = f"NARROWCAST_{option.dest.upper()}"
+            value = os.environ.get(name) if option.option_strings else None
             if value and option.nargs is None:
-                option.default, option.required = value, False  # argparse converts a string default by `type`
+                # argparse converts a string default by `type` where no flag says otherwise, but asks for no `choices`.
+                option.default, option.required = _FromEnvironment(value), False
+                option.type = _naming(name, option.type, option.choices)
             elif value and isinstance(option.const, bool):
                 option.default = _is_on(value)
+
+
+class _FromEnvironment(str):
+    """A value that no flag has given."""
+
+    __slots__ = ()
+
+
+def _naming(name: str, convert: Any, choices: Iterable[object] | None) -> Callable[[str], object]:
+    """An option's converter, which says what is wrong with the value of a variable; that of a flag, argparse checks.
+
+    Args:
+        name: the variable.
+        convert: the option's own; None for text.
+        choices: what the option takes; None where it takes whatever converts.
+    """
+
+    def converted(text: str) -> object:
+        if not isinstance(text, _FromEnvironment):
+            return convert(text) if convert else text
+        seen = str(text)
+        try:
+            found = convert(seen) if convert else seen
+        except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+            why = str(error) if isinstance(error, argparse.ArgumentTypeError) else f"invalid {converted.__name__} value"
+            raise ConfigError(f"{name} is {seen!r}: {why}") from error
+        if choices is not None and found not in choices:
+            raise ConfigError(f"{name} is {seen!r}; it is one of {', '.join(map(str, choices))}")
+        return found
+
+    converted.__name__ = getattr(convert, "__name__", "text")  # argparse says: invalid int value
+    return converted
 
 
 def _is_on(value: str) -> bool:
