@@ -50,8 +50,9 @@ class RolloutView:
             results = [one for one in results if one.state == "running" or one.state in BAD][:_LARGEST]
         ended = sum(one.state in _ENDED for one in self._results.values())
         table = Table(title=f"{ended} boards are done", title_justify="left", box=None, pad_edge=False)
-        for column in ("board", "", "step", ""):
+        for column in ("board", "", "step"):
             table.add_column(column, no_wrap=True)
+        table.add_column("", overflow="fold")  # gives way first: a line must say which board it is about
         for one in results:
             table.add_row(one.name, _WORDS[one.state], one.step, one.detail)
         return table

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from narrowcast.cli.options import PRECISIONS
@@ -17,6 +19,7 @@ from narrowcast.text import human_bytes, percent
 
 # Without a terminal there is no width to fit into: long lines are better than cut ones.
 _WIDE = 200
+_UNLIMITED = 1_000_000
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -43,13 +46,22 @@ def print_json(data: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> None:
-    """A table on stdout; columns whose name starts with ``>`` are aligned to the right."""
+    """A table on stdout; columns whose name starts with ``>`` are aligned to the right.
+
+    The first column says what a line is about: on a terminal that is too narrow, the others wrap first; elsewhere none does.
+    """
+    console = stdout()
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=True)
+        # Folded where it must be: what is cut is lost.
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = stdout()
+    if table.columns:
+        table.columns[0].no_wrap = max(map(cell_len, (columns[0], *(row[0] for row in rows)))) <= console.width // 2
+    if not console.is_terminal:
+        whole = Measurement.get(console, console.options.update(width=_UNLIMITED), table)
+        console.width = max(console.width, whole.maximum)
     console.print(table)
     if note:
         console.print(note, soft_wrap=True)

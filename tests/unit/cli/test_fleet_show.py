@@ -57,6 +57,13 @@ def test_a_terminal_shows_a_table_and_of_a_large_fleet_what_matters(console):
     assert list(view._table().columns[0].cells) == ["bad"]
 
 
+def test_a_long_detail_hides_no_board(console):
+    out = console(True)
+    with fleet_show.RolloutView(quiet=False) as view:
+        view.changed(result("dock-camera-1", "failed", step="upload", detail="word " * 60))
+    assert "dock-camera-1" in out.getvalue()
+
+
 def test_the_last_table_tells_each_board_and_the_sum(capsys):
     boards = [
         result(state="done", release="r2", seconds=12.3), result("b", "failed", step="upload", detail="full"),

@@ -52,6 +52,30 @@ def test_tables_go_to_stdout_whole(capsys):
     assert err == ""
 
 
+def test_without_a_terminal_a_table_is_as_wide_as_its_content(capsys):
+    why = "the board is not reached: " + "x" * 300
+    show.print_table("", ["board", "runs", "daemon"], [["dock-1", "tiny-1", "ready"], ["dock-2", "?", why]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split(maxsplit=2) == ["dock-2", "?", why]
+    assert len(lines) == 3
+
+
+def test_on_a_narrow_terminal_the_first_column_stays_and_nothing_is_lost(capsys, monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr(show, "stdout", lambda: Console(force_terminal=True, color_system=None, width=60))
+    why = " ".join(f"word{number}" for number in range(30))
+    show.print_table("", ["board", "runs", ">answered"], [["dock-camera-1", "?", why], ["dock-camera-2", why, "12"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line.split()[0] for line in lines if line.startswith("dock")] == ["dock-camera-1", "dock-camera-2"]
+    assert sum(line.count("word") for line in lines) == 60
+    show.print_table("", ["", "figure"], [["n" * 90, "12.5 kB"]])
+    out = capsys.readouterr().out
+    assert out.count("n") == 90
+    assert "12.5 kB" in out
+
+
 def test_precisions_stand_side_by_side(capsys):
     level = {"level": 0, "mean_packet_bytes": 792.0, "agreement": None, "output_error": 0.29}
     exact = {**level, "moved_symbols": 0.0, "largest_step": 0}
