@@ -1,6 +1,16 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and text of others as a terminal may show it."""
 
 from __future__ import annotations
+
+
+def escaped(text: str, *, keep: str = "\t") -> str:
+    r"""Text without what a terminal would not show but do: ``\x1b`` for an escape.
+
+    Args:
+        text: anybody's.
+        keep: unprintable characters that stay.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def human_bytes(count: float | None) -> str:

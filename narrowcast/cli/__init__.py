@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from narrowcast.text import escaped
 from narrowcast.transport.errors import ConfigError, NarrowcastError
 from narrowcast.transport.structs import nearest
 
@@ -181,8 +182,13 @@ def _with_actions(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     return [parser, *(one for action in nested for one in action.choices.values())]
 
 
+def error_line(message: str) -> str:
+    """An error as it is printed: one line, in which what it quotes of boards and servers steers no terminal."""
+    return escaped(f"narrowcast: {' '.join(message.split())}")
+
+
 def _failed(message: str, code: int, words: list[str]) -> int:
     if _debugging(words) and code != INTERRUPTED:
-        traceback.print_exc()
-    print(f"narrowcast: {' '.join(message.split())}", file=sys.stderr)
+        print(escaped(traceback.format_exc(), keep="\t\n"), end="", file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     return code

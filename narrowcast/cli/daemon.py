@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from narrowcast.cli import error_line
 from narrowcast.cli.serving.config import path_in
 from narrowcast.cli.serving.signals import end_in_any_case, stop_on_signals
+from narrowcast.text import escaped
 from narrowcast.transport.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,12 +116,12 @@ def _check(args: argparse.Namespace) -> int:
     try:
         found = check(load_config(args.config, overrides(args)), _preferred)
     except ConfigError as error:
-        print(f"narrowcast: {error}", file=sys.stderr)
+        print(error_line(str(error)), file=sys.stderr)
         return USAGE
     for fact in found.facts:
-        print(fact)
+        print(escaped(fact))
     for problem in found.problems:
-        print(f"narrowcast: {problem}", file=sys.stderr)
+        print(error_line(problem), file=sys.stderr)
     return USAGE if found.problems else 0
 
 

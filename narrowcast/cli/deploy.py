@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrowcast.cli import flashing
+from narrowcast.cli import error_line, flashing
 from narrowcast.cli.compile import signing_key
 from narrowcast.cli.show import TerminalProgress, print_json, print_table
 from narrowcast.transport.errors import ConfigError
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(found)
     if found.error:
-        print(f"narrowcast: {found.error}", file=sys.stderr)
+        print(error_line(found.error), file=sys.stderr)
     return found.exit_code
 
 

@@ -17,6 +17,7 @@ from narrowcast.cli.options import at_least
 from narrowcast.cli.show import print_json, print_table, stderr
 from narrowcast.devices.fleet.inventory import Board, load_inventory, select
 from narrowcast.devices.fleet.waves import Threshold, Wave, plan_waves
+from narrowcast.text import escaped
 from narrowcast.transport.errors import ConfigError, NarrowcastError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _agree(args: argparse.Namespace, waves: Sequence[Wave], threshold: Threshold
 
 def _say(title: str, lines: Sequence[str]) -> None:
     for line in (title, *(f"  {line}" for line in lines)):
-        stderr().print(line, soft_wrap=True)
+        stderr().print(escaped(line), soft_wrap=True)
 
 
 def _status(args: argparse.Namespace, boards: list[Board]) -> int:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from narrowcast.cli.show import print_table, stderr
 from narrowcast.devices.fleet.results import BAD, BoardResult, FleetReport
+from narrowcast.text import escaped
 
 _ENDED = {"done", "unchanged", "verified", "planned", "rolled-back", "failed", "interrupted"}
 _WORDS = {
@@ -42,7 +43,7 @@ class RolloutView:
         if self._live is not None:
             self._live.update(self._table())
         elif not self._quiet and result.state in _ENDED:
-            self._console.print(_line(result), soft_wrap=True)
+            self._console.print(escaped(_line(result)), soft_wrap=True)
 
     def _table(self) -> Table:
         results = list(self._results.values())
@@ -54,7 +55,7 @@ class RolloutView:
             table.add_column(column, no_wrap=True)
         table.add_column("", overflow="fold")  # gives way first: a line must say which board it is about
         for one in results:
-            table.add_row(one.name, _WORDS[one.state], one.step, one.detail)
+            table.add_row(one.name, _WORDS[one.state], escaped(one.step), escaped(one.detail))
         return table
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from narrowcast.cli.show import stderr
 from narrowcast.devices.profile.observer import Observer, Outline, PowerSample, Silent
 from narrowcast.devices.profile.schema import Mode
-from narrowcast.text import human_ms
+from narrowcast.text import escaped, human_ms
 
 REFRESHES = 4  # a second
 _KEPT = 512  # latencies of each way, for its figures
@@ -61,7 +61,7 @@ class Notes(Silent):
 
     def note(self, line: str) -> None:
         """See :class:`narrowcast.devices.profile.observer.Observer`."""
-        self._console.print(line, soft_wrap=True)
+        self._console.print(escaped(line), soft_wrap=True)
 
 
 class LiveView(Silent):
@@ -120,7 +120,7 @@ class LiveView(Silent):
 
     def note(self, line: str) -> None:
         """Kept below the table."""
-        self._notes.append(line)
+        self._notes.append(escaped(line))
 
     def ended(self, complete: bool) -> None:
         """The measuring is over."""

@@ -7,6 +7,7 @@ from narrowcast.devices.profile.figures import Way
 from narrowcast.devices.profile.schema import Run
 from narrowcast.devices.report.entries import short_title
 from narrowcast.devices.report.figures import BY_KEY, with_interval
+from narrowcast.text import escaped
 
 # What is shown, and as which column.
 _NAMES = {
@@ -25,7 +26,7 @@ def print_run(run: Run) -> None:
     """The verdict, a table of the ways, and what weakens them, on stdout."""
     out = stdout()
     for line in run.verdict.text:
-        out.print(line, soft_wrap=True)
+        out.print(escaped(line), soft_wrap=True)
     out.print()
     shown = [quantity for key in _NAMES if any((quantity := BY_KEY[key]).of(way) for way in run.ways)]
     rows = [
@@ -40,11 +41,11 @@ def print_run(run: Run) -> None:
     if not measured and not any("nergy was not measured" in line for line in run.verdict.text):
         told = [way.energy.why_not for way in run.ways if way.energy.why_not]
         why = run.power.why_not or (told[0] if told else "no reason is given")
-        out.print(f"energy was not measurable: {why}", soft_wrap=True)
+        out.print(escaped(f"energy was not measurable: {why}"), soft_wrap=True)
     for line in _warnings(run):
-        out.print(f"warning: {line}", soft_wrap=True)
+        out.print(escaped(f"warning: {line}"), soft_wrap=True)
     if not run.complete:
-        out.print(f"not complete: {run.why_incomplete}", soft_wrap=True)
+        out.print(escaped(f"not complete: {run.why_incomplete}"), soft_wrap=True)
 
 
 def _cell(way: Way, key: str) -> str:

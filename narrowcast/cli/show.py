@@ -15,11 +15,12 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from narrowcast.cli.options import PRECISIONS
-from narrowcast.text import human_bytes, percent
+from narrowcast.text import escaped, human_bytes, percent
 
 # Without a terminal there is no width to fit into: long lines are better than cut ones.
 _WIDE = 200
 _UNLIMITED = 1_000_000
+_LINES = "\t\n"  # stay in what may have several lines
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -49,22 +50,28 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A table on stdout; columns whose name starts with ``>`` are aligned to the right.
 
     The first column says what a line is about: on a terminal that is too narrow, the others wrap first; elsewhere none does.
+    What cells, title and note quote of others steers no terminal; the latter two may have several lines.
     """
     console = stdout()
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=escaped(title, keep=_LINES) or None, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     for column in columns:
         # Folded where it must be: what is cut is lost.
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        table.add_column(
+            escaped(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escaped, row))
     if table.columns:
-        table.columns[0].no_wrap = max(map(cell_len, (columns[0], *(row[0] for row in rows)))) <= console.width // 2
+        names = [columns[0], *(escaped(row[0]) for row in rows)]
+        table.columns[0].no_wrap = max(map(cell_len, names)) <= console.width // 2
     if not console.is_terminal:
         whole = Measurement.get(console, console.options.update(width=_UNLIMITED), table)
         console.width = max(console.width, whole.maximum)
     console.print(table)
     if note:
-        console.print(note, soft_wrap=True)
+        console.print(escaped(note, keep=_LINES), soft_wrap=True)
 
 
 def print_precisions(figures: dict[str, Any]) -> None:
@@ -166,7 +173,7 @@ class TerminalProgress:
     def note(self, line: str) -> None:
         """See :class:`narrowcast.compiler.progress.Progress`."""
         if not self._quiet:
-            self._console.print(line, soft_wrap=True)
+            self._console.print(escaped(line, keep=_LINES), soft_wrap=True)
 
     @contextmanager
     def _bar(self, title: str, total: int, unit: str) -> Iterator[Task]:

@@ -64,6 +64,15 @@ def test_a_long_detail_hides_no_board(console):
     assert "dock-camera-1" in out.getvalue()
 
 
+def test_what_a_board_says_steers_no_terminal(console):
+    for terminal in (False, True):
+        out = console(terminal)
+        with fleet_show.RolloutView(quiet=False) as view:
+            view.changed(result(state="failed", step="gate", detail="\x1b]0;title\x07"))
+        assert "\x1b]0" not in out.getvalue()
+        assert "\\x1b]0;title\\x07" in out.getvalue()
+
+
 def test_the_last_table_tells_each_board_and_the_sum(capsys):
     boards = [
         result(state="done", release="r2", seconds=12.3), result("b", "failed", step="upload", detail="full"),

@@ -115,9 +115,9 @@ def test_power_temperatures_and_throttling():
 def test_the_newest_notes_stay():
     view, _ = running()
     for k in range(5):
-        view.note(f"note number {k} [red]")
+        view.note(f"note number {k} [red]\x1b[31m")
     assert "note number 1" not in screen(view)
-    assert "note: note number 4 [red]" in screen(view)
+    assert "note: note number 4 [red]\\x1b[31m" in screen(view)
 
 
 def test_more_ways_than_the_terminal_has_lines():

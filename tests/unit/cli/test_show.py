@@ -76,6 +76,39 @@ def test_on_a_narrow_terminal_the_first_column_stays_and_nothing_is_lost(capsys,
     assert "12.5 kB" in out
 
 
+HOSTILE = "\x1b[2Jgone\r\x07\x9b1A\u202e"
+HARMLESS = "\\x1b[2Jgone\\r\\x07\\x9b1A\\u202e"
+
+
+def test_what_others_say_steers_no_terminal(capsys):
+    show.print_table(f"\n{HOSTILE}", [HOSTILE], [[HOSTILE], ["two\nlines"]], note=f"a note\n{HOSTILE}")
+    show.TerminalProgress().note(f"said:\t{HOSTILE}\nby a board")
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert all(c.isprintable() or c == "\n" for c in text)
+    assert out.count(HARMLESS) == 4
+    assert "two\\nlines" in out
+    assert f"a note\n{HARMLESS}" in out
+    assert f"{HARMLESS}\nby a board\n" in err
+
+
+def test_an_error_is_one_line_that_steers_no_terminal(capsys, monkeypatch):
+    from narrowcast import cli
+    from narrowcast.transport.errors import NarrowcastError
+
+    def fail(words):
+        raise NarrowcastError(f"the board says:\n{HOSTILE}")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["flash"]) == 1
+    said = "\\x1b[2Jgone \\x07\\x9b1A\\u202e"  # any space is one space
+    assert capsys.readouterr().err == f"narrowcast: the board says: {said}\n"
+    assert cli.main(["flash", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert all(c.isprintable() or c == "\n" for c in err)
+
+
 def test_precisions_stand_side_by_side(capsys):
     level = {"level": 0, "mean_packet_bytes": 792.0, "agreement": None, "output_error": 0.29}
     exact = {**level, "moved_symbols": 0.0, "largest_step": 0}
