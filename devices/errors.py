@@ -11,13 +11,19 @@
         ├── LinkUnavailableError  a link cannot be emulated here, or no longer
         ├── RunError         a file that is no run record of the profiler
         ├── ProfileError     nothing that can be profiled: no ways, no frames
+        ├── UnwrittenRunError     a run that is measured, and whose record cannot be written
         ├── MeterError       no such meter, or one whose settings or class are wrong
         └── SensorError      a sensor that is there and cannot be read (one that is not there is None, not an error)
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from narrowcast.transport.errors import NarrowcastError
+
+if TYPE_CHECKING:
+    from narrowcast.devices.profile.schema import Run
 
 
 class DevicesError(NarrowcastError):
@@ -38,6 +44,20 @@ class RunError(DevicesError):
 
 class ProfileError(DevicesError):
     """Nothing that can be profiled: no ways, no frames, or a way that this bundle or server does not have."""
+
+
+class UnwrittenRunError(DevicesError):
+    """A run that is measured, and whose record cannot be written; the cause is the disk's own error.
+
+    Attributes:
+        run: what was measured.
+        disk: why it is in no file.
+    """
+
+    def __init__(self, run: Run, disk: OSError) -> None:
+        super().__init__(f"what was measured is in no file: {disk}")
+        self.run = run
+        self.disk = disk
 
 
 class MeterError(DevicesError):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from narrowcast.devices.errors import ProfileError, SensorError
+from narrowcast.devices.errors import ProfileError, SensorError, UnwrittenRunError
 from narrowcast.devices.machine import Folder, open_machine
 from narrowcast.devices.machine.recording import Recording
 from narrowcast.devices.measure import reach
@@ -65,6 +65,7 @@ def profile(
         KeyboardInterrupt: after the record of what there was is written.
         LinkError: likewise, where the server goes; before anything ran, without a record.
         ProfileError: nothing can be run as it is asked for.
+        UnwrittenRunError: it was run, and ``output`` cannot be written; has what was measured.
         NarrowcastError: of the bundle, the backends, the target, the meter or the links.
     """
     settings = settings or ProfileSettings()
@@ -74,7 +75,10 @@ def profile(
     words = [*command_of(bundle.path, to, settings), *more_words]
     run, error = _Profiling(bundle, to, settings, tls, observer, words).run()
     if output is not None and (run.blocks or error is None):
-        write_run(run, Path(output))
+        try:
+            write_run(run, Path(output))
+        except OSError as disk:
+            raise UnwrittenRunError(run, disk) from disk
     if error is not None:
         raise error
     return run

@@ -17,6 +17,7 @@ from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import nearest
 
 if TYPE_CHECKING:
+    from narrowcast.devices.profile.schema import Run
     from narrowcast.devices.profile.settings import ProfileSettings
 
 EXAMPLES = """\
@@ -137,7 +138,7 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from narrowcast.cli.live import watching
-    from narrowcast.cli.run_table import print_run
+    from narrowcast.devices.errors import UnwrittenRunError
     from narrowcast.devices.profile.entry import profile
     from narrowcast.transport.rpc.credentials import client_tls
 
@@ -147,16 +148,28 @@ def run(args: argparse.Namespace) -> int:
         _check_idle(settings.target)
     tls = client_tls(args.tls, token_file=args.token_file, server_name=args.tls_name)
     bundle = open_bundle(args, "device")
-    with watching(quiet=args.quiet) as observer:
-        result = profile(
-            bundle, args.to, settings, output=args.output, tls=tls, observer=observer, more_words=_more_words(args)
-        )  # fmt: skip
-    if args.json:
-        print_json(msgspec.to_builtins(result))
-        return 0
-    print_run(result)
-    stdout().print(f"\n{args.output} has all of it: narrowcast report {args.output} -o report.html", soft_wrap=True)
+    try:
+        with watching(quiet=args.quiet) as observer:
+            result = profile(
+                bundle, args.to, settings, output=args.output, tls=tls, observer=observer, more_words=_more_words(args)
+            )  # fmt: skip
+    except UnwrittenRunError as error:  # a full disk must not take along what was measured for minutes
+        _print(error.run, args)
+        raise error.disk from None
+    _print(result, args)
+    if not args.json:
+        said = f"\n{args.output} has all of it: narrowcast report {args.output} -o report.html"
+        stdout().print(said, soft_wrap=True)
     return 0
+
+
+def _print(run: Run, args: argparse.Namespace) -> None:
+    from narrowcast.cli.run_table import print_run
+
+    if args.json:
+        print_json(msgspec.to_builtins(run))
+    else:
+        print_run(run)
 
 
 def settings_of(args: argparse.Namespace) -> ProfileSettings:
