@@ -118,14 +118,17 @@ def _train_keys(args: argparse.Namespace) -> dict[str, Any]:
     return {**keys, "tensorboard": True} if args.tensorboard else keys
 
 
-def signing_key(path: Path | None, progress: TerminalProgress) -> SecretKey:
-    """The key to sign with; the keys folder's own is made the first time."""
+def signing_key(path: Path | None, progress: TerminalProgress, *, dry_run: bool = False) -> SecretKey:
+    """The key to sign with; the keys folder's own is made the first time, in a dry run for nobody to keep."""
     if path is not None:
         return SecretKey.read(path)
     folder = keys_folder()
     file = folder / "signing.key"
     if not file.exists():
         key = SecretKey.new("signing")
+        if dry_run:
+            progress.note(f"would make a signing key: {file}, and trust it on this machine")
+            return key
         key.write(file)
         key.public.write(folder / "trusted" / "signing.pub")
         progress.note(f"made a signing key: {file} (keep it safe), and trusted it on this machine")

@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     found = deploy(
         args.recipe,
         DeployOptions(
-            key=signing_key(args.key, progress), work=args.work, skip=args.skip, afresh=args.afresh, replace=args.replace,
-            dry_run=args.dry_run, flash=options,
+            key=signing_key(args.key, progress, dry_run=args.dry_run), work=args.work, skip=args.skip, afresh=args.afresh,
+            replace=args.replace, dry_run=args.dry_run, flash=options,
         ),
         observer,
     )  # fmt: skip
