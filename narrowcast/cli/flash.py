@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     if (args.fleet is None) == (args.board is None):
         raise ConfigError("narrowcast flash takes a board, or --fleet FLEET.toml: one of them")
+    if args.json and args.what == "logs":
+        raise ConfigError("narrowcast flash logs prints lines as the board wrote them: leave --json out")
     if args.fleet is not None:
         return fleet_flash.run(args)
     action = {"status": _status, "rollback": _rollback, "logs": _logs}.get(args.what, _flash)

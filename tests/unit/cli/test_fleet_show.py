@@ -92,6 +92,12 @@ def test_nobody_to_ask_is_an_error_before_anything_is_read(tmp_path, capsys):
     assert "nobody can be asked" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("whose", [["pi@camera-7"], ["--fleet", "fleet.toml"]])
+def test_logs_are_no_json(capsys, whose):
+    assert main(["flash", "logs", *whose, "--json"]) == 2
+    assert "leave --json out" in capsys.readouterr().err
+
+
 def test_a_deployment_to_a_fleet_asks_before_it_begins(tmp_path, capsys, monkeypatch):
     (tmp_path / "r.toml").write_text('[deploy.fleet]\ninventory = "fleet.toml"\n')
     terminal = io.StringIO("n\n")
