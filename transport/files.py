@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ DAY_SECONDS = 86_400.0
 def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes ``path``'s place once it is whole and on disk; an error leaves what was there.
 
-    A symbolic link stays; what it leads to is replaced, or made. Devices and pipes are written to as they are.
+    A symbolic link stays; what it leads to is replaced, or made. Devices and pipes are written to as they are. Owner, group
+    and rights of a file that is there stay, as far as this process may give them: who could read it can read the new one.
 
     Args:
         path: the file.
-        mode: of a new file, before the umask; 0o600 for what nobody else may read, at no moment.
+        mode: of a new file, before the umask; 0o600 for what nobody else may read, at no moment: where one is there that
+            others may read, they no longer may, but its group still may.
         sync: put it on disk first; without, a power loss may leave an empty file, which is for what is worth nothing then.
 
     Raises:
@@ -37,16 +40,20 @@ def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[B
             return
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        # The number says whose it is; threads, and other containers' processes of the same number, have another name.
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
         names.add(str(partial))
         _forget_abandoned(target)
         try:
             with os.fdopen(_begun(partial, mode), "wb") as out:
                 yield out
                 out.flush()
+                _take_after(out.fileno(), target, mode)
                 if sync:
                     os.fsync(out.fileno())
             partial.replace(target)
+            if sync:
+                _sync_folder(target.parent)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -100,6 +107,37 @@ def _is_special(path: Path) -> bool:
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return not stat.S_ISREG(kind)
+
+
+def _take_after(file: int, old: Path, mode: int) -> None:
+    """Gives an open file the owner, group and rights of the one that it will replace, if there is one."""
+    if not hasattr(os, "fchown"):  # not on every system
+        return
+    try:
+        before = old.stat()
+    except OSError:
+        return
+    now, kept, secret = os.fstat(file), stat.S_IMODE(before.st_mode), not mode & 0o077
+    if secret:
+        kept &= ~0o007
+    if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+        try:
+            os.fchown(file, before.st_uid, before.st_gid)
+        except OSError:  # not ours to give away; and its group is another now
+            if secret:
+                kept &= ~0o070
+    with suppress(OSError):  # a file system without rights
+        os.fchmod(file, kept)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts a new name on disk: without, a power loss may bring the old file back."""
+    with suppress(OSError):  # not every file system knows this of folders
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _begun(partial: Path, mode: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,71 @@ def test_a_pipe_is_written_to(tmp_path):
         assert reader.stdout.read() == b"to whoever reads"
     assert path.is_fifo()
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("before", "mode", "after"),
+    [(0o640, 0o600, 0o640), (0o644, 0o600, 0o640), (0o664, 0o666, 0o664), (0o600, 0o666, 0o600)],
+)
+def test_whoever_could_read_the_old_file_can_read_the_new_one(tmp_path, before, mode, after):
+    """A server's token file: an administrator who revokes one must not lock the server out."""
+    path = tmp_path / "tokens.txt"
+    path.write_bytes(b"old")
+    path.chmod(before)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 23456)
+    with replacing(path, mode=mode) as out:
+        out.write(b"new")
+    found = path.stat()
+    assert (path.read_bytes(), stat.S_IMODE(found.st_mode)) == (b"new", after)
+    if os.geteuid() == 0:
+        assert (found.st_uid, found.st_gid) == (12345, 23456)
+
+
+def test_a_secret_that_cannot_be_given_to_its_group_is_not_given_to_another(tmp_path, monkeypatch):
+    path = tmp_path / "key"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    honest = os.fstat
+
+    def another(file):
+        found = list(honest(file))
+        found[4] += 1  # as if we were somebody else
+        return os.stat_result(found)
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fstat", another)
+    monkeypatch.setattr(os, "fchown", refused)
+    with replacing(path, mode=0o600) as out:
+        out.write(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_two_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as first:
+        first.write(b"first")
+        with replacing(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+        first.write(b", whole")
+    assert path.read_bytes() == b"first, whole"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_is_put_on_disk_behind_the_rename(tmp_path, monkeypatch):
+    happened, honest = [], os.fsync
+    monkeypatch.setattr(files.Path, "replace", lambda self, to: happened.append("renamed") or self.rename(to))
+    monkeypatch.setattr(os, "fsync", lambda file: happened.append(os.fstat(file).st_ino) or honest(file))
+    with replacing(tmp_path / "file") as out:
+        out.write(b"new")
+    assert happened == [(tmp_path / "file").stat().st_ino, "renamed", tmp_path.stat().st_ino]
+    happened.clear()
+    with replacing(tmp_path / "file", sync=False) as out:
+        out.write(b"newer")
+    assert happened == ["renamed"]
 
 
 def test_what_killed_processes_left_is_cleared_away_once_it_is_old(tmp_path):
