@@ -8,7 +8,8 @@
             ├── InventoryError  (2)  no such inventory, or one that is wrong
             ├── SelectionError  (2)  no such board or group, a canary or a wave that cannot be
             ├── FleetStateError      a rollout's state file that is none, or cannot be written
-            └── FleetBusyError       another rollout of the same inventory is under way
+            ├── FleetBusyError       another rollout of the same inventory is under way
+            └── NotWellError         a board has the release already, and it does not work there
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class FleetStateError(FleetError):
 
 class FleetBusyError(FleetError):
     """Another rollout of the same inventory is under way."""
+
+
+class NotWellError(FleetError):
+    """A board has the release already, and it does not work there."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from narrowcast.devices.fleet.errors import NotWellError
 from narrowcast.devices.fleet.flasher import Flasher
 from narrowcast.devices.fleet.inventory import Board
 from narrowcast.devices.fleet.results import BAD, GOOD, BoardResult, BoardState, FleetReport, Outcome
@@ -17,6 +18,8 @@ from narrowcast.transport.errors import NarrowcastError
 
 ROLLED_BACK = 5
 _WAKE_SECONDS = 0.1  # how often Python looks for Ctrl-C while it waits for threads
+WELL_SECONDS = 30.0  # within which a board that nothing was done with must be well
+_ASK_SECONDS = 1.0
 
 
 class Rollout:
@@ -145,10 +148,27 @@ class Rollout:
             if not why:
                 return msgspec.structs.replace(known, state="verified", detail="as an earlier run left it")
         done = self._flasher.act(board, lambda step, detail: self._set(board.name, "running", step=step, detail=detail))
+        if done.state == "unchanged" and done.release is not None and self._state is not None:
+            self._check_well(board, done.release)
         detail = f"{done.detail} (an earlier run had done it, but {why})".strip() if why else done.detail
         return BoardResult(
             name=board.name, destination=board.destination, state=done.state, detail=detail, release=done.release
         )
+
+    def _check_well(self, board: Board, release: str) -> None:
+        """Of a board that has the release already no gate has asked whether it works; dry runs, which keep no state, do not.
+
+        Raises:
+            NotWellError: it does not.
+        """
+        deadline = time.monotonic() + WELL_SECONDS
+        while why := self._flasher.still(board, release):
+            if self._interrupted or time.monotonic() >= deadline:
+                raise NotWellError(
+                    f"{board.destination} has {release} already, but {why}: narrowcast flash logs tells more"
+                )
+            self._set(board.name, "running", step="status", detail=why)
+            time.sleep(_ASK_SECONDS)
 
     def _ended(self, name: str, state: BoardState, detail: str, began: float, **more: object) -> None:
         result = self._set(name, state, detail=detail, seconds=round(time.monotonic() - began, 3), **more)

@@ -40,6 +40,8 @@ class ScriptedFlasher:
         asked: names whose release was looked at.
         most: boards that were under way at once, at most.
         during: called while a board is under way.
+        moved: by name, why a board does not run what it should.
+        there: names that have the release already.
     """
 
     def __init__(self, release: str = "r2", errors: dict[str, Exception] | None = None) -> None:
@@ -47,6 +49,7 @@ class ScriptedFlasher:
         self.errors = errors or {}
         self.want: dict[str, str] = {}
         self.moved: dict[str, str] = {}
+        self.there: set[str] = set()
         self.flashed: list[str] = []
         self.asked: list[str] = []
         self.most = 0
@@ -65,7 +68,7 @@ class ScriptedFlasher:
             self.during(board)
             if board.name in self.errors:
                 raise self.errors[board.name]
-            return Done("done", self.release)
+            return Done("unchanged" if board.name in self.there else "done", self.release)
         finally:
             with self._lock:
                 self._now -= 1

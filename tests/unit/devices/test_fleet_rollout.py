@@ -155,6 +155,34 @@ def test_a_rerun_goes_on_with_what_is_not_done_and_looks_at_the_rest(tmp_path):
     assert not third.flashed
 
 
+def test_a_canary_that_has_the_release_and_does_not_work_stops_everything_in_every_rerun(tmp_path, monkeypatch):
+    """Nothing is flashed there, so no gate asks it."""
+    monkeypatch.setattr(rollout_module, "WELL_SECONDS", 0.0)
+    boards, path = fleets.boards(3), tmp_path / "fleet.state.json"
+    bad = fleets.ScriptedFlasher(errors={"board-001": fleets.BrokenError("the link broke")})
+    with open_state(path, "bundle-a") as state:
+        rolled(boards, bad, canaries=1, size=1, state=state)
+    for _ in range(2):
+        flasher = fleets.ScriptedFlasher()
+        flasher.moved["board-000"], flasher.there = "its daemon is not ready", {"board-000"}
+        with open_state(path, "bundle-a") as state:
+            report = rolled(boards, flasher, canaries=1, state=state)
+        assert flasher.flashed == ["board-000"]
+        assert report.counts == {"failed": 1, "not-begun": 2}
+        assert report.boards[0].detail.startswith("pi@board-000 has r2 already, but its daemon is not ready: ")
+        assert report.exit_code == 1
+
+
+def test_a_board_that_has_the_release_gets_time_to_be_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout_module, "_ASK_SECONDS", 0.0)
+    flasher = fleets.ScriptedFlasher()
+    flasher.there, answers = {"board-000"}, ["its daemon does not run", "its daemon is not ready", ""]
+    monkeypatch.setattr(flasher, "still", lambda board, release: answers.pop(0))
+    with open_state(tmp_path / "fleet.state.json", "bundle-a") as state:
+        assert rolled(fleets.boards(1), flasher, state=state).counts == {"unchanged": 1}
+    assert not answers
+
+
 def test_a_board_whose_settings_have_changed_is_flashed_again(tmp_path):
     boards, path = fleets.boards(3), tmp_path / "fleet.state.json"
     with open_state(path, "bundle-a") as state:
