@@ -21,7 +21,7 @@ class Kept(Settings, frozen=True):
     Attributes:
         compiled: what the bundle was compiled from (:func:`inputs_digest`).
         bundle: the SHA-256 of what came out.
-        profiled: of the bundle that was profiled, on which board, with which options.
+        profiled: of the bundle that was profiled, on which board, with which settings of it, and with which options.
         run: the run record of that.
         run_digest: its SHA-256.
     """

@@ -19,6 +19,7 @@ from narrowcast.devices.flash.edge import servers_of
 from narrowcast.devices.flash.release import flashed_by
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.targets import load_target
+from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import parse_toml
 
@@ -93,7 +94,29 @@ def profile_words(layout: Layout, there: There, to: str, options: Mapping[str, A
     return words
 
 
+def check_runs(bundle: Bundle, there: There, destination: str) -> None:
+    """Whether a board runs this very bundle: what is measured there is noted as this one's.
+
+    Raises:
+        ProfileOnBoardError: it does not.
+    """
+    runs, manifest = there["current"] or {}, bundle.manifest
+    wanted = {"model": manifest.name, "number": manifest.release, "fingerprint": manifest.fingerprint,
+              "created": manifest.created}  # fmt: skip
+    if any(runs.get(name) != value for name, value in wanted.items()):
+        found = f"{runs['id']}{_made(runs['created']) if 'created' in runs else ''}" if runs else "nothing"
+        raise ProfileOnBoardError(
+            f"{destination} runs {found}, and {bundle.path.name} is {manifest.name}-{manifest.release}"
+            f"{_made(manifest.created)}: do not skip flash"
+        )
+
+
+def _made(when: str) -> str:
+    return f" (made {when})"
+
+
 def profile_on_board(
+    bundle: Bundle,
     destination: str,
     target: str,
     options: FlashOptions,
@@ -106,6 +129,7 @@ def profile_on_board(
     """Measures what runs on a board, and brings the run record here.
 
     Args:
+        bundle: that it is to run.
         destination: the board.
         target: kind of board.
         options: that it was flashed with.
@@ -115,7 +139,7 @@ def profile_on_board(
         observer: is told what the board says.
 
     Raises:
-        ProfileOnBoardError: the board could not measure, or nothing says with which server.
+        ProfileOnBoardError: the board could not measure, runs another bundle, or nothing says with which server.
         BusyError: it is being flashed, or profiled already.
         FlashError: it cannot be reached.
     """
@@ -124,6 +148,7 @@ def profile_on_board(
         manager = services_of(options.services, hello(session, layout), options.prefix)
         session.call("lock", by=flashed_by(), what="profiled")  # a flash would measure beside it, and start the daemon
         there = checked(session.call("status", services=manager), There, destination)
+        check_runs(bundle, there, destination)
         words = profile_words(layout, there, to, settings)
         script = _MEASURE.format(unit=UNIT, command=shlex.join(words))
         sudo = "sudo -n -- " if rights.root else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from narrowcast.deploy.publish import open_place, publish
 from narrowcast.deploy.stages import STAGES, Deployment, Observer, StageResult, StageState
 from narrowcast.devices.flash import FlashOptions
 from narrowcast.devices.flash.agent.files import sha256_of
+from narrowcast.devices.fleet.inventory import Board
 from narrowcast.transport.bundle import Bundle, SecretKey
 from narrowcast.transport.errors import NarrowcastError
 from narrowcast.transport.structs import nearest
@@ -196,22 +198,30 @@ class Deploying:
     def _profile(self) -> Said:
         if not self.boards:
             return "off", "[deploy] has neither board nor fleet", {}
-        if self._wanted("profile") is None:
+        found = self._wanted("profile")
+        if found is None:
             return "planned", "on the board", {}
         board, options = measured_board(self.boards, self.settings, self.options)
-        said = f"{board.destination} {msgspec.json.encode(self.settings.profile.options, order='sorted').decode()}"
-        wanted = f"{sha256_of(self.bundle)} {said}"
+        wanted = self._measured_of(board)
+        # A board that was not flashed may have other settings than it is to get: its record counts no further than that.
+        unflashed = f"{wanted} as it was" if "flash" in self.options.skip else wanted
         there = self.record.exists() and sha256_of(self.record) == self.kept.run_digest
-        if there and wanted == self.kept.profiled:
+        if there and self.kept.profiled in (wanted, unflashed):
             return "kept", f"{self.record.name}, of this very bundle on {board.name}", {}
         if self.options.dry_run:
             return "planned", f"on {board.name}, into {self.record.name}", {}
         profile_on_board(
-            board.destination, board.target, options, to=self.settings.to, settings=self.settings.profile.options,
+            found, board.destination, board.target, options, to=self.settings.to, settings=self.settings.profile.options,
             output=self.record, observer=self.observer.flash,
         )  # fmt: skip
-        self._keep(profiled=wanted, run=str(self.record), run_digest=sha256_of(self.record))
+        self._keep(profiled=unflashed, run=str(self.record), run_digest=sha256_of(self.record))
         return "done", f"on {board.name}, into {self.record.name}", {"run": str(self.record)}
+
+    def _measured_of(self, board: Board) -> str:
+        """Names all that a measurement depends on: the bundle, what the board is told, the profile's options."""
+        said = [board.destination, self.settings.to, board.settings, self.settings.profile.options]
+        digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+        return f"{sha256_of(self.bundle)} {digest}"
 
     def _report(self) -> Said:
         if not self.record.exists():

@@ -17,13 +17,15 @@ from narrowcast.deploy import DeployOptions
 from narrowcast.deploy import Observer as DeployObserver
 from narrowcast.deploy.boards import flash_boards
 from narrowcast.deploy.errors import FleetFailedError, ProfileOnBoardError, PublishError, ReportError
-from narrowcast.deploy.measure import make_report, profile_on_board, profile_words
+from narrowcast.deploy.measure import check_runs, make_report, profile_on_board, profile_words
 from narrowcast.deploy.publish import open_place, publish
 from narrowcast.devices.flash import FlashOptions, Observer, trust
 from narrowcast.devices.flash.agent.locks import Lock
 from narrowcast.devices.flash.board import layout_of
 from narrowcast.devices.flash.errors import BusyError
+from narrowcast.devices.flash.release import describe
 from narrowcast.devices.targets import DeployPaths
+from narrowcast.transport.bundle import Bundle
 
 NETWORKS = Path(__file__).resolve().parents[1] / "support" / "networks.py"
 OWN_TARGET = """
@@ -180,6 +182,11 @@ def test_a_fleet_that_fails_is_told_by_its_boards_exit_code(tmp_path):
     assert caught.value.exit_code == 4
 
 
+def opened(folder: Path) -> Bundle:
+    """What the board of :func:`measured` runs."""
+    return Bundle.open(folder / "models" / "tiny.ncb", "server", trusted=[bundles.trusted_key()])
+
+
 @pytest.fixture
 def measured(tmp_path):
     """Settings of a board that runs the tests' own environment, over a real sshd; and a server that it reaches."""
@@ -192,6 +199,8 @@ def measured(tmp_path):
     models = tmp_path / "models"
     models.mkdir()
     shutil.copy(bundles.with_whole(bundles.make()).write(models / "tiny.ncb"), release / "model.ncb")
+    record = describe(opened(tmp_path), "tiny-1", "env", "x86-64", "")
+    (release / "release.json").write_text(json.dumps(record))
     with sshd.running(tmp_path) as server, serving(models, tmp_path / "board" / "etc" / "trusted.pub") as tail:
         yield FlashOptions(connection=server.connection(), prefix=str(tmp_path / "board")), str(tail.address)
 
@@ -211,7 +220,9 @@ def test_a_board_measures_itself_and_the_record_comes_back(measured, tmp_path):
                     trust("board", add=bundles.KEY.public, connection=options.connection, prefix=options.prefix)
                 refused.append(caught.value)
 
-    profile_on_board("board", "x86-64", options, to=to, settings=quick, output=record, observer=Flashing())
+    profile_on_board(
+        opened(tmp_path), "board", "x86-64", options, to=to, settings=quick, output=record, observer=Flashing()
+    )
     assert refused
     found = json.loads(record.read_text())
     assert found["format"] == "narrowcast-run"
@@ -236,7 +247,7 @@ def test_a_board_that_is_being_flashed_is_not_profiled(measured, tmp_path, monke
     )
     lock.take()
     with pytest.raises(BusyError, match="is being flashed by ann@laptop"):
-        profile_on_board("board", "x86-64", options, to=to, settings={}, **words)
+        profile_on_board(opened(tmp_path), "board", "x86-64", options, to=to, settings={}, **words)
     lock.release()
     # Nor by somebody who is logged in there.
     target = tmp_path / "mine.toml"
@@ -253,15 +264,22 @@ def test_a_board_that_cannot_measure_says_why(measured, tmp_path):
     options, to = measured
     with pytest.raises(ProfileOnBoardError, match="board could not measure: .*nonsense"):
         profile_on_board(
-            "board",
-            "x86-64",
-            options,
-            to=to,
-            settings={"ways": "nonsense"},
-            output=tmp_path / "r.json",
+            opened(tmp_path), "board", "x86-64", options, to=to, settings={"ways": "nonsense"}, output=tmp_path / "r.json",
             observer=Observer(),
-        )
+        )  # fmt: skip
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_board_that_runs_another_bundle_is_not_measured(measured, tmp_path):
+    options, to = measured
+    bundle = bundles.make(release=2).write(tmp_path / "next.ncb")
+    found = Bundle.open(bundle, "server", trusted=[bundles.trusted_key()])
+    with pytest.raises(ProfileOnBoardError, match=r"board runs tiny-1 \(made .*, and next.ncb is tiny-2 .*skip flash"):
+        profile_on_board(
+            found, "board", "x86-64", options, to=to, settings={}, output=tmp_path / "r.json", observer=Observer()
+        )
+    with pytest.raises(ProfileOnBoardError, match="board runs nothing, and next.ncb"):
+        check_runs(found, {"current": None}, "board")
 
 
 def test_the_words_of_a_profile():
