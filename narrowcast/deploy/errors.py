@@ -5,6 +5,7 @@
     NarrowcastError
     └── DeployError
         ├── StageError      (2)  no such stage, or one that lacks what another one makes
+        ├── StageIoError         this machine's disk or network fails a stage
         ├── PublishError         the server's folder cannot be written, holds another bundle of that name, or is not served
         ├── FleetFailedError     not all boards of a fleet run the release
         ├── ProfileOnBoardError  the board could not measure
@@ -24,6 +25,10 @@ class StageError(DeployError):
     """No such stage, or one that lacks what another one makes."""
 
     exit_code = 2
+
+
+class StageIoError(DeployError):
+    """This machine's disk or network fails a stage: it is full, or may not be written."""
 
 
 class PublishError(DeployError):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.deployment import DeploySettings
 from narrowcast.compiler.recipe import Recipe, load_deployment, load_recipe
 from narrowcast.deploy.boards import chosen_boards, flash_boards, measured_board
-from narrowcast.deploy.errors import PublishError, StageError
+from narrowcast.deploy.errors import PublishError, StageError, StageIoError
 from narrowcast.deploy.kept import Kept, inputs_digest, read_kept, write_kept
 from narrowcast.deploy.measure import make_report, profile_on_board
 from narrowcast.deploy.publish import open_place, publish
@@ -115,12 +116,17 @@ class Deploying:
         try:
             state, detail, data = stage()
         except NarrowcastError as error:
-            return StageResult(name=name, state="failed", detail=str(error)), error
+            return _failed(name, error)
+        except OSError as error:  # with what the stages before did, as of any other failure
+            where = f" ({error.filename})" if error.filename else ""
+            return _failed(name, StageIoError(f"{name}: {error.strerror or error}{where}"))
         seconds = round(time.monotonic() - began, 3) if state == "done" else None
         return StageResult(name=name, state=state, detail=detail, seconds=seconds, data=data), None
 
     def _deployment(self, results: list[StageResult], code: int = 0, error: str = "") -> Deployment:
-        found = self._opened() if self.bundle.exists() else None
+        found = None
+        with suppress(NarrowcastError, OSError):  # of another key, or damaged: what a stage says of it is what counts
+            found = self._opened() if self.bundle.exists() else None
         return Deployment(
             bundle=str(self.bundle), stages=results, model=found.manifest.name if found else None,
             release=found.manifest.release if found else None, exit_code=code, error=error,
@@ -253,3 +259,7 @@ class Deploying:
 
     def _path(self, text: str) -> Path | None:
         return self.folder / text if text else None
+
+
+def _failed(stage: str, error: NarrowcastError) -> tuple[StageResult, NarrowcastError]:
+    return StageResult(name=stage, state="failed", detail=str(error)), error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from support import bundles
 
+from narrowcast.compiler.errors import DataError
 from narrowcast.deploy import DeployOptions, deploy
 from narrowcast.deploy import run as run_module
 
@@ -83,3 +85,26 @@ def test_what_a_board_measured_without_a_flash_counts_only_without_one(bench):
     for times, skip in ((1, ["flash"]), (1, ["flash"]), (2, []), (2, []), (2, ["flash"])):
         bench.deploy("compile", "publish", *skip)
         assert len(bench.measured) == times
+
+
+def test_a_stage_that_fails_beside_a_damaged_bundle_is_heard(bench, monkeypatch):
+    def compile_recipe(*_, **__):
+        raise DataError("no images under photos")
+
+    monkeypatch.setattr(run_module, "inputs_digest", lambda recipe, signer: "inputs")
+    monkeypatch.setattr(run_module, "compile_recipe", compile_recipe)
+    bench.bundle.write_bytes(b"half a bundle")
+    found = bench.deploy()
+    assert (states(found), found.error, found.model) == ({"compile": "failed"}, "no images under photos", None)
+
+
+def test_a_full_disk_is_a_stages_failure(bench, monkeypatch):
+    def measure(*_, output, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(output))
+
+    monkeypatch.setattr(run_module, "profile_on_board", measure)
+    found = bench.deploy("compile", "publish")
+    assert states(found)["profile"] == "failed"
+    assert states(found)["flash"] == "kept"
+    assert (found.exit_code, found.model) == (1, "shop")
+    assert found.error == f"profile: No space left on device ({bench.folder / 'shop.run.json'})"
