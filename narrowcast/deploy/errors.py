@@ -8,7 +8,7 @@
         ├── StageIoError         this machine's disk or network fails a stage
         ├── PublishError         the server's folder cannot be written, holds another bundle of that name, or is not served
         ├── FleetFailedError     not all boards of a fleet run the release
-        ├── ProfileOnBoardError  the board could not measure
+        ├── ProfileOnBoardError  the board could not measure; exit code as `narrowcast profile` had there
         └── ReportError          the page cannot be made
 """
 
@@ -36,7 +36,15 @@ class PublishError(DeployError):
 
 
 class ProfileOnBoardError(DeployError):
-    """The board could not measure."""
+    """The board could not measure.
+
+    Attributes:
+        exit_code: that of ``narrowcast profile`` there; 1 where it was not asked, or ssh ended first.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 class ReportError(DeployError):

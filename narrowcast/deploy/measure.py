@@ -23,7 +23,9 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import parse_toml
 
-# The daemon is started again however this ends; a board that loses its power meanwhile starts it by itself.
+# The daemon is started again however this ends; a board that loses its power meanwhile starts it by itself. A run that
+# broke off has left a record of what there was.
+_SSH_FAILED = 255
 _MEASURE = """
 f=$(mktemp -d) || exit 1
 paused=
@@ -31,8 +33,10 @@ end() {{ rm -rf "$f"; [ -z "$paused" ] || systemctl start {unit}; }}
 trap end EXIT
 trap 'exit 1' HUP INT TERM
 if [ -d /run/systemd/system ] && systemctl is-active --quiet {unit}; then paused=yes; systemctl stop {unit}; fi
-{command} --output "$f/run.json" 1>&2 || exit $?
-cat "$f/run.json"
+{command} --output "$f/run.json" 1>&2
+code=$?
+if [ $code = 0 ] || [ -e "$f/run.json" ]; then cat "$f/run.json" || exit {broken}; fi
+exit $code
 """
 
 
@@ -126,7 +130,7 @@ def profile_on_board(
     output: Path,
     observer: Observer,
 ) -> None:
-    """Measures what runs on a board, and brings the run record here.
+    """Measures what runs on a board, and brings the run record here; of a run that broke off, what there was.
 
     Args:
         bundle: that it is to run.
@@ -150,11 +154,18 @@ def profile_on_board(
         there = checked(session.call("status", services=manager), There, destination)
         check_runs(bundle, there, destination)
         words = profile_words(layout, there, to, settings)
-        script = _MEASURE.format(unit=UNIT, command=shlex.join(words))
+        script = _MEASURE.format(unit=UNIT, broken=_SSH_FAILED, command=shlex.join(words))
         sudo = "sudo -n -- " if rights.root else ""
-        record = _listen(ssh, f"{sudo}sh -c {shlex.quote(script)}", observer)
-    with replacing(output) as out:
-        out.write(record)
+        record, code, last = _listen(ssh, f"{sudo}sh -c {shlex.quote(script)}", observer)
+    whole = bool(record) and code != _SSH_FAILED
+    if whole:
+        with replacing(output) as out:
+            out.write(record)
+    if code:
+        what = f" ({output} has what there was)" if whole else ""
+        raise ProfileOnBoardError(
+            f"{destination} could not measure: {last or f'exit code {code}'}{what}", 1 if code == _SSH_FAILED else code
+        )
 
 
 def make_report(record: Path, page: Path) -> None:
@@ -169,8 +180,8 @@ def make_report(record: Path, page: Path) -> None:
         raise ReportError(done.stderr.strip().removeprefix("narrowcast: ") or f"no page of {record} could be made")
 
 
-def _listen(ssh: Ssh, remote: str, observer: Observer) -> bytes:
-    """What a command on the board prints; each line of its stderr is passed on."""
+def _listen(ssh: Ssh, remote: str, observer: Observer) -> tuple[bytes, int, str]:
+    """What a command on the board prints, its exit code, its last line on stderr; each of these lines is passed on."""
     with tempfile.TemporaryFile() as printed:  # no pipe: nobody reads it while the command talks
         process = subprocess.Popen(  # noqa: S603  (ssh, to a destination that is no option)
             ssh.command(remote), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.PIPE
@@ -180,8 +191,6 @@ def _listen(ssh: Ssh, remote: str, observer: Observer) -> bytes:
         for line in process.stderr:
             last = line.decode("utf-8", "replace").rstrip()
             observer.note(last)
-        if process.wait():
-            code = process.returncode
-            raise ProfileOnBoardError(f"{ssh.destination.text} could not measure: {last or f'exit code {code}'}")
+        code = process.wait()
         printed.seek(0)
-        return printed.read()
+        return printed.read(), code if code >= 0 else _SSH_FAILED, last

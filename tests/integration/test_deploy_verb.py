@@ -270,6 +270,32 @@ def test_a_board_that_cannot_measure_says_why(measured, tmp_path):
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("ends", "code", "brought"),
+    [
+        ('echo >"$last" "{}"; exit 4', 4, "{}\n"), ('echo >"$last" "{}"; exit 1', 1, "{}\n"), ("exit 4", 4, None),
+        ("exit 255", 1, None),
+    ],
+)  # fmt: skip
+def test_a_profile_that_breaks_off_ends_as_it_did_on_the_board_and_its_record_comes(
+    measured, tmp_path, ends, code, brought
+):
+    options, to = measured
+    venv = tmp_path / "board" / "releases" / "tiny-1" / "venv"
+    venv.unlink()
+    (venv / "bin").mkdir(parents=True)
+    python, record = venv / "bin" / "python", tmp_path / "r.json"
+    python.write_text(f'#!/bin/sh\nfor last; do :; done\necho >&2 "narrowcast: the server has gone"\n{ends}\n')
+    python.chmod(0o755)
+    with pytest.raises(ProfileOnBoardError, match="board could not measure: narrowcast: the server has gone") as caught:
+        profile_on_board(
+            opened(tmp_path), "board", "x86-64", options, to=to, settings={}, output=record, observer=Observer()
+        )
+    assert caught.value.exit_code == code
+    assert ("r.json has what there was" in str(caught.value)) == (brought is not None)
+    assert (record.read_text() if record.exists() else None) == brought
+
+
 def test_a_board_that_runs_another_bundle_is_not_measured(measured, tmp_path):
     options, to = measured
     bundle = bundles.make(release=2).write(tmp_path / "next.ncb")
