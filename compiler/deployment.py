@@ -42,7 +42,7 @@ class DeployProfile(Settings, frozen=True):
     Attributes:
         board: of a fleet, by name; its first one where this is left out.
         output: where the run record goes.
-        options: of ``narrowcast profile``, without their dashes: ``{ seconds = 60, ways = "split,image" }``.
+        options: of ``narrowcast profile``, without their dashes: ``{ loaded-s = 60, ways = "split,image" }``.
     """
 
     board: str = ""

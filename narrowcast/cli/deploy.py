@@ -6,9 +6,9 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from narrowcast.cli import error_line, flashing
+from narrowcast.cli import error_line, flashing, profile
 from narrowcast.cli.compile import signing_key
 from narrowcast.cli.show import TerminalProgress, print_json, print_table
 from narrowcast.transport.errors import ConfigError
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     if not (args.yes or args.dry_run or sys.stdin.isatty()):
         raise ConfigError("nobody can be asked whether the plan is right: --yes carries it out, --dry-run shows it")
+    _check_profile(args.recipe)
     _agree(args)
     from narrowcast.deploy import DeployOptions, Observer, StageResult, deploy
     from narrowcast.devices.fleet.results import BoardResult
@@ -94,6 +95,27 @@ def run(args: argparse.Namespace) -> int:
     if found.error:
         print(error_line(found.error), file=sys.stderr)
     return found.exit_code
+
+
+class _Checking(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"[deploy.profile] options: {message}; narrowcast profile --help lists them")
+
+
+def _check_profile(recipe: Path) -> None:
+    """The profile comes last, hours after the start.
+
+    Raises:
+        ConfigError: ``narrowcast profile`` does not take the recipe's options.
+    """
+    from narrowcast.compiler.recipe import load_deployment
+    from narrowcast.deploy.measure import option_words
+
+    parser = _Checking(add_help=False)
+    profile.add_arguments(parser)
+    for everywhere in ("--quiet", "--debug"):
+        parser.add_argument(everywhere, action="store_true")
+    parser.parse_args(["MODEL.ncb", *option_words(load_deployment(recipe).profile.options)])
 
 
 def _agree(args: argparse.Namespace) -> None:

@@ -90,6 +90,12 @@ def profile_words(layout: Layout, there: There, to: str, options: Mapping[str, A
         f"{layout.current}/model.ncb",
         *daemon_words(layout, there, to),
     ]
+    return words + option_words(options)
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """``[deploy.profile] options`` as words of ``narrowcast profile``."""
+    words: list[str] = []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         for one in value if isinstance(value, list) else [value]:

@@ -70,7 +70,7 @@ def deploy(recipe: str | Path, options: DeployOptions | None = None, observer: O
 
     Raises:
         ConfigError: the recipe cannot be, or its inventory.
-        StageError: a stage that is skipped does not exist.
+        StageError: a stage that is skipped does not exist, or the board that is to be profiled.
     """
     options, observer = options or DeployOptions(), observer or Observer()
     for stage in options.skip:
@@ -92,6 +92,8 @@ class Deploying:
         self.kept_path = options.work / f"deploy-{recipe.name}.json"
         self.kept = Kept() if options.afresh else read_kept(self.kept_path)
         self.boards = chosen_boards(settings, recipe)  # an inventory that is wrong is not found hours later
+        if self.boards:
+            measured_board(self.boards, settings, options)  # nor a name that is none
 
     def run(self) -> Deployment:
         """All stages."""

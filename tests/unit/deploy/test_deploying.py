@@ -6,11 +6,13 @@ import errno
 from pathlib import Path
 
 import pytest
-from support import bundles
+from support import bundles, fleets
 
+from narrowcast.cli import main
 from narrowcast.compiler.errors import DataError
 from narrowcast.deploy import DeployOptions, deploy
 from narrowcast.deploy import run as run_module
+from narrowcast.deploy.errors import StageError
 
 RECIPE = """
 {first}
@@ -108,3 +110,49 @@ def test_a_full_disk_is_a_stages_failure(bench, monkeypatch):
     assert states(found)["flash"] == "kept"
     assert (found.exit_code, found.model) == (1, "shop")
     assert found.error == f"profile: No space left on device ({bench.folder / 'shop.run.json'})"
+
+
+FLEET = """
+[deploy.fleet]
+inventory = "fleet.toml"
+[deploy.profile]
+board = "b"
+"""
+
+
+def test_a_board_to_profile_that_is_none_is_found_before_anything_is_done(bench):
+    fleets.inventory(bench.folder, '[[boards]]\nname = "a"\nssh = "a"\ntarget = "x86-64"\n')
+    text = RECIPE.format(first="", to="", board="", profile="").partition("[deploy.board]")[0]
+    (bench.folder / "shop.toml").write_text(text + FLEET)
+    with pytest.raises(StageError, match=r"\[deploy.profile\] board is 'b'; the boards are a"):
+        deploy(bench.folder / "shop.toml", DeployOptions(key=bundles.KEY, work=bench.folder / "work"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("{ seconds = 60 }", "unrecognized arguments: --seconds 60"),
+        ('{ ways = "local,splitt" }', "argument --ways"),
+        ("{ loaded-s = true }", "argument --loaded-s: expected one argument"),
+    ],
+)
+def test_options_that_a_profile_does_not_have_are_found_before_anything_is_done(bench, options, words, capsys):
+    profile = f"[deploy.profile]\noptions = {options}"
+    (bench.folder / "shop.toml").write_text(RECIPE.format(first="", to="", board="", profile=profile))
+    assert main(["deploy", str(bench.folder / "shop.toml"), "--yes"]) == 2
+    said = capsys.readouterr().err
+    assert f"[deploy.profile] options: {words}" in said
+    assert said.count("\n") == 1
+
+
+def test_options_that_a_profile_has_are_taken(bench, monkeypatch, capsys):
+    profile = (
+        '[deploy.profile]\noptions = { loaded_s = 60, ways = "split,image", quiet = true, link = ["lte", "wifi"] }'
+    )
+    (bench.folder / "shop.toml").write_text(RECIPE.format(first="", to="", board="", profile=profile))
+    words = ["--skip", "compile", "--skip", "publish", "--work", str(bench.folder / "work")]
+    bundles.KEY.write(bench.folder / "test.key")
+    assert (
+        main(["deploy", str(bench.folder / "shop.toml"), "--yes", "--key", str(bench.folder / "test.key"), *words]) == 0
+    )
+    assert bench.measured == ["shop.ncb"]
