@@ -136,5 +136,5 @@ def _print(found: Deployment) -> None:
         [stage.name, _WORDS[stage.state], "-" if stage.seconds is None else f"{stage.seconds:.0f} s", stage.detail]
         for stage in found.stages
     ]
-    title = f"{found.model} release {found.release}" if found.model else "nothing is compiled yet"
+    title = f"{found.model} release {found.release}" if found.model else "to be compiled first"
     print_table(f"{title}: {found.bundle}", ["stage", "", ">time", ""], rows)

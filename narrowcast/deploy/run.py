@@ -91,6 +91,7 @@ class Deploying:
         self.record = self.folder / (settings.profile.output or f"{recipe.name}.run.json")
         self.kept_path = options.work / f"deploy-{recipe.name}.json"
         self.kept = Kept() if options.afresh else read_kept(self.kept_path)
+        self.outdated = False  # the bundle that is there, in a dry run that would compile another
         self.boards = chosen_boards(settings, recipe)  # an inventory that is wrong is not found hours later
         if self.boards:
             measured_board(self.boards, settings, options)  # nor a name that is none
@@ -128,7 +129,7 @@ class Deploying:
     def _deployment(self, results: list[StageResult], code: int = 0, error: str = "") -> Deployment:
         found = None
         with suppress(NarrowcastError, OSError):  # of another key, or damaged: what a stage says of it is what counts
-            found = self._opened() if self.bundle.exists() else None
+            found = self._opened() if self.bundle.exists() and not self.outdated else None
         return Deployment(
             bundle=str(self.bundle), stages=results, model=found.manifest.name if found else None,
             release=found.manifest.release if found else None, exit_code=code, error=error,
@@ -141,6 +142,7 @@ class Deploying:
         if there and digest == self.kept.compiled and there == self.kept.bundle:
             return "kept", f"{self.bundle.name}: recipe, teacher and images are what they were", {}
         if self.options.dry_run:
+            self.outdated = True
             return "planned", f"{self.bundle.name} from {len(self.recipe.tails) + 1} teachers", {}
         compiled = compile_recipe(
             self.recipe, self.bundle, key=key, work=self.options.work, progress=self.observer.progress
@@ -244,7 +246,9 @@ class Deploying:
         return "done", str(self.page), {"page": str(self.page)}
 
     def _wanted(self, stage: str) -> Bundle | None:
-        """The bundle for a stage; None in a dry run before anything was compiled."""
+        """The bundle for a stage; None in a dry run that would compile another than is there, or the first."""
+        if self.outdated:
+            return None
         if self.bundle.exists():
             return self._opened()
         if self.options.dry_run:

@@ -44,7 +44,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """All of it.
 
     Attributes:
-        model, release: what was deployed; None where a dry run found nothing compiled.
+        model, release: what was deployed; None where a dry run would compile it first.
         bundle: its file.
         stages: in order.
         exit_code: 0, or that of the stage that failed.

@@ -156,3 +156,21 @@ def test_options_that_a_profile_has_are_taken(bench, monkeypatch, capsys):
         main(["deploy", str(bench.folder / "shop.toml"), "--yes", "--key", str(bench.folder / "test.key"), *words]) == 0
     )
     assert bench.measured == ["shop.ncb"]
+
+
+def test_a_dry_run_that_would_compile_plans_with_no_bundle_that_is_there(bench, monkeypatch):
+    monkeypatch.setattr(run_module, "inputs_digest", lambda recipe, signer: f"inputs of {recipe.release}")
+    monkeypatch.setattr(run_module, "compile_recipe", lambda *_, **__: bundles.open_made(bench.bundle))
+    assert states(bench.deploy("publish"))["profile"] == "done"
+    found = bench.deploy("publish", dry_run=True)
+    assert states(found) == {
+        "compile": "kept", "publish": "off", "flash": "kept", "profile": "kept", "report": "planned",
+    }  # fmt: skip
+    assert (found.model, found.release) == ("shop", 1)
+
+    (bench.folder / "models").mkdir()
+    (bench.folder / "models" / "shop-1.ncb").write_bytes(bench.bundle.read_bytes())
+    found = bench.deploy(dry_run=True, first="release = 2", to='publish = "models"')
+    assert set(states(found).values()) == {"planned"}
+    assert [stage.detail for stage in found.stages[1:4]] == ["into models", "onto 1 boards", "on the board"]
+    assert (found.model, found.release) == (None, None)
