@@ -44,7 +44,7 @@ class Rest:
         """
         if self._tails is None:
             self._tails = [_network(tail, recipe) for tail in recipe.tails]
-        found = [*self._tails, *_videos(recipe)]
+        found = [*self._tails, *videos_of(recipe)]
         return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
 
 
@@ -58,7 +58,8 @@ def _network(tail: TailSettings, recipe: Recipe) -> str:
         return f"{tail.name}\n{digest_of_network(network, trace(network, recipe.input.size), tail.options)}"
 
 
-def _videos(recipe: Recipe) -> list[str]:
+def videos_of(recipe: Recipe) -> list[str]:
+    """The files under ``[data] video``, by name, size and time of change; nothing where the recipe names none."""
     if recipe.data.video is None:
         return []
     folder = Path(recipe.folder) / recipe.data.video

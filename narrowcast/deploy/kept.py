@@ -9,6 +9,8 @@ import msgspec
 
 import narrowcast
 from narrowcast.compiler.data import digest_of, find_sources
+from narrowcast.compiler.kept import videos_of
+from narrowcast.compiler.labels import TABLE
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.files import replacing
@@ -50,8 +52,9 @@ def write_kept(path: Path, kept: Kept) -> None:
 def inputs_digest(recipe: Recipe, signer: str) -> str:
     """Names all that a bundle is made of, as far as files tell: a change of any gives another one.
 
-    The recipe; images by name, size and time of change; files that it names as networks and weights, by content; this
-    version of narrowcast. Python files that those import are not looked at.
+    The recipe; images and videos by name, size and time of change; files that it names as networks and weights, and the
+    images' labels where they have a weight, by content; this version of narrowcast. Python files that those import are not
+    looked at.
 
     Args:
         recipe: where its file names lead, they are looked at now.
@@ -67,8 +70,10 @@ def inputs_digest(recipe: Recipe, signer: str) -> str:
     networks = [(recipe.teacher.model, recipe.teacher.weights), *((tail.model, tail.weights) for tail in recipe.tails)]
     words = [
         narrowcast.__version__, signer, msgspec.json.encode(said, order="sorted").decode(), digest_of(sources, recipe.input),
-        *(_content(folder, name) for pair in networks for name in pair if name),
+        *(_content(folder, name) for pair in networks for name in pair if name), *videos_of(recipe),
     ]  # fmt: skip
+    if getattr(recipe.bottleneck, "label_weight", 0):  # class folders are in the images' names
+        words.append(_content(folder / recipe.data.train, TABLE))
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
