@@ -77,6 +77,19 @@ def open_state(path: Path, rollout: str, *, afresh: bool = False) -> Iterator[Ro
         FleetBusyError: another process has it open.
         FleetStateError: the file is none of ours, or cannot be written.
     """
+    with held(path):
+        known = None if afresh else _read(path)
+        yield RolloutState(path, rollout, dict(known.boards) if known and known.rollout == rollout else {})
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """The lock of a state alone, for what is no rollout and must not meet one: the file is neither read nor written.
+
+    Raises:
+        FleetBusyError: another process has it.
+        FleetStateError: it cannot be made.
+    """
     lock_path = path.with_name(f".{path.name}.lock")
     try:
         lock = lock_path.open("w")
@@ -89,8 +102,7 @@ def open_state(path: Path, rollout: str, *, afresh: bool = False) -> Iterator[Ro
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FleetBusyError(f"another rollout holds {path}; wait until it has ended") from error
-        known = None if afresh else _read(path)
-        yield RolloutState(path, rollout, dict(known.boards) if known and known.rollout == rollout else {})
+        yield
 
 
 def _read(path: Path) -> _Content | None:

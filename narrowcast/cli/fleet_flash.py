@@ -80,10 +80,10 @@ def roll(args: argparse.Namespace, boards: Sequence[Board], flasher: Flasher, wh
         boards: all of it.
         flasher: does it.
         what: in words.
-        rollout: names it in the state file; empty keeps no state.
+        rollout: names it in the state file; empty keeps no state, and only the file's lock.
     """
     from narrowcast.devices.fleet.rollout import Rollout
-    from narrowcast.devices.fleet.state import RolloutState, open_state
+    from narrowcast.devices.fleet.state import RolloutState, held, open_state
 
     names, count = _canaries(args.canary)
     waves = plan_waves([board.name for board in boards], names, count, args.wave)
@@ -92,10 +92,14 @@ def roll(args: argparse.Namespace, boards: Sequence[Board], flasher: Flasher, wh
 
     @contextmanager
     def state() -> Iterator[RolloutState | None]:
-        if not rollout or args.dry_run:
+        if args.dry_run:
             yield None
             return
         path = args.state or args.fleet.with_name(f"{args.fleet.stem}.state.json")
+        if not rollout:
+            with held(path):
+                yield None
+            return
         with open_state(path, rollout, afresh=args.afresh) as opened:
             yield opened
 
