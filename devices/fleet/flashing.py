@@ -23,6 +23,7 @@ from narrowcast.devices.flash.plan import Plan
 from narrowcast.devices.fleet.flasher import Done, Say
 from narrowcast.devices.fleet.given import given_in, given_of_connection
 from narrowcast.devices.fleet.inventory import Board
+from narrowcast.devices.targets import SUFFIX
 from narrowcast.transport.bundle import Bundle
 
 # Settings of a board that options are made of, by the same name and as they are.
@@ -105,7 +106,9 @@ class BundleFlasher:
         files = [options.config] if options.config else []
         files += sorted(options.tls.glob("*")) if options.tls else []
         files += sorted(options.wheels.glob("*.whl")) if options.wheels else []
-        words = [self.bundle.path.name, _digest(self.bundle.path), repr(options)]
+        own_target = Path(board.target)  # no file, where it is one of ours
+        files += [own_target] if own_target.suffix == SUFFIX else []
+        words = [self.bundle.path.name, _digest(self.bundle.path), board.target, repr(options)]
         words += [f"{file} {_digest(file)}" for file in files if file.is_file()]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 

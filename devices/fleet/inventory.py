@@ -146,11 +146,16 @@ class Board:
         return self.settings.target or ""
 
 
-def load_inventory(path: Path) -> list[Board]:
+def load_inventory(path: Path, target: str | None = None) -> list[Board]:
     """All boards of an inventory file, in its order.
 
+    Args:
+        path: of the file.
+        target: kind of every board, before what the file says; a file of one's own is relative to the working folder.
+
     Raises:
-        InventoryError: no such file, not TOML, an unknown key, a value of the wrong type, or a board without a target.
+        InventoryError: no such file, not TOML, an unknown key, a value of the wrong type, a board without a target, or with
+            one that is none.
     """
     try:
         inventory = from_toml(Inventory, path.read_text(encoding="utf-8"), path.name)
@@ -161,7 +166,9 @@ def load_inventory(path: Path) -> list[Board]:
     except ConfigError as error:
         raise InventoryError(str(error)) from error
     folder = path.parent.absolute()
-    return [_resolve(inventory, entry, folder, path.name) for entry in inventory.boards]
+    if target and target.endswith(SUFFIX):
+        target = str(Path(target).absolute())
+    return [_resolve(inventory, entry, folder, path.name, target) for entry in inventory.boards]
 
 
 def one_board(entry: BoardEntry, folder: Path, source: str) -> Board:
@@ -190,7 +197,9 @@ def select(boards: Sequence[Board], groups: Sequence[str] = (), names: Sequence[
     return [board for board in boards if board.name in names or set(board.groups) & set(groups)]
 
 
-def _resolve(inventory: Inventory, entry: BoardEntry, folder: Path, source: str) -> Board:
+def _resolve(
+    inventory: Inventory, entry: BoardEntry, folder: Path, source: str, given_target: str | None = None
+) -> Board:
     levels = [
         entry,
         *(inventory.groups[group] for group in entry.groups if group in inventory.groups),
@@ -209,6 +218,8 @@ def _resolve(inventory: Inventory, entry: BoardEntry, folder: Path, source: str)
         if name in filled:
             filled[name] = str(folder / Path(filled[name]).expanduser())
     where = f"{source}: board {entry.name}"
+    if given_target:
+        filled["target"] = given_target
     target = filled.get("target")
     if target is None:
         raise InventoryError(f"{where} has no target; name one there, in its group or in [defaults]")

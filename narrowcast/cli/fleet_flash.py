@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb for a fleet."""
-    boards = select(load_inventory(args.fleet), args.group, args.only)
+    boards = select(load_inventory(args.fleet, args.target), args.group, args.only)
     action = {"status": _status, "rollback": _rollback, "logs": _logs}.get(args.what, _flash)
     return action(args, boards)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from support import fleets
 
 from narrowcast.cli import main
+from narrowcast.devices import targets
 from narrowcast.devices.fleet import flashing
 from narrowcast.devices.fleet.flasher import Done
 from narrowcast.devices.fleet.state import open_state
+from narrowcast.devices.targets import load_target
 
 ONE = '[[boards]]\nname = "a"\nssh = "pi@a"\n'
 
@@ -40,3 +45,19 @@ def test_a_fleet_is_not_rolled_back_while_it_is_flashed(tmp_path, seen, capsys):
     assert main(words) == 0
     assert len(seen) == 2
     assert not state.exists(), "a rollback goes on from nothing"
+
+
+@pytest.mark.parametrize("inventory", [ONE, ONE + 'target = "rpi5"\n'])
+def test_a_target_given_goes_before_what_a_board_says(tmp_path, seen, inventory, monkeypatch, capsys):
+    (tmp_path / "fleet.toml").write_text(inventory)
+    words = ["flash", "rollback", "--fleet", str(tmp_path / "fleet.toml"), "--yes"]
+    assert main([*words, "--target", "rpi4"]) == 0
+    own = load_target("rpi4").name
+    assert [board.target for board in seen] == [own]
+    assert main([*words, "--target", "rpi44"]) == 2
+    assert "rpi44" in capsys.readouterr().err
+    shutil.copy(Path(targets.__file__).with_name("rpi4.toml"), tmp_path / "mine.toml")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([*words, "--target", "../mine.toml"]) == 0
+    assert load_target(seen[1].target).name == own

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from support import bundles, fleets
 
@@ -97,6 +98,8 @@ def test_what_a_board_is_to_get_has_a_name_that_changes_with_it(boards, tmp_path
     first = flasher.wants(boards[0])
     assert first == flasher.wants(boards[0]) != flasher.wants(boards[1])
     assert BundleFlasher(bundle, FlashOptions(keep=5)).wants(boards[0]) != first
+    jetson = replace(boards[0], settings=msgspec.structs.replace(boards[0].settings, target="jetson-orin-nano"))
+    assert flasher.wants(jetson) != first
     (keys / "tls.crt").write_text("two")
     second = flasher.wants(boards[0])
     assert second != first
