@@ -58,6 +58,9 @@ def options_of(board: Board, given: FlashOptions, *, interactive: bool = False) 
         found = {name: value for name, value in found.items() if name not in ("to", "source")}
     elif {"to", "source"} & flags.keys():
         found.pop("config", None)
+    for one, other in (("wheels", "environment"), ("environment", "wheels")):  # wheels are for making one
+        if one in flags:
+            found.pop(other, None)
     own = replace(own, **given_of_connection(given.connection))
     own = own if interactive else replace(own, interactive=False)
     return FlashOptions(**{**found, **flags, "connection": own})

@@ -15,6 +15,7 @@ from narrowcast.devices.flash.options import Connection
 from narrowcast.devices.flash.report import BoardStatus, FlashReport
 from narrowcast.devices.fleet.given import GivenOptions
 from narrowcast.text import human_bytes
+from narrowcast.transport.errors import ConfigError
 
 if TYPE_CHECKING:
     from narrowcast.devices.flash.plan import Plan
@@ -99,8 +100,17 @@ def connection_of(args: argparse.Namespace) -> Connection:
 
 
 def options_of(args: argparse.Namespace) -> GivenOptions:
-    """All options of a flash; those that a verb has not, or that were not given, are as they are by default."""
+    """All options of a flash; those that a verb has not, or that were not given, are as they are by default.
+
+    Raises:
+        ConfigError: one of them would do nothing beside another.
+    """
     given = vars(args)
+    if given.get("wheels") and given.get("environment"):
+        raise ConfigError(
+            f"--wheels {given['wheels']} makes an environment, --environment {given['environment']} is there already: "
+            "one of them"
+        )
     names = (
         "to", "source", "config", "tls", "prefix", "services", "user", "wheels", "environment", "precision", "whole", "gate",
         "gate_frames", "gate_seconds", "keep", "allow_downgrade", "allow_target", "allow_unsigned", "dry_run",

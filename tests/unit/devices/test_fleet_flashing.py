@@ -14,6 +14,7 @@ from narrowcast.cli import deploy, flash, flashing
 from narrowcast.devices.flash import BoardStatus, Connection, FlashOptions, FlashReport
 from narrowcast.devices.fleet.flashing import BackRoller, BundleFlasher, done_of, options_of, why_not_running
 from narrowcast.transport.bundle import Bundle
+from narrowcast.transport.errors import ConfigError
 
 FLEET = """
 [defaults]
@@ -87,6 +88,24 @@ def test_a_flag_that_asks_for_the_usual_goes_before_the_inventory_too(tmp_path, 
         words = ["x", "--precision", "auto", "--services", "auto", "--prefix", "", "--to", ""]
         options = options_of(board, flashing.options_of(parser.parse_args(words)))
         assert (options.precision, options.services, options.prefix) == ("auto", "auto", "/home/pi")
+
+
+def test_wheels_that_are_given_are_not_passed_over_for_an_environment(tmp_path):
+    wheels, environment = fleets.inventory(
+        tmp_path,
+        '[defaults]\ntarget = "rpi5"\n[[boards]]\nname = "a"\nssh = "a"\nwheels = "wheels"\n'
+        '[[boards]]\nname = "b"\nssh = "b"\nenvironment = "/opt/venv"\n',
+    )
+    given = options_of(environment, FlashOptions(wheels=Path("mine")))
+    assert (given.wheels, given.environment) == (Path("mine"), "")
+    given = options_of(wheels, FlashOptions(environment="/opt/other"))
+    assert (given.wheels, given.environment) == (None, "/opt/other")
+    parser = argparse.ArgumentParser()
+    flash.add_arguments(parser)
+    with pytest.raises(
+        ConfigError, match="--wheels mine makes an environment, --environment /opt/venv is there already"
+    ):
+        flashing.options_of(parser.parse_args(["x", "--wheels", "mine", "--environment", "/opt/venv"]))
 
 
 def test_what_a_board_is_to_get_has_a_name_that_changes_with_it(boards, tmp_path):
