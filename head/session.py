@@ -148,12 +148,16 @@ class HeadSession:
         """
         if way == "image":
             raise ConfigError("images have no symbols to predict: video is for way='symbols'")
-        video = self.bundle.video()
-        if video is None:
+        if self._video is None:
             raise MissingPartError(
                 f"{self.bundle.path.name} has no video tables: compile with video = true under [coding] in the recipe"
             )
-        return video
+        return self._video
+
+    @cached_property
+    def _video(self) -> VideoCodec | None:
+        """Read once: later, another bundle may lie where this one did."""
+        return self.bundle.video()
 
     @property
     def has_exit(self) -> bool:

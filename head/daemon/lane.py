@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from narrowcast.head.ahead import HandedOver, OneAhead, hand_over
-from narrowcast.head.daemon.clients import Running, make_cap, make_client, make_spool, tls_of
+from narrowcast.head.daemon.clients import Running, check_source, make_cap, make_client, make_spool, tls_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.figures import Figures, added
 from narrowcast.head.daemon.model import Model
@@ -288,7 +288,11 @@ class Lane:
         Raises:
             ConfigError: there is a data cap now, and what is used cannot be kept; nothing has changed then.
             CertificateError, KeyFileError, TokenError: files for TLS are no good any more; nothing has changed then.
+            NarrowcastError: of :func:`check_source`; nothing has changed then.
         """
+        # All that can fail comes before the old client is retired; the new one cannot be made before: its replays would
+        # begin while the old one's still go on.
+        await asyncio.to_thread(check_source, config, source, model)
         tls = tls_of(config)
         make_cap(config, source, self.figures)
         self.config, self.source, self.model = config, source, model

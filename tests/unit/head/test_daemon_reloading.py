@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 
+import msgspec
 import pytest
+from support import bundles
 from support.running import SOCKET, Run, reloaded, settings, told
 from support.scripted import echo, scripted
 from support.waiting import eventually
 
 from narrowcast.head.daemon.daemon import Daemon
 from narrowcast.head.daemon.metrics import Metrics
+from narrowcast.transport.errors import ConfigError
 
 
 @pytest.mark.parametrize(("uri", "why"), [("rstp://camera/1", "no source rstp://"), ("none.png", "no image or folder")])
@@ -101,3 +104,24 @@ async def test_figures_stay_where_they_are_when_the_settings_are_refused(tmp_pat
         await reloaded(run, tmp_path, '/one"\n', bad)
         assert "edge.toml" in run.daemon.status().refused
         assert [(tmp_path / name).exists() for name in ("one", "two")] == [True, False]
+
+
+async def test_a_source_goes_on_by_reference_when_its_bundle_is_gone(tmp_path):
+    """Its video tables were read when it was checked; a client that cannot be made leaves the one before as it was."""
+    async with scripted(echo) as server:
+        made = bundles.with_video(bundles.make())
+        config = settings(tmp_path, server.address, SOCKET + 'video = "on"\n', made)
+        async with Run(config, tmp_path) as run:
+            lane = run.daemon.lanes["in"]
+            bundles.make(name="other").write(tmp_path / "tiny.ncb")
+            before = lane.client
+            await lane.change(lane.config, lane.source, lane.model)
+            assert lane.client is not before
+            before, retired = lane.client, []
+            before.client.retire = lambda: retired.append(True)
+            bad = msgspec.structs.replace(lane.source, level=99)
+            with pytest.raises(ConfigError, match="source 'in': level = 99"):
+                await lane.change(lane.config, bad, lane.model)
+            assert lane.client is before
+            assert not retired
+            del before.client.retire

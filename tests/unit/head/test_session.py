@@ -79,3 +79,14 @@ def test_a_head_that_the_backend_refuses_says_why(tmp_path):
 def test_a_head_that_fails_on_a_frame(tiny):
     with pytest.raises(BackendError, match="the head failed"):
         HeadSession(tiny).symbols(np.zeros((9, 9, 3), np.uint8), 0)
+
+
+def test_video_tables_are_read_once(tmp_path):
+    """Another bundle may take this one's place on disk: clients that are made later still have the tables."""
+    path = bundles.with_video(bundles.make()).write(tmp_path / "m.ncb")
+    session = HeadSession(bundles.open_made(path))
+    video = session.video_codec()
+    path.unlink()
+    assert session.video_codec() is video
+    with pytest.raises(MissingPartError, match=r"m\.ncb has no video tables: compile with video = true"):
+        HeadSession(bundles.open_made(bundles.make().write(path))).video_codec()
