@@ -177,8 +177,7 @@ class RateControl:
                 self.downgraded += lower > 0
         if late:  # and is counted so already
             return drop(frame, "late")
-        with self._lock:
-            return drop(frame, str(self._drop("too-large").reason))
+        return drop(frame, self._too_large())
 
     def encode_image(
         self,
@@ -196,8 +195,7 @@ class RateControl:
             return drop(frame, str(decision.reason))
         encoded = encode(frame)
         if self._most_asked is not None and STREAM_HEADER_BYTES + len(encoded.payload) > self._most_asked:
-            with self._lock:
-                return drop(frame, str(self._drop("too-large").reason))
+            return drop(frame, self._too_large())
         return encoded
 
     def outlook(self, size: float, left: float, now: float) -> Outlook:
@@ -277,6 +275,11 @@ class RateControl:
             if self._controller is not None:
                 self._controller.encoded(level, round(size * self._share))
             return True
+
+    def _too_large(self) -> str:
+        """The reason, counted. Whoever drops the frame may run the head for it, for which the link must not wait."""
+        with self._lock:
+            return str(self._drop("too-large").reason)
 
     def _drop(self, reason: Any) -> Decision:
         self.dropped[reason] += 1

@@ -18,7 +18,11 @@ from narrowcast.head.rate.control import RateControl
 from narrowcast.head.rate.controller import PROBE_SECONDS, RateController
 from narrowcast.head.rate.estimate import LinkEstimate
 from narrowcast.head.rate.options import Option, envelope, price_at
+from narrowcast.head.session import Encoded
+from narrowcast.head.timing import FrameTimes
+from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.packet import CodecId
 
 OPTIONS = [Option(0, 0.6, 700.0), Option(1, 0.75, 1300.0), Option(2, 0.85, 2300.0), Option(3, 0.87, 3500.0)]
 DAY = 86_400.0
@@ -319,6 +323,29 @@ def test_whoever_sends_does_not_wait_for_the_disk(tmp_path, monkeypatch):
         rate.close()
     assert cap.left() <= 1_000_000 - 60_000
     assert json.loads((tmp_path / "used.json").read_bytes())["taken_bytes"] >= 60_000
+
+
+def test_the_link_does_not_wait_for_what_becomes_of_a_frame_that_is_too_large():
+    """The local exit's answer takes a run of the head."""
+    rate = RateControl(None, automatic=False, max_packet_bytes=100)
+    encoded = Encoded(bytes(200), 1, InputContract(size=(8, 8)).placement(8, 8), FrameTimes(), None, CodecId.RANS)
+    frame, told = np.zeros((8, 8, 3), np.uint8), []
+
+    def drop(_, reason):
+        link = threading.Thread(target=rate.sent, args=(0, 50), daemon=True)
+        link.start()
+        link.join(30)
+        told.append((reason, link.is_alive()))
+        return encoded._replace(payload=b"", dropped=reason)
+
+    def encode(_, level=0):
+        return encoded._replace(level=level)
+
+    assert rate.encode(frame, None, 1, 0.0, None, encode=encode, drop=drop).dropped == "too-large"
+    assert rate.encode_image(frame, encode=encode, drop=drop).dropped == "too-large"
+    assert told == [("too-large", False)] * 2
+    assert rate.dropped == {"too-large": 2}
+    rate.close()
 
 
 def test_another_cap_for_what_is_used(tmp_path):
