@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from narrowcast.head.ahead import Ready, made_ready
+from narrowcast.head.errors import BackendError
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.rate.offload import WAYS, BoardTimes, Chooser, Prospect, WayName
 from narrowcast.head.results import Result
@@ -81,7 +82,8 @@ class OffloadControl:
         chooser: counts what was chosen, and why.
 
     Raises:
-        MissingPartError: ``local`` is asked for, and the bundle has no uncut network.
+        MissingPartError, BackendError: ``local`` is asked for, and the bundle has no uncut network, or one that does not
+            run here.
         ConfigError: ways that there are not, or energies that are none.
     """
 
@@ -107,9 +109,11 @@ class OffloadControl:
         self._whole: WholeSession | None = None
         try:
             self._whole = session.whole
-        except MissingPartError as error:
+            self._warm(self._whole)
+        except (MissingPartError, BackendError) as error:
             if mode == "local":
                 raise
+            self._whole = None
             self.left_out["local"] = str(error)
         if mode == "auto":
             try:
@@ -117,8 +121,6 @@ class OffloadControl:
             except ConfigError as error:
                 self.left_out["image"] = str(error)
         self._sends = mode == "auto"
-        if self._whole is not None:
-            self._warm(self._whole)
 
     @property
     def ways(self) -> list[WayName]:

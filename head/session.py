@@ -188,15 +188,28 @@ class HeadSession:
                 raise
             return load_exit(other, model, threads=self._threads)
 
-    @cached_property
+    @property
     def whole(self) -> WholeSession:
-        """The bundle's uncut network, loaded when it is first asked for, by what runs the head.
+        """The bundle's uncut network, loaded when it is first asked for.
+
+        By what runs the head; where that does not take all of the network's operators, by ONNX Runtime.
 
         Raises:
             MissingPartError: the bundle has none.
-            BackendError: it does not load.
+            BackendError: no backend takes it.
         """
-        return WholeSession(self.bundle, backend=self.choice.backend.split()[0])
+        if isinstance(self._whole, BackendError):
+            raise BackendError(str(self._whole)) from self._whole
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> WholeSession | BackendError:
+        """Tried once: a refusal takes its time, too, and later another bundle may lie where this one did."""
+        backends = dict.fromkeys([self.choice.backend.split()[0], "onnxruntime"])
+        try:
+            return WholeSession(self.bundle, backend=list(backends), threads=self._threads)
+        except BackendError as error:
+            return error
 
     def answer(self, symbols: npt.NDArray[np.uint8], level: int) -> dict[str, Array]:
         """The task's outputs by name, without the batch, by the local exit: on the device alone.

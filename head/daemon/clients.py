@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from narrowcast.head.daemon.config import DaemonConfig, SourceConfig, SpoolConfi
 from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller
+from narrowcast.head.errors import BackendError
 from narrowcast.head.outage import OnOutage
 from narrowcast.head.rate.budget import DailyCap, parse_cap, parse_rate
 from narrowcast.head.rate.control import RateControl
@@ -92,6 +94,7 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
     Raises:
         ConfigError: a tail or level that the bundle has not, or settings that do not go together.
         MissingPartError: a local exit, video tables or an uncut network are asked for that it has not.
+        BackendError: a local exit, or an uncut network that is insisted on, does not load.
         CertificateError, KeyFileError, TokenError: files for TLS that are no good.
     """
     session, manifest = model.session, model.manifest
@@ -116,7 +119,8 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
         if sends_by_reference(source, session):
             session.video_codec()
         if source.offload == "local" or (source.offload == "auto" and session.bundle.has("whole")):
-            _ = session.whole  # now, as the exit, and here, where it may take its time
+            with suppress(*([] if source.offload == "local" else [BackendError])):  # the other ways are left then
+                _ = session.whole  # now, as the exit, and here, where it may take its time
     except (ConfigError, MissingPartError) as error:
         raise type(error)(f"source {source.name!r}: {error}") from error
     tls_of(config)

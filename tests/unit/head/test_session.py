@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from support import bundles
 
+from narrowcast.head import whole
+from narrowcast.head.backends import load_whole
+from narrowcast.head.daemon.clients import check_source
+from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
+from narrowcast.head.daemon.model import Model
 from narrowcast.head.errors import BackendError
+from narrowcast.head.offload import OffloadControl
+from narrowcast.head.rate.control import RateControl
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import describe_part
 from narrowcast.transport.errors import FrameError, MissingPartError, SymbolsError
+
+LEVELS = [{"level": 0, "agreement": 0.6, "mean_packet_bytes": 150.0}]
 
 
 def test_a_frame_becomes_a_payload_that_decodes_to_its_symbols(tiny):
@@ -90,3 +100,48 @@ def test_video_tables_are_read_once(tmp_path):
     assert session.video_codec() is video
     with pytest.raises(MissingPartError, match=r"m\.ncb has no video tables: compile with video = true"):
         HeadSession(bundles.open_made(bundles.make().write(path))).video_codec()
+
+
+@pytest.fixture
+def refused_by_tensorrt(tmp_path, monkeypatch):
+    """A session whose head runs on what calls itself TensorRT, which refuses the uncut network; and what was loaded."""
+    asked = []
+
+    def load(name, model, *, threads):
+        asked.append((name, threads))
+        if name == "tensorrt" or "onnxruntime" in refusing:
+            raise BackendError(f"{name} refuses the whole network")
+        return load_whole(name, model, threads=threads)
+
+    refusing: set[str] = set()
+    monkeypatch.setattr(whole, "load_whole", load)
+    made = bundles.with_whole(bundles.make(figures={"levels": LEVELS}))
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "m.ncb"), "device"), threads=1)
+    session.choice = msgspec.structs.replace(session.choice, backend="tensorrt 10.3")
+    return session, asked, refusing
+
+
+def test_the_uncut_network_runs_elsewhere_where_the_heads_backend_refuses_it(refused_by_tensorrt):
+    session, asked, _ = refused_by_tensorrt
+    assert session.whole.choice.backend.startswith("onnxruntime")
+    assert session.whole.choice.passed_over == {"tensorrt": "tensorrt refuses the whole network"}
+    assert asked == [("tensorrt", 1), ("onnxruntime", 1)], "with the session's threads"
+
+
+def test_an_uncut_network_that_no_backend_takes_leaves_the_other_ways(refused_by_tensorrt, tmp_path):
+    session, asked, refusing = refused_by_tensorrt
+    refusing.add("onnxruntime")
+    rate = RateControl(session.bundle.manifest, automatic=True)
+    found = OffloadControl(session, "auto", rate)
+    assert found.ways == ["split"]
+    assert "onnxruntime refuses" in found.left_out["local"]
+    with pytest.raises(BackendError, match="tensorrt refuses the whole network; onnxruntime refuses the whole network"):
+        OffloadControl(session, "local", None)
+    assert len(asked) == 2, "it is tried once"
+    settings = {"bundle": str(tmp_path / "m.ncb"), "to": "127.0.0.1:9"}
+    source = SourceConfig(name="in", uri="in", offload="auto")
+    config = DaemonConfig(**settings, sources=[source])
+    check_source(config, source, Model(session, []))
+    with pytest.raises(BackendError, match="onnxruntime refuses"):
+        check_source(config, msgspec.structs.replace(source, offload="local"), Model(session, []))
+    rate.close()
