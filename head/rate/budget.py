@@ -87,6 +87,10 @@ class Budget:
         self._at = max(self._at, now)
         return self._left
 
+    def fill(self, now: float) -> float:
+        """How full the bucket is, 0..1."""
+        return max(0.0, self.left(now)) / self._most
+
     def has_spare(self, count: float, now: float) -> bool:
         """Whether so many bytes may go to what can wait: half of the bucket is left to what cannot."""
         return self.left(now) >= min(self._most, self._most / 2 + count)

@@ -212,16 +212,20 @@ class RateControl:
 
     def _decide(self, started: float, deadline_ms: float | None) -> Decision | None:
         """What to do with a frame; None where it is to be sent at its own level."""
-        if (over := self._within()) is not None:
-            return over
+        over = self._within()
         with self._lock:
             now = time.monotonic()
+            if over is not None:
+                if self._controller is not None:  # or frames would seem to be fewer, and have more of the budget each
+                    self._controller.came(now)
+                return over
             if self._controller is None:
                 return None
             elapsed = time.perf_counter() - started + self._encode_seconds
             limit = None if self._budget is None else self._budget.bytes_per_second
+            fill = 1.0 if self._budget is None else self._budget.fill(now)
             deadline = None if deadline_ms is None else deadline_ms / 1000
-            decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead)
+            decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead, fill)
             if decision.reason is None:
                 return decision
             self._late_at = now

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from narrowcast.head.rate.estimate import LinkEstimate
-from narrowcast.head.rate.options import Option, envelope, price_at
+from narrowcast.head.rate.options import Option, Segment, envelope, price_at
 
 # So much of the link is planned for; and a backlog is to be gone after so many frames.
 UTILIZATION = 0.97
@@ -134,6 +134,7 @@ class RateController:
         deadline_seconds: float | None = None,
         spend_per_second: float | None = None,
         besides_bytes: float = 0.0,
+        fill: float = 0.5,
     ) -> Decision:
         """What to do with a frame.
 
@@ -144,15 +145,16 @@ class RateController:
             spend_per_second: bytes, where a budget allows no more on average: they are then worth what they are on a link of
                 that rate.
             besides_bytes: what a frame takes of that budget besides its packet: framing, and its result.
+            fill: of the budget's bucket, 0..1: bytes are dearer as it empties, and cheaper as it fills.
         """
-        self._note_interval(now)
+        self.came(now)
         limit = self._deadline_seconds if deadline_seconds is None else deadline_seconds
         left = (NOMINAL_SECONDS if limit is None else limit) - elapsed
         guesses = self._guesses(now)
         wanted = QUEUE_SHARE * max(0.0, left - self.estimate.forecast(0).seconds)
         wanted *= math.exp(-CAUTION * self.estimate.pace_deviation)
         price = sum(
-            guess.weight * self._price(guess.ahead - wanted, guess.pace, spend_per_second, besides_bytes)
+            guess.weight * self._price(guess.ahead - wanted, guess.pace, spend_per_second, besides_bytes, fill)
             for guess in guesses
         )
         best: tuple[float, Option, float] | None = None
@@ -220,7 +222,8 @@ class RateController:
         """Of packets without an answer."""
         return sum(flight.size for flight in self._flights.values())
 
-    def _note_interval(self, now: float) -> None:
+    def came(self, now: float) -> None:
+        """A frame came: of one that is dropped without being decided on, which takes its share of the time, too."""
         passed = now - self._decided_at
         self._decided_at = now
         if passed > 2.0:  # a rest, not a rate
@@ -264,7 +267,9 @@ class RateController:
         margin = (left - forecast.seconds - slower) / max(forecast.deviation, 1e-6)
         return 0.5 * math.erfc(-margin / math.sqrt(2))
 
-    def _price(self, ahead: float, pace: float, spend_per_second: float | None, besides_bytes: float) -> float:
+    def _price(
+        self, ahead: float, pace: float, spend_per_second: float | None, besides_bytes: float, fill: float
+    ) -> float:
         """What a byte is worth to the frames to come: by the budget that the link leaves each of them."""
         if self._interval is None:
             return 0.0
@@ -275,8 +280,18 @@ class RateController:
         prices = [price_at(segments, seconds / (pace * math.exp(spread * z))) for z in _QUANTILES]
         if spend_per_second is not None:
             spendable = spend_per_second * self._interval - besides_bytes
-            prices = [max(price, price_at(segments, spendable)) for price in prices]
+            dear = budget_price(segments, spendable, fill)
+            prices = [max(price, dear) for price in prices]
         return sum(prices) / len(prices)
+
+
+def budget_price(segments: Sequence[Segment], spendable: float, fill: float) -> float:
+    """What one more byte a frame is worth where a budget brings each ``spendable`` and its bucket is so full, 0..1.
+
+    At the price of their segment the two levels on either side of that are worth the same, and whichever runs would stay
+    until the bucket is empty. With its fill in the price they take turns, in the mixture that the budget pays for.
+    """
+    return price_at(segments, spendable * min(1.0, 2 * fill)) * (1.5 - fill)
 
 
 def _inertia(options: Sequence[Option]) -> dict[int, float]:

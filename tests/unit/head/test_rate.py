@@ -6,23 +6,25 @@ import errno
 import json
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrowcast.head.rate import budget
+from narrowcast.head.rate import budget, control
 from narrowcast.head.rate.budget import Budget, DailyCap, parse_cap, parse_rate
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.rate.controller import PROBE_SECONDS, RateController
 from narrowcast.head.rate.estimate import LinkEstimate
 from narrowcast.head.rate.options import Option, envelope, price_at
 from narrowcast.head.session import Encoded
+from narrowcast.head.socket_bytes import SocketBytes
 from narrowcast.head.timing import FrameTimes
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
-from narrowcast.transport.packet import CodecId
+from narrowcast.transport.packet import STREAM_HEADER_BYTES, CodecId
 
 OPTIONS = [Option(0, 0.6, 700.0), Option(1, 0.75, 1300.0), Option(2, 0.85, 2300.0), Option(3, 0.87, 3500.0)]
 DAY = 86_400.0
@@ -155,6 +157,68 @@ def test_a_budget_is_a_price():
     assert set(link.run(20)) == {0}
 
 
+class Clock:
+    """Stands in for the module ``time``."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+def budgeted(monkeypatch, kbit: float, frames: int = 1200, fps: float = 10.0) -> tuple[RateControl, list[int | None]]:
+    """Levels of frames on a fast link, with a budget; packets are as large as the figures say."""
+    clock, besides = Clock(), 120
+    monkeypatch.setattr(control, "time", clock)
+    figures = [{"level": one.level, "agreement": one.accuracy, "mean_packet_bytes": one.size} for one in OPTIONS]
+    manifest = SimpleNamespace(figures={"levels": figures}, name="m", input=SimpleNamespace(free=None))
+    made = {one.level: bytes(int(one.size) - STREAM_HEADER_BYTES) for one in OPTIONS}
+    encoded = Encoded(b"", 0, InputContract(size=(8, 8)).placement(8, 8), FrameTimes(), None, CodecId.RANS)
+    spent, levels = 0, []
+    rate = RateControl(
+        manifest, automatic=True, deadline_ms=300, budget=kbit * 125, on_socket=lambda: SocketBytes(spent, 0)
+    )
+    rate.count()
+    for number in range(frames):
+        found = rate.encode(
+            np.zeros((8, 8, 3), np.uint8), None, 3, clock.now, 300,
+            encode=lambda _, level: encoded._replace(payload=made[level], level=level),
+            drop=lambda _, reason: encoded._replace(dropped=reason),
+        )  # fmt: skip
+        levels.append(None if found.dropped else found.level)
+        if not found.dropped:
+            size = STREAM_HEADER_BYTES + len(found.payload)
+            rate.queued(number, size)
+            rate.sent(number, size)
+            spent += size + besides
+        clock.now += 0.055
+        rate.answered(number, 0.0)
+        clock.now += 1 / fps - 0.055
+    rate.close()
+    assert spent <= kbit * 125 * (frames / fps + 2) * 1.01
+    return rate, levels
+
+
+@pytest.mark.parametrize("kbit", [68, 80, 100, 120, 140, 160, 180, 200, 220, 240, 260, 280, 300])
+def test_levels_go_down_before_a_budget_drops_frames(monkeypatch, kbit):
+    rate, levels = budgeted(monkeypatch, kbit)
+    assert rate.dropped["budget"] <= 0.01 * len(levels)
+    right = sum(OPTIONS[level].accuracy for level in levels if level is not None) / len(levels)
+    each = kbit * 125 / 10 - 120  # bytes a frame
+    assert right >= max(one.accuracy * min(1.0, each / one.size) for one in OPTIONS) - 0.003
+    points = [(0.0, 0.0), *((one.size, one.accuracy) for one in OPTIONS)]
+    assert right == pytest.approx(np.interp(each, *zip(*points, strict=True)), abs=0.008), "the mixture of levels"
+
+
+def test_frames_that_a_budget_drops_are_frames(monkeypatch):
+    """The camera is not slower for them, or each of the others would seem to have more of the budget."""
+    rate, levels = budgeted(monkeypatch, 40)
+    assert set(levels[100:]) == {0, None}
+    assert rate._controller._interval == pytest.approx(0.1, rel=0.01)
+
+
 def test_this_cameras_packets_count():
     """Packets of twice the size that the figures tell of."""
     controller = RateController(OPTIONS, 0.3)
@@ -171,6 +235,10 @@ def test_budgets_fill_evenly():
     assert budget.left(1.0) == 500
     assert budget.left(0.5) == 500  # a clock that goes back
     assert budget.left(100.0) == 2000
+    budget.spend(1500)
+    assert budget.fill(100.0) == 0.25
+    budget.spend(1500)
+    assert budget.fill(100.0) == 0.0
 
 
 class Clocks:
