@@ -22,6 +22,7 @@ from narrowcast.head.sources import feed as feeds
 from narrowcast.head.sources.files import WatchedFolder
 from narrowcast.head.sources.raw import RawForm
 from narrowcast.head.sources.video import without_password
+from narrowcast.transport.contract import MAX_SIDE
 from narrowcast.transport.errors import ConfigError, FrameError
 from narrowcast.transport.frames import to_rgb
 
@@ -211,6 +212,22 @@ class TestFolders:
         assert source.skipped == len(troubles) == 1
         with Feed(open_source(str(tmp_path / "1.png"))) as feed:
             assert names(feed) == [str(tmp_path / "1.png")]
+
+    def test_an_image_that_no_network_takes_is_one_image(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("narrowcast.head.sources.files.PATIENCE_SECONDS", 0.05)
+        for name in ("a", "c"):
+            save(tmp_path / f"{name}.png", 1)
+        Image.fromarray(np.zeros((1, MAX_SIDE + 1, 3), np.uint8)).save(tmp_path / "b.png")
+        said = f"skipped: {tmp_path / 'b.png'} has {MAX_SIDE + 1} x 1 pixels; a side has {MAX_SIDE} at most"
+        troubles = []
+        source = open_source(str(tmp_path), on_trouble=troubles.append)
+        with Feed(source) as feed:
+            assert [Path(name).name for name in names(feed)] == ["a.png", "c.png"]
+        assert (troubles, source.skipped) == ([said], 1)
+        with Feed(WatchedFolder(tmp_path, troubles.append, poll_seconds=0.02)) as feed:
+            frames = iter(feed)
+            assert [Path(next(frames).name).name for _ in range(2)] == ["a.png", "c.png"]
+            until(lambda: troubles == [said, said], "it is told of")
 
     def test_watched(self, tmp_path, monkeypatch):
         """Half a file is not a frame; one that is written over is a new one."""
