@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from narrowcast.head.errors import SourceError
 from narrowcast.head.sources.base import Captured
+from narrowcast.transport.contract import Image
 from narrowcast.transport.errors import MissingDependencyError
 
 # What a stream may take to open, and to bring its next bytes.
@@ -89,11 +92,19 @@ class Video:
                     )
                 captured_at = time.monotonic()
                 at = "" if frame.time is None else f"@{frame.time:.3f}"
-                yield Captured(frame.to_ndarray(format="rgb24"), captured_at, f"{self.name}{at}")
+                yield Captured(_upright(frame), captured_at, f"{self.name}{at}")
 
     def close(self) -> None:
         """Ends it with the next packet, or when the wait for it is over."""
         self._closed = True
+
+
+def _upright(frame: Any) -> Image:
+    """A decoded frame's pixels as players show them: phones film as they are held, and say how to turn it."""
+    pixels: Image = frame.to_ndarray(format="rgb24")
+    # Counterclockwise, as rot90 has it. The oldest PyAV does not tell.
+    quarters = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
 
 
 class Camera(Video):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -363,6 +364,15 @@ def film(tmp_path_factory):
     return path
 
 
+# A track's matrix (a point's x' = ax + cy, y' = bx + dy), and where the stored picture's top left comes to lie: row, column.
+TURNS = {
+    (1, 0, 0, 1): (0, 0),
+    (0, 1, -1, 0): (0, 1),  # a quarter clockwise: a phone that is held upright
+    (-1, 0, 0, -1): (1, 1),
+    (0, -1, 1, 0): (1, 0),
+}
+
+
 def check_film(frames) -> None:
     assert [round(float(frame.image.mean()) / 20) for frame in frames] == list(range(1, 11))
     assert {frame.image.shape for frame in frames} == {(48, 64, 3)}
@@ -374,6 +384,32 @@ class TestVideo:
             frames = list(feed)
         check_film(frames)
         assert frames[3].name == f"{film}@0.300"
+
+    @pytest.mark.parametrize(("turn", "corner"), TURNS.items())
+    def test_a_phones_clip_is_upright(self, tmp_path, turn, corner):
+        """As players show it: the film's bright corner, at the top left as it is stored, comes to lie elsewhere."""
+        if av is None:
+            pytest.skip("PyAV (narrowcast[video]) is not installed")
+        path, pixels = tmp_path / "clip.mp4", np.zeros((48, 64, 3), np.uint8)
+        pixels[:16, :16] = 255
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        data = bytearray(path.read_bytes())
+        matrix = data.index(b"tkhd") + 4 + 40  # ISO/IEC 14496-12, 8.3.2, version 0
+        assert struct.unpack_from(">4i", data, matrix) == (1 << 16, 0, 0, 0)
+        a, b, c, d = (number << 16 for number in turn)
+        struct.pack_into(">9i", data, matrix, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        path.write_bytes(data)
+        with Feed(open_source(str(path))) as feed:
+            (frame,) = list(feed)
+        assert frame.image.shape == ((64, 48, 3) if turn[1] else (48, 64, 3))
+        rows, columns = (slice(None, 12) if side == 0 else slice(-12, None) for side in corner)
+        assert frame.image[rows, columns].mean() > 200
+        assert frame.image.mean() < 60
+        assert frame.image.flags.c_contiguous
 
     def test_what_is_none(self, film, tmp_path):
         (tmp_path / "text.mp4").write_text("not a film")
