@@ -90,9 +90,11 @@ class RawFrames:
         Raises:
             SourceError: no such file, or a part of a frame at its end.
         """
-        self._closed = False
         try:
-            file = sys.stdin.fileno() if self._path == "-" else os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe whose writer is not there yet is waited for in read_frames, which can be ended. One that is stuck in
+            # open would take the bytes of whoever reads the pipe next.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            file = sys.stdin.fileno() if self._path == "-" else os.open(self._path, flags)
         except (OSError, ValueError) as error:
             raise SourceError(f"{self.name}: {error}") from error
         try:
@@ -102,7 +104,7 @@ class RawFrames:
                 os.close(file)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it, for good."""
         self._closed = True
 
 
@@ -176,11 +178,13 @@ def read_frames(name: str, file: int, form: RawForm, is_closed: Callable[[], boo
         while filled < len(buffer):
             try:
                 ready, _, _ = select.select([file], [], [], 0.2)
+                if is_closed():  # what is there now is somebody else's
+                    return
                 taken = os.readv(file, [view[filled:]]) if ready else None
+            except BlockingIOError:
+                continue
             except OSError as error:
                 raise SourceError(f"{name}: {error}") from error
-            if is_closed():
-                return
             if taken == 0:
                 if filled:
                     raise SourceError(

@@ -21,7 +21,7 @@ from narrowcast.head.errors import SourceError
 from narrowcast.head.sources import Captured, Feed, open_source
 from narrowcast.head.sources import feed as feeds
 from narrowcast.head.sources.files import WatchedFolder
-from narrowcast.head.sources.raw import RawForm
+from narrowcast.head.sources.raw import RawForm, read_frames
 from narrowcast.head.sources.video import without_password
 from narrowcast.transport.contract import MAX_SIDE
 from narrowcast.transport.errors import ConfigError, FrameError
@@ -310,6 +310,31 @@ class TestRaw:
             found = [frame.image for frame in feed]
         writer.join()
         assert np.array_equal(found, [to_rgb(one, layout) for one in pixels])
+
+    def test_a_pipe_that_is_left_before_its_writer_comes_is_the_next_readers(self, tmp_path):
+        path, form = tmp_path / "pipe", RawForm(6, 4)
+        os.mkfifo(path)
+        with Feed(open_source(str(path), raw=form)) as feed:
+            reading = f"{path}-1"
+            until(lambda: reading in {thread.name for thread in threading.enumerate()}, "it waits for a writer")
+        until(lambda: reading not in {thread.name for thread in threading.enumerate()}, "it has left the pipe")
+        with Feed(open_source(str(path), raw=form)) as feed:
+            writer = threading.Thread(target=lambda: path.write_bytes(bytes(72 * 5)))
+            writer.start()
+            assert len(list(feed)) == 5
+            writer.join()
+
+    def test_what_is_closed_takes_nothing_more(self, tmp_path):
+        reader, writer = os.pipe()
+        os.write(writer, bytes(72))
+        assert list(read_frames("pipe", reader, RawForm(6, 4), lambda: True)) == []
+        assert os.read(reader, 100) == bytes(72)
+        os.close(reader)
+        os.close(writer)
+        (tmp_path / "frames").write_bytes(bytes(72))
+        source = open_source(str(tmp_path / "frames"), raw=RawForm(6, 4))
+        source.close()
+        assert list(source.frames()) == []
 
     def test_from_stdin(self):
         code = (
