@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from narrowcast.head.backends import HeadBackend, load_backend
+from narrowcast.head.backends.cuda import open_gpu
 from narrowcast.head.cache import cache_folder
 from narrowcast.head.errors import BackendError
 from narrowcast.transport.bundle import Bundle
@@ -85,7 +86,8 @@ def load_head(
         backends: keys of ``BACKENDS``, best first.
         precision: this one, or ``auto``: the fastest here.
         threads: for the backend.
-        check: says what is wrong with a head's symbols on this board; None where nothing is.
+        check: says what is wrong with a head's symbols on this board; None where nothing is. May raise a BackendError:
+            the head does not run.
 
     Raises:
         MissingPartError: the bundle has no head of that precision.
@@ -134,24 +136,27 @@ class _Chooser:
         frame = reference_frames(size, 1)[0]
         loaded: dict[Precision, HeadBackend] = {}
         rejected: dict[Precision, str] = {}
+        failed: dict[Precision, str] = {}
         for name in self.present:
             try:
                 head = self._load(name)
                 head.run(frame, level)
                 loaded[name] = head
             except BackendError as error:
-                rejected[name] = str(error)
-        if not loaded:
-            raise BackendError("; ".join(dict.fromkeys(rejected.values())))
-        times = measure(loaded, size, level)
+                failed[name] = str(error)
+        times = measure(loaded, size, level) if loaded else {}
         for name in fastest_first(times):
-            if name == "fp32" or (fault := check(name, loaded[name])) is None:
-                break
-            rejected[name] = fault
+            try:
+                if name == "fp32" or (fault := check(name, loaded[name])) is None:
+                    break
+                rejected[name] = fault
+            except BackendError as error:
+                failed[name] = str(error)
         else:
-            raise BackendError("; ".join(dict.fromkeys(rejected.values())))
-        choice = Choice(precision=name, backend=loaded[name].name, head_ms=times, rejected=rejected)
-        _keep(file, choice)
+            raise BackendError("; ".join(dict.fromkeys([*failed.values(), *rejected.values()])))
+        choice = Choice(precision=name, backend=loaded[name].name, head_ms=times, rejected=failed | rejected)
+        if not failed:  # memory may have been short: at the next start it is tried again
+            _keep(file, choice)
         return loaded[name], choice
 
     def _load(self, name: Precision) -> HeadBackend:
@@ -203,8 +208,18 @@ def time_in_turns(runs: Mapping[Precision, Callable[[], object]]) -> dict[Precis
 def _cache_file(bundle: Bundle, backend: str, threads: int) -> Path | None:
     folder = cache_folder()
     heads = [part.sha256 for part in bundle.manifest.parts if part.kind in {"head", "selfcheck"}]
-    key = "\n".join([*heads, backend, str(threads), *_machine()])
+    key = "\n".join([*heads, backend, str(threads), *_machine(), *_gpu(backend)])
     return None if folder is None else folder / f"precision-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _gpu(backend: str) -> list[str]:
+    """What TensorRT runs on: a card may be changed for another one in the same machine."""
+    if backend != "tensorrt":
+        return []
+    try:
+        return [str(open_gpu())]
+    except BackendError:  # loading a head says it
+        return []
 
 
 def _machine() -> list[str]:

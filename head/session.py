@@ -123,10 +123,14 @@ class HeadSession:
         return run_self_check(self.bundle, self.codec, precision, backend.name, symbols)
 
     def _fault(self, precision: Precision, backend: HeadBackend) -> str | None:
-        """What speaks against a head on this board."""
+        """What speaks against a head on this board.
+
+        Raises:
+            BackendError: it does not run.
+        """
         try:
             report = self._check(precision, backend)
-        except (MissingPartError, BackendError) as error:
+        except MissingPartError as error:
             return str(error)
         return None if report.passed else str(report)
 

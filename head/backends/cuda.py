@@ -73,6 +73,10 @@ class Gpu:
         self._context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
 
+    def __str__(self) -> str:
+        """What is built or measured here is for this one."""
+        return f"{self.name}, compute capability {self.capability}"
+
     def enter(self) -> None:
         """Makes the GPU the calling thread's."""
         self._call("cuCtxSetCurrent", self._context)

@@ -127,7 +127,7 @@ def _load(model: bytes, gpu: Gpu, said: _Said, what: str) -> TensorRtNetwork:
     key = EngineKey(
         model=hashlib.sha256(model).hexdigest(),
         tensorrt=trt.__version__,
-        gpu=f"{gpu.name}, compute capability {gpu.capability}",
+        gpu=str(gpu),
         flags=FLAGS,
     )
     kept = read_engine(key)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from support import bundles, gpu
 
 from narrowcast.head import choice
-from narrowcast.head.backends import load_backend
+from narrowcast.head.backends import cuda, load_backend
 from narrowcast.head.errors import BackendError
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import describe_part
@@ -126,6 +126,38 @@ def test_the_choice_is_remembered(tmp_path, times):
     assert HeadSession(bundle, threads=1).choice.remembered is False  # other threads, other times
 
 
+@pytest.mark.parametrize("stage", ["load", "run", "check"])
+def test_a_choice_among_heads_of_which_one_failed_is_not_remembered(tmp_path, times, monkeypatch, stage):
+    """Memory may have been short: at the next start there may be enough."""
+    bundle, short, runs = both(tmp_path), [True], []
+
+    class Failing:
+        name = "onnxruntime 0"
+
+        def run(self, image, level):
+            runs.append(level)
+            if stage == "run" or len(runs) > 1:
+                raise BackendError("out of memory")
+            return real("onnxruntime", bundles.head_model(), threads=0).run(image, level)
+
+    def load(backend, model, *, threads):
+        loads.append(model)
+        if short and len(loads) == 2:  # int8's
+            if stage == "load":
+                raise BackendError("out of memory")
+            return Failing()
+        return real(backend, model, threads=threads)
+
+    real, loads = choice.load_backend, []
+    monkeypatch.setattr(choice, "load_backend", load)
+    first = HeadSession(bundle).choice
+    assert (first.precision, first.rejected) == ("fp32", {"int8": "out of memory"})
+    short.clear()
+    second = HeadSession(bundle).choice
+    assert (second.precision, second.remembered) == ("int8", False)
+    assert HeadSession(bundle).choice.remembered
+
+
 def test_a_new_library_measures_again(tmp_path, times, keys_folder):
     bundle = both(tmp_path)
     HeadSession(bundle)
@@ -189,6 +221,15 @@ class TestBackends:
             assert session.self_check().passed
             again = HeadSession(both(tmp_path), backend=["tensorrt", "onnxruntime"])
             assert again.choice.remembered
+
+    @pytest.mark.skipif(gpu.COMPILER is None, reason="there is no C compiler for the fake CUDA driver")
+    def test_another_gpu_measures_again(self, tmp_path, times, monkeypatch):
+        with gpu.machine(gpu.build_driver(tmp_path), "10.3.0"):
+            assert not HeadSession(both(tmp_path), backend="tensorrt").choice.remembered
+            monkeypatch.setattr(cuda.Gpu, "_attribute", lambda self, number, device: 9)
+            cuda._open.clear()
+            assert not HeadSession(both(tmp_path), backend="tensorrt").choice.remembered
+            assert HeadSession(both(tmp_path), backend="tensorrt").choice.remembered
 
 
 class TestSelfCheck:
