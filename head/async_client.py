@@ -178,7 +178,8 @@ class AsyncClient:
             fingerprint, window=window, give_up_seconds=policy.give_up_seconds, keep_trying=policy.gives_up,
             hold_refused=policy.hold_refused,
             on_trouble=on_trouble, priority=priority, audit=(AuditConsent() if audit is True else audit) or None,
-            listener=self.rate, video=self.session.video_codec(way) if video else None,
+            may_audit=None if self.rate is None else self.rate.may_replay, listener=self.rate,
+            video=self.session.video_codec(way) if video else None,
         )  # fmt: skip
         self._spool = None if spool is None else SpoolWriter(spool)
         self._outcomes = Outcomes(self.session, self._link, answers, policy, self._spool, self.level)

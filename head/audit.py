@@ -21,6 +21,8 @@ from narrowcast.transport.images import encode_image
 from narrowcast.transport.packet import CodecId, Kind, Packet, StreamContext
 
 ImageCodec = Literal["jpeg", "webp"]
+# Images that budgets keep back ask again so often.
+LIMIT_SECONDS = 0.2
 _CODECS: dict[str, CodecId] = {"jpeg": CodecId.JPEG, "webp": CodecId.WEBP}
 
 
@@ -104,6 +106,7 @@ class AuditFrames:
         context: of the link's packets.
         counters: are kept up.
         changed: called when there is something to send.
+        may_send: whether a packet of so many bytes is within budgets and caps now, and charged; may wait for the disk.
     """
 
     def __init__(
@@ -112,8 +115,10 @@ class AuditFrames:
         context: StreamContext,
         counters: LinkCounters,
         changed: Callable[[], None],
+        may_send: Callable[[int], bool] | None = None,
     ) -> None:
         self._consent, self._context, self._counters, self._changed = consent, context, counters, changed
+        self._may_send = may_send
         self._recent = _Held(consent.max_frames, consent.max_bytes)
         self._asked = _Held(consent.max_frames, consent.max_bytes)
         self._ready: deque[bytes] = deque()
@@ -158,6 +163,7 @@ class AuditFrames:
                 if data is None:
                     self._counters.audit_missed += 1
                     continue
+                await self._come_within_limits(len(data))
                 self._ready.append(data)
                 self._taken.clear()
                 self._changed()
@@ -165,6 +171,11 @@ class AuditFrames:
                 await asyncio.sleep(1 / self._consent.frames_per_second)
         finally:
             self._working = None
+
+    async def _come_within_limits(self, size: int) -> None:
+        """Images wait, as spooled frames do: for what live frames leave of budgets and caps."""
+        while self._may_send is not None and not await asyncio.to_thread(self._may_send, size):
+            await asyncio.sleep(LIMIT_SECONDS)
 
     def _packet(self, source: _Source) -> bytes | None:
         codec = _CODECS[self._consent.codec]

@@ -73,6 +73,7 @@ class Link:
         tls: what the server is known by, and this client; None for plain TCP.
         priority: which frames go first where they have to wait.
         audit: whether and how sources of frames are sent where the server asks for them; None: never.
+        may_audit: whether so many bytes of a source are within budgets and caps now; it may wait for the disk.
         listener: is told of each packet.
         context: of a stream of an earlier run that is gone on with; one of its own if None.
         video: makes packets that refer to answered frames, of those that are sent with their symbols; None: there are none.
@@ -99,6 +100,7 @@ class Link:
         tls: ClientTls | None = None,
         priority: Priority = "normal",
         audit: AuditConsent | None = None,
+        may_audit: Callable[[int], bool] | None = None,
         listener: Listener | None = None,
         context: StreamContext | None = None,
         video: VideoCodec | None = None,
@@ -118,9 +120,9 @@ class Link:
         self._priority = PRIORITIES[priority]
         self._video = video
         self._frames = Unanswered(self.counters, self._window, listener)
-        self.audit = (
-            None if audit is None else AuditFrames(audit, self._context, self.counters, self._frames.changed.set)
-        )
+        self.audit: AuditFrames | None = None
+        if audit is not None:
+            self.audit = AuditFrames(audit, self._context, self.counters, self._frames.changed.set, may_audit)
         self._wanted = asyncio.Event()
         self._failure: LinkError | None = None
         self._fruitless = 0

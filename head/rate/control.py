@@ -252,7 +252,9 @@ class RateControl:
             return self._drop(reason)
 
     def may_replay(self, size: int) -> bool:
-        """Whether a spooled packet of so many bytes may be sent now; it is charged then. Live frames go first.
+        """Whether a packet that can wait (spooled, or an image for audit) may be sent now; it is charged then.
+
+        Live frames go first.
 
         May wait for the disk.
         """

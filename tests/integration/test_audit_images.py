@@ -227,6 +227,22 @@ async def test_the_client_holds_a_bounded_number_and_counts_what_is_gone():
     await frames.close()
 
 
+async def test_images_wait_for_what_live_frames_leave_of_a_budget(tiny):
+    """And of a day's bytes: the link asks rate control for each."""
+    asked, spare = [], []
+    frames = AuditFrames(FAST, CONTEXT, LinkCounters(), lambda: None, lambda size: asked.append(size) or bool(spare))
+    frames.remember(0, 5, smooth(1)[0])
+    frames.ask([0])
+    await until(lambda: len(asked) >= 2, "it asks again")
+    assert frames.ready() is None
+    spare.append(True)
+    await until(lambda: frames._ready, "it may go")
+    assert len(frames.ready()) == asked[-1]
+    await frames.close()
+    async with AsyncClient(tiny, "127.0.0.1:9", audit=True, max_packet_bytes=10_000) as client:
+        assert client._link.audit._may_send == client.rate.may_replay
+
+
 async def test_bytes_bound_what_is_held_as_well():
     counters = LinkCounters()
     frames = AuditFrames(AuditConsent(max_bytes=2 * 192 + 1), CONTEXT, counters, lambda: None)
