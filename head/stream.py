@@ -98,6 +98,7 @@ class Stream:
         self._in_flight: dict[int, _Sent] = {}  # in the order of sending
         self._held_until = 0.0
         self._images = self._images_passed = 0  # bytes: sent, and ahead of what is answered
+        self._writing = 0  # bytes of an image that is being written
         self._busy = asyncio.Event()
         self._silence = liveness.Silence()
         self._answered_at = time.perf_counter()
@@ -258,9 +259,12 @@ class Stream:
         if data is None:
             return False
         if not 0 < self._max_packet_bytes < len(data):
+            self._writing = len(data)
+            self._busy.set()
             await self._promise_more(len(data))
             self._images += len(data)
             await self._wire.write(pb.StreamRequest(audit=data))
+            self._writing = 0
         return True
 
     async def _promise_more(self, size: int) -> bool:
@@ -343,10 +347,10 @@ class Stream:
     async def _watch(self, give_up_seconds: float | None) -> None:
         """Leaves a server that nothing is heard from, that answers no packet, or lets none be sent.
 
-        Sleeps while none is under way.
+        Sleeps while none is under way, and no image for audit is being written, behind which frames would wait for ever.
         """
         while True:
-            if not self._in_flight and self._window:
+            if not self._in_flight and not self._writing and self._window:
                 self._busy.clear()
                 await self._busy.wait()
                 self._answered_at = time.perf_counter()
@@ -357,6 +361,8 @@ class Stream:
                 waited = time.monotonic() - self._frames.progressed_at if len(self._frames) else 0.0
                 if not self._window and give_up_seconds is not None and waited > give_up_seconds:
                     raise SilenceError(f"no packet may be sent (a window of 0) for {give_up_seconds:.0f} s")
+                if self._writing:
+                    self._question_silence()
                 continue
             owed_since = max(self._answered_at, next(iter(self._in_flight.values())).at)
             if give_up_seconds is not None and time.perf_counter() - owed_since > give_up_seconds:
@@ -364,12 +370,13 @@ class Stream:
             self._question_silence()
 
     def _question_silence(self) -> None:
-        oldest = next(iter(self._in_flight.values()))
-        ahead = self._images_ahead(oldest)
-        bound = self.endpoint.pace.bound_seconds(oldest.size, self.endpoint.patience, ahead)
+        oldest = next(iter(self._in_flight.values()), None)
+        size, ahead = (0, self._writing) if oldest is None else (oldest.size, self._images_ahead(oldest))
+        bound = self.endpoint.pace.bound_seconds(size, self.endpoint.patience, ahead)
         if self._silence.seconds > bound:
             self._frames.counters.hangs += 1
-            raise HungError(f"nothing is heard for {bound:.0f} s while frames are under way")
+            what = "an image is being written" if oldest is None else "frames are under way"
+            raise HungError(f"nothing is heard for {bound:.0f} s while {what}")
         quiet = self._silence.seconds > bound / 2
         if self.drained.is_set():  # nothing more may be said on the stream itself
             if quiet and (self._question is None or self._question.done()):

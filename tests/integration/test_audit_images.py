@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 from support import bundles
 from support.inprocess import held, running, stream, until
+from support.scripted import scripted
 from support.server import serving
 from support.waiting import until as wait_until
 
 from narrowcast.cli import main
 from narrowcast.compiler.data import find_sources
+from narrowcast.head import liveness
 from narrowcast.head.audit import AuditConsent, AuditFrames
 from narrowcast.head.client import AsyncClient, Client
 from narrowcast.head.session import HeadSession
 from narrowcast.head.unanswered import LinkCounters
+from narrowcast.head.wire import Wire
 from narrowcast.tail.audit import AuditRecorder, AuditStore, Sampler, open_sample, samples_in
 from narrowcast.tail.audit.recorder import MAX_ASKED
 from narrowcast.tail.drift import DriftEvent
@@ -241,6 +244,29 @@ async def test_images_wait_for_what_live_frames_leave_of_a_budget(tiny):
     await frames.close()
     async with AsyncClient(tiny, "127.0.0.1:9", audit=True, max_packet_bytes=10_000) as client:
         assert client._link.audit._may_send == client.rate.may_replay
+
+
+async def test_a_link_that_dies_under_an_image_is_noticed_without_a_frame_under_way(tiny, monkeypatch):
+    monkeypatch.setattr(liveness, "HUNG_SECONDS", 0.5)
+    written, write = [], Wire.write
+
+    async def held_up(self, request):
+        if request.audit:
+            written.append(request)
+            await asyncio.Event().wait()
+        await write(self, request)
+
+    async def script(talk):
+        async for frame_id in talk.frames():
+            talk.answer(frame_id, audit=[frame_id] if frame_id == 0 else [])
+            talk.deaf = True
+
+    monkeypatch.setattr(Wire, "write", held_up)
+    async with scripted(script) as server, AsyncClient(tiny, server.address, audit=FAST) as client:
+        await client.infer(smooth(1)[0])
+        await until(lambda: written, "the image is being written")
+        result = await asyncio.wait_for(client.infer(smooth(1)[0]), 30)
+        assert (result.error, client.counters.hangs, len(server.streams)) == (None, 1, 2)
 
 
 async def test_bytes_bound_what_is_held_as_well():
