@@ -27,6 +27,10 @@ Offload = Literal["auto", "split", "local", "image"]
 Way = Literal["symbols", "image"]
 # A server says these of images that it has no network for.
 NO_IMAGES = {"FAILED_PRECONDITION", "UNIMPLEMENTED", "INVALID_ARGUMENT", "NOT_FOUND"}
+# Why a frame is not sent that the uncut network here may answer all the same.
+LIMITS = {"budget", "data-cap", "too-large"}
+# Unless its answer would hardly be in time.
+LEAST_CHANCE = 0.5
 # Without a deadline, answers are wanted soon all the same.
 NOMINAL_SECONDS = 1.0
 
@@ -146,7 +150,7 @@ class OffloadControl:
         split: Callable[[Image | Ready], Encoded],
         image: Callable[[Image | Ready], Encoded],
     ) -> Encoded:
-        """A frame, encoded or answered.
+        """A frame, encoded or answered. One that a budget, a cap or the limit on packets keeps back is answered here.
 
         Args:
             frame: as it was handed over.
@@ -161,11 +165,21 @@ class OffloadControl:
         down = self._link_is_down()
         with self._lock:
             chosen = self.chooser.choose(self._prospects(now, left, down=down), now, may_probe=not down)
+        encoded = self._timed(chosen.way, {"local": self._answer, "split": split, "image": image}[chosen.way], frame)
+        if encoded.dropped in LIMITS and self._whole is not None:
+            spent = time.perf_counter() - started - elapsed
+            if limit_ms is None or self.times.chance("local", left - spent) >= LEAST_CHANCE:
+                with self._lock:
+                    self.chooser.kept_back(chosen)
+                return self._timed("local", self._answer, frame)
+        return encoded
+
+    def _timed(self, way: WayName, work: Callable[[Image | Ready], Encoded], frame: Image | Ready) -> Encoded:
         before = time.perf_counter()
-        encoded = {"local": self._answer, "split": split, "image": image}[chosen.way](frame)
+        encoded = work(frame)
         if encoded.dropped is None:
             with self._lock:
-                self.times.took(chosen.way, time.perf_counter() - before)
+                self.times.took(way, time.perf_counter() - before)
         return encoded
 
     def _prospects(self, now: float, left: float, *, down: bool) -> list[Prospect]:

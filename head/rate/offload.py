@@ -117,6 +117,13 @@ class Chooser:
         self.reasons[chosen.why] += 1
         return chosen
 
+    def kept_back(self, chosen: Chosen) -> None:
+        """The frame that was to be sent that way may not be, and is answered here."""
+        self.chosen[chosen.way] -= 1
+        self.chosen["local"] += 1
+        self.reasons[chosen.why] -= 1
+        self.reasons["limits"] += 1
+
     def _choose(self, prospects: Sequence[Prospect]) -> Chosen:
         best, why = best_of(prospects)
         present = next((one for one in prospects if one.way == self._present), None)

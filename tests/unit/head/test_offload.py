@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
-from narrowcast.head.offload import check_offload
+import pytest
+from support import bundles
+
+from narrowcast.head.offload import OffloadControl, check_offload
+from narrowcast.head.rate.control import RateControl
 from narrowcast.head.rate.controller import RateController
 from narrowcast.head.rate.offload import IN_A_ROW, PROBE_SECONDS, BoardTimes, Chooser, Prospect, best_of
 from narrowcast.head.rate.options import Option
+from narrowcast.head.session import HeadSession
 from narrowcast.transport.errors import ConfigError
 
 LOCAL = Prospect("local", 1.0, 0.2)
@@ -109,3 +114,27 @@ def test_settings_that_do_not_go_together():
     ):
         with pytest.raises(ConfigError, match=said):
             check_offload(*arguments)
+
+
+@pytest.mark.parametrize("reason", ["budget", "data-cap", "too-large"])
+def test_what_a_limit_keeps_back_is_answered_here_where_that_is_in_time(tmp_path, reason):
+    levels = [{"level": level, "agreement": 0.6 + 0.2 * level, "mean_packet_bytes": 150.0} for level in range(2)]
+    made = bundles.with_whole(bundles.make(figures={"levels": levels}))
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "m.ncb"), "device"))
+    rate = RateControl(session.bundle.manifest, automatic=True)
+    control = OffloadControl(session, "auto", rate)
+    control.times.took("local", 1e6)  # so that frames are to be sent
+    frame = bundles.random_frames(1)[0]
+
+    def refused(_):
+        return session.encode(frame, 1)._replace(payload=b"", dropped=reason)
+
+    def prepared(limit_ms):
+        return control.prepare(frame, time.perf_counter(), limit_ms, split=refused, image=refused)
+
+    late = prepared(300)
+    assert (late.outputs, late.dropped) == (None, reason)
+    here = prepared(None)
+    assert (list(here.outputs), here.dropped, here.payload) == (["output"], None, b"")
+    assert (control.chooser.chosen, control.chooser.reasons["limits"]) == ({"split": 1, "local": 1}, 1)
+    rate.close()
