@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,6 +21,9 @@ from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import Settings, from_json
 
 log = logging.getLogger(__name__)
+
+# Engines have tens of megabytes; one that was not used for so long belongs to a model or a library of the past.
+UNUSED_DAYS = 30
 
 
 class EngineKey(Settings, frozen=True):
@@ -67,11 +73,15 @@ def read_engine(key: EngineKey) -> bytes | None:
     if header.key != key or hashlib.sha256(engine).hexdigest() != header.sha256:
         log.warning("%s is damaged or of another network: the engine is built anew", file)
         return None
+    _note_use(file)
     return engine
 
 
 def keep_engine(key: EngineKey, engine: bytes) -> None:
-    """Keeps an engine; a disk that cannot be written is no error: it is built at every start."""
+    """Keeps an engine, and removes those that were not used for a long time: of models and libraries before.
+
+    A disk that cannot be written is no error: the engine is built at every start.
+    """
     file = key.file()
     if file is None:
         return
@@ -82,3 +92,21 @@ def keep_engine(key: EngineKey, engine: bytes) -> None:
             out.write(engine)
     except OSError as error:
         log.warning("the engine is not kept for the next start: %s", error)
+        return
+    _remove_unused(file)
+
+
+def _note_use(file: Path) -> None:
+    """By the file's time; never back, where a board without a clock's battery boots in the past."""
+    with suppress(OSError):
+        if time.time() > file.stat().st_mtime:
+            os.utime(file)
+
+
+def _remove_unused(kept: Path) -> None:
+    """Also of other models, whose engines nobody would look at again."""
+    for other in kept.parent.glob("engine-*.trt"):
+        with suppress(OSError):
+            if other != kept and time.time() - other.stat().st_mtime > UNUSED_DAYS * 86_400:
+                other.unlink()
+                log.info("%s was not used for %d days, and is removed", other, UNUSED_DAYS)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+import os
+import time
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from support import bundles, fake_tensorrt, gpu
 
-from narrowcast.head.backends import load_backend
+from narrowcast.head.backends import engines, load_backend
 from narrowcast.head.backends.cuda import Gpu
+from narrowcast.head.backends.engines import EngineKey, keep_engine, read_engine
 from narrowcast.head.errors import BackendError
 
 pytestmark = pytest.mark.skipif(gpu.COMPILER is None, reason="there is no C compiler for the fake CUDA driver")
@@ -150,6 +153,35 @@ class TestCache:
         cuda._open.clear()
         load()
         assert len(machine[1].made.networks) == 2
+
+    def test_engines_that_are_not_used_any_more_are_removed(self, cache, monkeypatch):
+        def aged(letter: str, days: float) -> EngineKey:
+            key = EngineKey(model=letter * 64, tensorrt="10.3.0", gpu="a board", flags="")
+            keep_engine(key, letter.encode())
+            os.utime(key.file(), (now - days * 86_400,) * 2)
+            return key
+
+        now = time.time()
+        old, used, young = aged("a", 31), aged("b", 29), aged("c", 29)
+        os.utime(used.file(), (now - 31 * 86_400,) * 2)
+        assert read_engine(used) == b"b"
+        (cache / "precision-0.json").write_text("{}")
+        os.utime(cache / "precision-0.json", (0, 0))
+        new = EngineKey(model="d" * 64, tensorrt="10.3.0", gpu="a board", flags="")
+        keep_engine(new, b"d")
+        assert [read_engine(key) for key in (old, used, young, new)] == [None, b"b", b"c", b"d"]
+        assert (cache / "precision-0.json").exists()
+        monkeypatch.setattr(engines, "UNUSED_DAYS", -1)
+        keep_engine(new, b"e")
+        assert [read_engine(key) for key in (used, young, new)] == [None, None, b"e"], "never the one just written"
+
+    def test_a_clock_in_the_past_does_not_make_an_engine_old(self, cache, monkeypatch):
+        key = EngineKey(model="a" * 64, tensorrt="10.3.0", gpu="a board", flags="")
+        keep_engine(key, b"a")
+        before = key.file().stat().st_mtime
+        monkeypatch.setattr(engines.time, "time", lambda: 0.0)
+        assert read_engine(key) == b"a"
+        assert key.file().stat().st_mtime == before
 
     @pytest.mark.parametrize(
         "damage",
