@@ -71,8 +71,11 @@ def parse_tokens(data: bytes, name: str) -> TokenTable:
         name: what to call it in errors.
 
     Raises:
-        TokenError: a line that is no ``NAME sha256:HEX``.
+        TokenError: a line that is no ``NAME sha256:HEX``, or no whole table: losing a part of one revokes nothing.
     """
+    if not data.endswith(b"\n"):  # a table without tokens has its first line still
+        seen = "its last line has no end" if data else "it is empty"
+        raise TokenError(f"{name} is no whole file of tokens: {seen}; copy it again, or remove it and begin anew")
     try:
         lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -247,10 +247,21 @@ class TestTokens:
             parse_tokens(f"# x\n{secret}\n".encode(), "tokens.txt")
         assert secret not in str(caught.value)
 
-    @pytest.mark.parametrize("data", [b"\xff", b"a/b sha256:" + b"0" * 64, b"a sha256:00", b"a b c"])
+    @pytest.mark.parametrize("data", [b"\xff\n", b"a/b sha256:" + b"0" * 64 + b"\n", b"a sha256:00\n", b"a b c\n"])
     def test_what_is_no_table(self, data):
-        with pytest.raises(TokenError, match=r"tokens\.txt"):
+        with pytest.raises(TokenError, match=r"tokens\.txt(, line 1:?)? is no |tokens\.txt, line 1: 'a/b' is no name"):
             parse_tokens(data, "tokens.txt")
+
+    def test_half_a_table_is_none_and_one_without_tokens_is_one(self, tmp_path):
+        """A copy that is under way empties the file first: nobody's token is revoked by that."""
+        file = tmp_path / "tokens.txt"
+        add_token(file, "a")
+        whole = file.read_bytes()
+        for part in (b"", whole[:10], whole[:-1]):
+            with pytest.raises(TokenError, match=r"tokens\.txt is no whole file of tokens: it"):
+                parse_tokens(part, "tokens.txt")
+        remove_tokens(file, "a")
+        assert read_tokens(file).entries == []
 
     def test_a_clients_file_holds_one_and_is_private(self, tmp_path):
         file = tmp_path / "token"
