@@ -82,7 +82,8 @@ class Outbox(Generic[Item]):
         self._capacity, self._batch, self._linger_s = capacity, batch, linger_s
         self._weigh, self._max_bytes, self._bytes = weigh, max_bytes, 0
         self._items: deque[Item] = deque()
-        self._under_way = 0
+        self._under_way: list[Item] = []  # the batch that is being delivered
+        self._taken_back = False  # whether the end has taken that batch from a sink that hangs
         self._delivered = self._dropped = self._rejected = self._retries = 0
         self._changed = threading.Condition()
         self._closing = False
@@ -109,7 +110,7 @@ class Outbox(Generic[Item]):
     def counts(self) -> SinkCounts:
         """What became of what was put in, so far."""
         with self._changed:
-            waiting = len(self._items) + self._under_way
+            waiting = len(self._items) + len(self._under_way)
             return SinkCounts(self._delivered, self._dropped, self._rejected, self._retries, waiting)
 
     def replace_sink(self, sink: Sink) -> None:
@@ -118,7 +119,10 @@ class Outbox(Generic[Item]):
             self._next_sink = sink
 
     def end(self, seconds: float = 5.0) -> list[Item]:
-        """Delivers what waits, for at most so long; what is left then, in its order, which is for the caller to count."""
+        """Delivers what waits, for at most so long; what is left then, in its order, which is for the caller to count.
+
+        What a sink that hangs has in its hands is left too: it may still be delivered, and is not counted for that.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -128,7 +132,9 @@ class Outbox(Generic[Item]):
         if not self._thread.is_alive():
             self.sink.close()
         with self._changed:
-            left = list(self._items)
+            left = [*self._under_way, *self._items]
+            self._taken_back = bool(self._under_way)
+            self._under_way = []
             self._items.clear()
         return left
 
@@ -145,12 +151,13 @@ class Outbox(Generic[Item]):
     def _work(self) -> None:
         while (items := self._take()) is not None:
             told = [(item, record) for item in items if (record := self._converted(item)) is not None]
+            with self._changed:
+                if self._under_way:  # the end has not taken them
+                    self._under_way = [item for item, _ in told]
             if not told or self._deliver([record for _, record in told]):
                 self._settled()
             else:
                 self._left([item for item, _ in told])
-            with self._changed:
-                self._under_way = 0
 
     def _settled(self) -> None:
         """The batch that was taken last need not be kept any more. For outboxes that keep it."""
@@ -172,7 +179,7 @@ class Outbox(Generic[Item]):
                 return None
             taken = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
             self._bytes -= sum(map(self._weigh, taken))
-            self._under_way = len(taken)
+            self._under_way = taken
             return taken
 
     def _converted(self, item: Item) -> Record | None:
@@ -194,12 +201,10 @@ class Outbox(Generic[Item]):
                 before.close()
             try:
                 self.sink.deliver(records)
-                with self._changed:
-                    self._delivered += len(records)
+                self._count(delivered=len(records))
             except SinkRejectedError as error:
                 log.error("%s: %d records rejected: %s", self.sink.name, len(records), error)
-                with self._changed:
-                    self._rejected += len(records)
+                self._count(rejected=len(records))
             except SinkUnavailableError as error:
                 with self._changed:
                     self._retries += 1
@@ -211,14 +216,23 @@ class Outbox(Generic[Item]):
                 continue
             except Exception:
                 log.exception("%s: %d records could not be delivered", self.sink.name, len(records))
-                with self._changed:
-                    self._rejected += len(records)
+                self._count(rejected=len(records))
             return True
+
+    def _count(self, delivered: int = 0, rejected: int = 0) -> None:
+        """What became of the batch, at the same moment as it is no longer under way: each record counts once."""
+        with self._changed:
+            if not self._taken_back:
+                self._delivered += delivered
+                self._rejected += rejected
+            self._under_way = []
 
     def _left(self, items: list[Item]) -> None:
         """These were being delivered, and are not, at the end."""
         with self._changed:
-            self._items.extendleft(reversed(items))
+            if not self._taken_back:
+                self._items.extendleft(reversed(items))
+            self._under_way = []
 
 
 def _wait_s(pause_s: float, asked_s: float | None) -> float:

@@ -80,7 +80,7 @@ def test_what_waits_for_a_sink_that_hangs_is_bounded_in_bytes():
     (box,) = observer._outboxes
     box._max_bytes = 10 * record(1, size=1000).result_bytes
     observer.frame_done(record(0))
-    until(lambda: box._under_way == 1, "one is being delivered")
+    until(lambda: len(box._under_way) == 1, "one is being delivered")
     for number in range(1, 50):
         observer.frame_done(record(number, size=1000))
     assert len(box._items) == 10

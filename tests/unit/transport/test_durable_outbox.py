@@ -62,6 +62,27 @@ def test_what_one_process_does_not_deliver_the_next_one_does_in_order(tmp_path):
     third.close()
 
 
+def test_what_a_sink_that_hangs_has_in_its_hands_stays_on_disk(tmp_path):
+    class Hanging(Collector):
+        def deliver(self, records):
+            self.open.wait(20)
+            self.taken += records
+
+    sink = Hanging()
+    box = DurableOutbox(sink, tmp_path / "box.db", linger_s=0)
+    for number in range(3):
+        box.keep(record(number))
+    until(lambda: box._rows and box.settled == 3, "a batch is under way")
+    counts = box.close(0)
+    assert (counts.waiting, counts.dropped, counts.delivered) == (3, 0, 0)
+    after = DurableOutbox(Collector(), tmp_path / "box.db", linger_s=0)
+    assert after.counts.waiting == 3
+    after.close(0)
+    sink.open.set()
+    box._thread.join(20)
+    assert box.counts.dropped == 0
+
+
 def test_a_killed_process_leaves_its_records(tmp_path):
     """No close: the file is copied while it is in use, as a kill would leave it."""
     box = DurableOutbox(Collector(), tmp_path / "box.db")

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
+from collections import deque
 
 import numpy as np
 import pytest
@@ -176,6 +177,38 @@ def test_closing_does_not_wait_for_a_sink_that_is_down():
     assert (counts.delivered, counts.dropped, counts.waiting) == (0, 1, 0)
     box.put(2)
     assert box.counts.dropped == 2
+
+
+@pytest.mark.parametrize("error", [None, SinkRejectedError("no"), SinkUnavailableError("down")])
+def test_what_a_sink_that_hangs_has_in_its_hands_is_left_at_the_end(error):
+    """In its place, and once: what becomes of it later changes no count."""
+    sink = Memory(error)
+    sink.open.clear()
+    box = Outbox(sink, lambda k: record(k) if k != 1 else None, linger_s=0.0, batch=4)
+    with box._changed:  # all in one batch
+        for number in range(4):
+            box.put(number)
+    until(lambda: box.counts.waiting == 3, "a batch is under way, but for the record that is left out")
+    for number in range(4, 7):
+        box.put(number)
+    assert box.end(0.0) == [0, 2, 3, 4, 5, 6]
+    assert box.counts.waiting == 0
+    sink.open.set()
+    box._thread.join(20)
+    counts = box.counts
+    assert (counts.delivered, counts.rejected, counts.dropped, counts.waiting, box._items) == (0, 0, 0, 0, deque())
+
+
+def test_what_a_sink_that_hangs_has_in_its_hands_is_counted_as_dropped():
+    sink = Memory()
+    sink.open.clear()
+    box = Outbox(sink, record, linger_s=0.0)
+    box.put(0)
+    until(lambda: not box._items, "it is under way")
+    assert box.close(0.0).dropped == 1
+    sink.open.set()
+    box._thread.join(20)
+    assert (box.counts.delivered, box.counts.dropped, box.counts.waiting) == (0, 1, 0)
 
 
 def test_items_that_cannot_be_told_harm_no_others(caplog):
