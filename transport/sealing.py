@@ -9,7 +9,6 @@ NAME``.
 from __future__ import annotations
 
 import base64
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from nacl.public import PublicKey as SodiumPublicKey
 from nacl.public import SealedBox
 
 from narrowcast.transport.errors import KeyFileError, SealError
+from narrowcast.transport.files import replacing
+from narrowcast.transport.pki.private import write_private
 
 _SECRET, _PUBLIC = "narrowcast-x25519-secret", "narrowcast-x25519-public"
 
@@ -42,8 +43,8 @@ class SealingKey:
 
     def write(self, path: Path) -> None:
         """Writes the key's file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}\n", encoding="utf-8")
+        with replacing(path) as out:
+            out.write(f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}\n".encode())
 
     @classmethod
     def read(cls, path: Path) -> SealingKey:
@@ -88,14 +89,13 @@ class OpeningKey:
 
         Raises:
             KeyFileError: the file exists.
+            OSError: it cannot be written; nothing is left behind.
         """
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        line = f"{_SECRET} {base64.b64encode(self.raw).decode()} {self.name}\n"
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            write_private(path, line.encode())
         except FileExistsError as error:
             raise KeyFileError(f"{path} exists; a secret key is not overwritten") from error
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(f"{_SECRET} {base64.b64encode(self.raw).decode()} {self.name}\n")
 
     @classmethod
     def read(cls, path: Path) -> OpeningKey:

@@ -18,6 +18,8 @@ from nacl.signing import SigningKey as SodiumSigningKey
 from nacl.signing import VerifyKey as SodiumVerifyKey
 
 from narrowcast.transport.errors import BadSignatureError, KeyFileError
+from narrowcast.transport.files import replacing
+from narrowcast.transport.pki.private import write_private
 
 _SECRET, _PUBLIC = "narrowcast-ed25519-secret", "narrowcast-ed25519-public"
 # Signatures of bundles are good for bundles only.
@@ -46,9 +48,8 @@ class PublicKey:
 
     def write(self, path: str | Path) -> None:
         """Writes the key's file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{self.line}\n", encoding="utf-8")
+        with replacing(Path(path)) as out:
+            out.write(f"{self.line}\n".encode())
 
     @classmethod
     def read(cls, path: str | Path) -> PublicKey:
@@ -97,15 +98,13 @@ class SecretKey:
 
         Raises:
             KeyFileError: the file exists.
+            OSError: it cannot be written; nothing is left behind.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        line = f"{_SECRET} {base64.b64encode(self.seed).decode()} {self.name}\n"
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            write_private(Path(path), line.encode())
         except FileExistsError as error:
             raise KeyFileError(f"{path} exists; a signing key is not overwritten") from error
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(f"{_SECRET} {base64.b64encode(self.seed).decode()} {self.name}\n")
 
     @classmethod
     def read(cls, path: str | Path) -> SecretKey:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 
 from narrowcast.transport.errors import KeyFileError
 
 MAX_BYTES = 1024 * 1024
+_NO_LINKS = {
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+}  # so says FAT, and some network folders
 
 
 def read_private(path: Path, what: str) -> bytes:
@@ -34,3 +43,42 @@ def read_private(path: Path, what: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise KeyFileError(f"{what} {path} is larger than {MAX_BYTES} bytes: it is no {what}")
     return data
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A secret's new file, mode 0600: whole and on disk, or not there at all. One that is there already is left alone.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: it cannot be written; names ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        _named(partial, path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _named(partial: Path, path: Path) -> None:
+    """Gives a file its name, which no other one has: unlike a link, a renamed file would take another one's place."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))  # it is ours from here on
+        partial.replace(path)

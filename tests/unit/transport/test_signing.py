@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 
 import pytest
 
 from narrowcast.transport.bundle.signing import PublicKey, SecretKey, find_key, trusted_keys
 from narrowcast.transport.errors import BadSignatureError, KeyFileError
+from narrowcast.transport.sealing import OpeningKey
 
 
 def test_key_files_round_trip_and_the_secret_one_is_private(tmp_path):
@@ -45,6 +48,40 @@ def test_a_secret_key_is_not_overwritten(tmp_path):
     SecretKey.new().write(tmp_path / "a.key")
     with pytest.raises(KeyFileError, match="not overwritten"):
         SecretKey.new().write(tmp_path / "a.key")
+
+
+@pytest.mark.parametrize("kind", [SecretKey, OpeningKey])
+def test_a_full_disk_leaves_no_key_file_behind_and_an_old_public_key_as_it_was(tmp_path, monkeypatch, kind):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    key, public = kind.new("old"), tmp_path / "a.pub"
+    key.public.write(public)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for one, path in ((kind.new("new"), tmp_path / "a.key"), (kind.new("new").public, public)):
+            with pytest.raises(OSError, match=f"No space left on device: .*{path.name}'"):
+                one.write(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pub"]
+    assert type(key.public).read(public) == key.public
+    kind.new().write(tmp_path / "a.key")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_secret_key_comes_whole_or_not_at_all(tmp_path, monkeypatch, links):
+    """Also where the file system has no links; and what cannot be put in its place leaves nothing."""
+
+    def link(source, target):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
+
+    if not links:
+        monkeypatch.setattr(os, "link", link)
+    key = SecretKey.new("a")
+    key.write(tmp_path / "a.key")
+    with pytest.raises(KeyFileError, match=r"a\.key exists"):
+        SecretKey.new().write(tmp_path / "a.key")
+    assert SecretKey.read(tmp_path / "a.key") == key
+    assert [(path.name, stat.S_IMODE(path.stat().st_mode)) for path in tmp_path.iterdir()] == [("a.key", 0o600)]
 
 
 def test_a_secret_key_that_others_can_read_is_refused(tmp_path):
