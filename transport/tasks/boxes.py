@@ -95,8 +95,9 @@ def _activated(values: npt.NDArray[Any], task: DetectTask) -> Floats:
 
 
 def _boxes(sides: Floats, row: Ints, column: Ints, stride: int, size: tuple[int, int]) -> Floats:
-    """Distances ``[4, K]`` in pixels as boxes ``[K, 4]``."""
+    """Distances ``[4, K]`` in pixels as boxes ``[K, 4]``; a box with a side that is not finite is no number throughout."""
     x, y = (column + 0.5) * stride, (row + 0.5) * stride
     corners = np.stack([x - sides[0], y - sides[1], x + sides[2], y + sides[3]], 1)
+    corners[~np.isfinite(corners).all(1)] = np.nan  # clipped, what is infinite would be as long as the image
     clipped: Floats = np.clip(corners, 0, np.array([size[1], size[0]] * 2)).astype(np.float32)
     return clipped

@@ -89,11 +89,11 @@ class TestDecoding:
 
     def test_what_is_no_number_or_has_no_area_is_left_out(self):
         outputs = maps(
-            {(0, 0, 0): np.nan, (1, 0, 0): np.inf, (0, 1, 1): 0.9, (0, 2, 2): 0.8, (0, 3, 3): 0.7},
-            {(1, 1): (np.nan, 1, 1, 1), (2, 2): (-1, 1, 1, 1), (3, 3): (1, 1, 1, np.inf)},
+            {(0, 0, 0): np.nan, (1, 0, 0): np.inf, (0, 1, 1): 0.9, (0, 2, 2): 0.8, (0, 3, 3): 0.7, (1, 1, 2): 0.6},
+            {(1, 1): (np.nan, 1, 1, 1), (2, 2): (-1, 1, 1, 1), (3, 3): (np.inf,) * 4, (1, 2): (1, 1, 1, 1e9)},
         )
         boxes, scores, _ = decode_boxes(detect(), outputs, SIZE)
-        assert scores.tolist() == pytest.approx([0.7])  # an infinite side ends at the input's
+        assert scores.tolist() == pytest.approx([0.6])  # clipped first, what is infinite would be the whole image
         assert np.isfinite(boxes).all()
 
     def test_two_maps_of_two_strides(self):
