@@ -55,7 +55,9 @@ class Webhook:
         if re.fullmatch(r"[!-~]*", parts.path + parts.query) is None:
             raise ConfigError(f"{url[:200]!r} has a space or a letter beyond ASCII; write it with %, as %20")
         self.name = f"webhook {parts.scheme}://{host}"
-        self._host, self._port = host, port
+        self._host = _encoded(host)
+        # Never None: http.client would look for a port in the host, and finds one in every IPv6 address.
+        self._port = port if port is not None else {"http": 80, "https": 443}[parts.scheme]
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._secret, self._timeout_s = secret, timeout_s
         self._tls = _tls(ca) if parts.scheme == "https" else None
@@ -127,6 +129,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _encoded(host: str) -> str:
+    """The host as it is looked up: in ASCII. What cannot be is a mistake in the settings, not in the records."""
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise ConfigError(f"{host[:80]!r} is no host's name: {error}") from error
 
 
 def _redacted(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -332,6 +333,8 @@ def test_a_webhook_checks_the_receivers_certificate(certificate):
         ("http://example.org/", "not be encrypted"),
         ("http://[::1/", "no URL"),
         ("https://example.org:99999/", "no URL"),
+        ("https://hooks..example/", "'hooks..example' is no host's name"),
+        (f"https://{'a' * 64}.example/", "is no host's name"),
         ("https://example.org/a b", "has a space"),
         ("https://example.org/?caf\u00e9", "beyond ASCII"),
     ],
@@ -340,6 +343,29 @@ def test_urls_that_are_no_webhooks(url, told):
     with pytest.raises(ConfigError, match=told) as caught:
         Webhook(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://[::1]/hook", ("::1", 80)),
+        ("https://[::1]/hook", ("::1", 443)),
+        ("https://[2001:db8::7]:8443/", ("2001:db8::7", 8443)),
+        ("https://example.org/", ("example.org", 443)),
+        ("https://b\u00fccher.example/", ("xn--bcher-kva.example", 443)),
+    ],
+)
+def test_where_a_webhook_connects_to(monkeypatch, url, wanted):
+    asked = []
+
+    def refuse(address, *args, **kwargs):
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(SinkUnavailableError):
+        Webhook(url).deliver([record(1)])
+    assert asked == [wanted]
 
 
 def test_a_ca_file_that_is_none(tmp_path):
