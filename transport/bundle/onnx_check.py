@@ -48,16 +48,25 @@ def check_onnx(data: bytes, name: str) -> None:
 def _graphs(model: onnx.Model) -> Iterator[onnx.Graph]:
     waiting = [model.graph]
     for function in model.functions:
-        waiting += _inner(function.node)
+        waiting += _inner(_of_function(function))
     while waiting:
         graph = waiting.pop()
         yield graph
-        waiting += _inner(graph.node)
+        waiting += _inner(_of_nodes(graph.node))
 
 
-def _inner(nodes: Iterable[onnx.Node]) -> list[onnx.Graph]:
-    attributes = [attribute for node in nodes for attribute in node.attribute]
+def _inner(attributes: Iterable[onnx.Attribute]) -> list[onnx.Graph]:
     return [g for a in attributes for g in ([a.g] if a.HasField("g") else []) + list(a.graphs)]
+
+
+def _of_nodes(nodes: Iterable[onnx.Node]) -> Iterator[onnx.Attribute]:
+    for node in nodes:
+        yield from node.attribute
+
+
+def _of_function(function: onnx.Function) -> Iterator[onnx.Attribute]:
+    yield from _of_nodes(function.node)
+    yield from function.attribute_proto  # what its own attributes are where a caller gives none
 
 
 def _nodes(model: onnx.Model) -> Iterator[onnx.Node]:
@@ -67,13 +76,19 @@ def _nodes(model: onnx.Model) -> Iterator[onnx.Node]:
         yield from graph.node
 
 
+def _attributes(model: onnx.Model) -> Iterator[onnx.Attribute]:
+    for function in model.functions:
+        yield from _of_function(function)
+    for graph in _graphs(model):
+        yield from _of_nodes(graph.node)
+
+
 def _tensors(model: onnx.Model) -> Iterator[onnx.Tensor]:
     for graph in _graphs(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
+    for attribute in _attributes(model):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)

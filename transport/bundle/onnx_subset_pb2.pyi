@@ -75,16 +75,18 @@ class OperatorSet(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Function(_message.Message):
-    __slots__ = ("name", "node", "opset_import", "domain")
+    __slots__ = ("name", "node", "opset_import", "domain", "attribute_proto")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     OPSET_IMPORT_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTE_PROTO_FIELD_NUMBER: _ClassVar[int]
     name: str
     node: _containers.RepeatedCompositeFieldContainer[Node]
     opset_import: _containers.RepeatedCompositeFieldContainer[OperatorSet]
     domain: str
-    def __init__(self, name: _Optional[str] = ..., node: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSet, _Mapping]]] = ..., domain: _Optional[str] = ...) -> None: ...
+    attribute_proto: _containers.RepeatedCompositeFieldContainer[Attribute]
+    def __init__(self, name: _Optional[str] = ..., node: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSet, _Mapping]]] = ..., domain: _Optional[str] = ..., attribute_proto: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("ir_version", "graph", "opset_import", "functions")

@@ -58,9 +58,28 @@ def external_in_a_sparse_tensor(model: onnx.ModelProto) -> None:
     sparse.values.data_location = TensorProto.EXTERNAL
 
 
+def with_default(model: onnx.ModelProto, value) -> None:
+    """Adds a function with an attribute that is ``value`` where its caller gives none."""
+    node, opsets = helper.make_node("Identity", ["x"], ["y"]), [helper.make_opsetid("", 17)]
+    default = helper.make_attribute("default", value)
+    model.functions.append(helper.make_function("mine", "f", ["x"], ["y"], [node], opsets, [], [default]))
+
+
+def external_in_a_functions_default(model: onnx.ModelProto) -> None:
+    tensor = helper.make_tensor("hidden", TensorProto.FLOAT, [1], [1.0])
+    tensor.external_data.add(key="location", value="weights.bin")
+    with_default(model, tensor)
+
+
 @pytest.mark.parametrize(
     "change",
-    [external, external_in_an_attribute, external_in_a_branch, external_in_a_sparse_tensor],
+    [
+        external,
+        external_in_an_attribute,
+        external_in_a_branch,
+        external_in_a_sparse_tensor,
+        external_in_a_functions_default,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_external_data(tmp_path, change):
@@ -88,9 +107,18 @@ def foreign_beside_a_function(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("other", ["x"], ["y"], domain="mine"))
 
 
+def foreign_in_a_functions_default(model: onnx.ModelProto) -> None:
+    branch = helper.make_graph([helper.make_node("Run", ["x"], ["y"], domain="evil")], "branch", [], [])
+    with_default(model, branch)
+
+
 @pytest.mark.parametrize(
-    "change", [foreign, foreign_in_a_branch, foreign_in_a_function, foreign_beside_a_function], ids=lambda f: f.__name__
-)
+    "change",
+    [
+        foreign, foreign_in_a_branch, foreign_in_a_function, foreign_beside_a_function, foreign_in_a_functions_default,
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
 def test_unknown_operator_domains(tmp_path, change):
     with pytest.raises(UnknownOperatorDomainError, match="domain"):
         open_made(with_tail(tmp_path, onnx_with(change)))
