@@ -304,24 +304,31 @@ class ZstdCodec(_Coding):
         )
         for row, payload in zip(symbols, payloads, strict=True):
             try:
-                row[:] = np.frombuffer(self._unpack(decompressor, payload, row.size), np.uint8)
+                row[:] = self._unpack(decompressor, payload, row.size)
                 errors.append(None)
             except PayloadError as error:
                 errors.append(error)
         return symbols.reshape(len(payloads), *shape), errors
 
-    def _unpack(self, decompressor: zstandard.ZstdDecompressor, payload: bytes, size: int) -> bytes:
+    def _unpack(self, decompressor: zstandard.ZstdDecompressor, payload: bytes, size: int) -> Symbols:
         try:
             with decompressor.stream_reader(payload, read_across_frames=False) as reader:
                 data = reader.read(size + 1)
-                rest = reader.read(1) if len(data) == size else b"x"
+            # A reader bounds what is unpacked, but does not say where the frame ends, which the second one does.
+            whole = decompressor.decompressobj()
+            if len(data) == size:
+                whole.decompress(payload)
         except zstandard.ZstdError as error:
             raise PayloadError(f"the payload of {len(payload)} bytes is no zstandard frame: {error}") from error
-        if rest:
+        if len(data) != size:
             raise PayloadError(f"the payload unpacks to another size than {size} bytes")
-        if data and max(data) >= self.spec.alphabet:
-            raise PayloadError(f"the payload has symbol {max(data)}, outside the alphabet 0..{self.spec.alphabet - 1}")
-        return data
+        if not whole.eof or whole.unused_data:
+            seen = f"has {len(whole.unused_data)} bytes behind its frame" if whole.eof else "ends within its frame"
+            raise PayloadError(f"the payload of {len(payload)} bytes is no zstandard frame: it {seen}")
+        symbols = np.frombuffer(data, np.uint8)
+        if self.spec.alphabet <= np.iinfo(np.uint8).max and (most := int(symbols.max())) >= self.spec.alphabet:
+            raise PayloadError(f"the payload has symbol {most}, outside the alphabet 0..{self.spec.alphabet - 1}")
+        return symbols
 
 
 def _check_tables(tables: Tables | ContextTables | PackedTables, spec: CodecSpec) -> None:

@@ -87,6 +87,30 @@ def test_a_bomb_unpacks_to_no_more_than_a_frame():
     assert "another size" in str(error)
 
 
+@pytest.mark.parametrize("data", [b"", dictionary()], ids=["plain", "dictionary"])
+def test_a_zstandard_payload_is_one_frame_and_nothing_behind_it(data):
+    codec = open_codec(ZSTD, data)
+    good = codec.encode(frames(ZSTD, 1)[0], 0)
+    _, errors = codec.decode_batch(
+        [good + bytes(1), good + b"x", good + bytes(5), good + good, good[:-1], good], [0] * 6
+    )
+    assert all(isinstance(error, PayloadError) for error in errors[:-1])
+    assert "has 1 bytes behind its frame" in str(errors[0])
+    assert errors[-1] is None
+
+
+def test_a_zstandard_frame_without_its_end_is_none():
+    """All symbols are there, but the last block, which is empty, is not."""
+    codec = open_codec(ZSTD, b"")
+    compressor = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    ).compressobj()
+    part = compressor.compress(bytes(144)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    _, (short, whole) = codec.decode_batch([part, part + compressor.flush()], [0, 0])
+    assert "ends within its frame" in str(short)
+    assert whole is None
+
+
 def test_symbols_outside_the_alphabet_do_not_come_out():
     wide = open_codec(CodecSpec(name="zstd", shape=ZSTD.shape, alphabet=256, levels=1, quantizer="1" * 64), b"")
     _, (error,) = open_codec(ZSTD, b"").decode_batch([wide.encode(np.full(ZSTD.shape, 200, np.uint8), 0)], [0])
