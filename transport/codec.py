@@ -50,7 +50,7 @@ class CodecSpec(Settings, frozen=True):
     shape: tuple[Side, Side, Side]
     alphabet: Annotated[int, msgspec.Meta(ge=1, le=MAX_ALPHABET)]
     levels: Annotated[int, msgspec.Meta(ge=1, le=MAX_LEVELS)]
-    quantizer: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    quantizer: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     # Missing, not null: the fingerprint of a codec for one size is what it always was.
     step: tuple[Side, Side] | msgspec.UnsetType = msgspec.UNSET
 

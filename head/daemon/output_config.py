@@ -37,7 +37,7 @@ class SocketOutput(Settings, frozen=True, tag_field="kind", tag="socket"):
 
     path: str
     readers: Annotated[int, Meta(ge=1, le=1024)] = 16
-    mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}$")] = "0660"
+    mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}\Z")] = "0660"
 
     @property
     def key(self) -> str:

@@ -31,7 +31,8 @@ PartKind = Literal["head", "tail", "whole", "tables", "dictionary", "labels", "s
 Precision = Literal["fp32", "fp16", "int8"]
 NETWORKS = frozenset({"head", "tail", "whole", "exit"})
 
-_Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+# Patterns end in \Z: before a line break at the very end, "$" is content.
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _PART_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
@@ -72,7 +73,7 @@ class OutputSpec(Settings, frozen=True):
         return msgspec.structs.replace(self, shape=sides)
 
 
-TailName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+TailName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z")]
 
 
 class TailSpec(Settings, frozen=True):
@@ -87,13 +88,13 @@ class Manifest(Settings, frozen=True):
     """What a bundle holds; see ``docs/bundle-format.md`` for every key."""
 
     schema: int
-    name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
     release: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     created: str
     tool: str
     input: InputContract
     codec: CodecSpec
-    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     outputs: list[OutputSpec]
     parts: Annotated[list[Part], msgspec.Meta(max_length=MAX_PARTS)]
     targets: list[str] = []

@@ -72,6 +72,7 @@ def test_paths_are_the_files_own(tmp_path):
         (OWN + SOURCE + '[runtime]\ncpus = "3-1"\n', "processors '3-1'"),
         (OWN + SOURCE + '[[outputs]]\nkind = "mqtt"\nbroker = "b:1/t"\npassword_file = "p"\n', "goes with user"),
         (OWN + SOURCE + '[[outputs]]\nkind = "socket"\npath = "s"\nmode = "9"\n', "mode"),
+        (OWN + SOURCE + '[[outputs]]\nkind = "socket"\npath = "s"\nmode = "660\\n"\n', "mode"),
         ("= 3", "is not TOML"),
     ],
 )

@@ -236,6 +236,21 @@ def test_a_manifest_that_is_none(file, change):
         open_made(resigned(file, {**manifest_of(file), **change}))
 
 
+@pytest.mark.parametrize("field", ["name", "fingerprint", "parts", "codec", "tails"])
+def test_no_value_of_a_manifest_ends_in_a_line_break(file, field):
+    manifest = manifest_of(file)
+    if field == "parts":
+        manifest["parts"][0]["sha256"] += "\n"
+    elif field == "codec":
+        manifest["codec"]["quantizer"] += "\n"
+    elif field == "tails":
+        manifest["tails"] = [{"name": "ground\n", "outputs": []}]
+    else:
+        manifest[field] += "\n"
+    with pytest.raises(ManifestError, match="matching regex"):
+        open_made(resigned(file, manifest))
+
+
 def test_two_parts_of_one_name(file):
     manifest = manifest_of(file)
     manifest["parts"].append(manifest["parts"][0])
