@@ -13,7 +13,7 @@ the contract's size needs none.
 from __future__ import annotations
 
 import zlib
-from math import floor
+from math import floor, isfinite
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -82,6 +82,9 @@ class InputContract(Settings, frozen=True):
             raise ValueError(f"size is {list(self.size)}; height and width lie in 1..{MAX_SIDE}")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}; it is the part of the shorter side that stays, in (0, 1]")
+        for name, values in (("range", self.range), ("mean", self.mean), ("std", self.std)):
+            if not all(map(isfinite, values)):  # TOML has nan and inf; a manifest, which is JSON, has not
+                raise ValueError(f"{name} is {list(values)}; its entries are finite numbers")
         if not all(s > 0 for s in self.std):
             raise ValueError(f"std is {list(self.std)}; every entry is above 0")
         if self.range[0] >= self.range[1]:
