@@ -159,8 +159,9 @@ def client_name(certificate: Certificate) -> str:
     found = [str(name.value) for name in names if name.value]
     if len(found) > 1:
         raise CertificateError(f"the certificate has {len(found)} common names; one is needed")
-    if not found:
-        found = host_names(certificate)[:1]
+    others = None if found else find_extension(certificate, x509.SubjectAlternativeName)
+    if others is not None:
+        found = others.get_values_for_type(x509.DNSName)[:1]  # an IP address is where somebody is, not who
     if not found:
         raise CertificateError("the certificate carries no name (common name, or DNS name); issue one that does")
     if not is_name(found[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import ipaddress
 import stat
 import sys
 import threading
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.fleet import Fleet
 
@@ -105,6 +107,19 @@ class TestIssuing:
         for thread in threads:
             thread.join()
         assert sorted(entry.name for entry in fleet.authority.issued()) == names
+
+
+def test_a_clients_name_is_never_an_address():
+    key = pki.make_root("ca", 9).key
+
+    def without_a_common_name(*names: x509.GeneralName) -> x509.Certificate:
+        builder = pki._builder(x509.Name([]), x509.Name([]), key, pki.BEGINNING, pki.now() + DAY)
+        return builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(key, hashes.SHA256())
+
+    address = x509.IPAddress(ipaddress.ip_address("10.0.0.7"))
+    assert pki.client_name(without_a_common_name(address, x509.DNSName("board-7"))) == "board-7"
+    with pytest.raises(CertificateError, match="carries no name"):
+        pki.client_name(without_a_common_name(address))
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a")
