@@ -39,6 +39,8 @@ ROWS: dict[str, Changes] = {
     "cut at features.8": {"cut": {"at": "features.8"}},
     "decoder twice as wide": {"bottleneck": {"decoder_width": 192}},
     "features at the cut alone": {"bottleneck": {"deep_weight": 0.0, "output_weight": 0.0}},
+    "batches of 16": {"train": {"batch": 16}},
+    "learning rate 2e-3": {"train": {"learning_rate": 2e-3}},
     "flips": {"train": {"flips": True}},
     "features not cached": {"train": {"cache_gigabytes": 0.0}},
 }
