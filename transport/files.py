@@ -53,7 +53,7 @@ def replacing(path: Path, *, mode: int = 0o666, sync: bool = True) -> Iterator[B
                     os.fsync(out.fileno())
             partial.replace(target)
             if sync:
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -130,7 +130,7 @@ def _take_after(file: int, old: Path, mode: int) -> None:
         os.fchmod(file, kept)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Puts a new name on disk: without, a power loss may bring the old file back."""
     with suppress(OSError):  # not every file system knows this of folders
         handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

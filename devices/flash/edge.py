@@ -63,8 +63,12 @@ def servers_of(text: str) -> list[str]:
 
 def sources_of(text: str) -> list[str]:
     """The sources' URIs in a configuration."""
+    return [str(one.get("uri", "")) for one in _sources(text)]
+
+
+def _sources(text: str) -> list[dict[str, Any]]:
     found = parse_toml(text, "edge.toml").get("sources", [])
-    return [str(one.get("uri", "")) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def check_gate(text: str, options: FlashOptions) -> None:
@@ -73,8 +77,7 @@ def check_gate(text: str, options: FlashOptions) -> None:
     Raises:
         EdgeConfigError: it waits for a server's answers, and no source asks for any.
     """
-    found = parse_toml(text, "edge.toml").get("sources", [])
-    sources = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    sources = _sources(text)
     if options.gate == "frames" and sources and all(one.get("offload") == "local" for one in sources):
         raise EdgeConfigError(
             'all sources have offload = "local", so no server will answer the frames that the gate waits for: flash with '

@@ -222,10 +222,9 @@ class RateControl:
             if self._controller is None:
                 return None
             elapsed = time.perf_counter() - started + self._encode_seconds
-            limit = None if self._budget is None else self._budget.bytes_per_second
-            fill = 1.0 if self._budget is None else self._budget.fill(now)
             deadline = None if deadline_ms is None else deadline_ms / 1000
-            decision = self._controller.decide(now, elapsed, deadline, limit, self._overhead, fill)
+            budget = (None, 0.0) if self._budget is None else (self._budget.bytes_per_second, self._budget.fill(now))
+            decision = self._controller.decide(now, elapsed, deadline, budget[0], self._overhead, budget[1])
             if decision.reason is None:
                 return decision
             self._late_at = now
@@ -254,9 +253,7 @@ class RateControl:
     def may_replay(self, size: int) -> bool:
         """Whether a packet that can wait (spooled, or an image for audit) may be sent now; it is charged then.
 
-        Live frames go first.
-
-        May wait for the disk.
+        Live frames go first. May wait for the disk.
         """
         with self._lock:
             self._count(now := time.monotonic())

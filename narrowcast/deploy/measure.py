@@ -23,9 +23,9 @@ from narrowcast.transport.bundle import Bundle
 from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import parse_toml
 
+_SSH_FAILED = 255  # as ssh itself ends; half a record counts as that, too
 # The daemon is started again however this ends; a board that loses its power meanwhile starts it by itself. A run that
 # broke off has left a record of what there was.
-_SSH_FAILED = 255
 _MEASURE = """
 f=$(mktemp -d) || exit 1
 paused=

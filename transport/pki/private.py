@@ -9,15 +9,11 @@ import stat
 from pathlib import Path
 
 from narrowcast.transport.errors import KeyFileError
+from narrowcast.transport.files import sync_folder
 
 MAX_BYTES = 1024 * 1024
-_NO_LINKS = {
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EMLINK,
-}  # so says FAT, and some network folders
+# So say FAT, and some network folders.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def read_private(path: Path, what: str) -> bytes:
@@ -66,11 +62,7 @@ def write_private(path: Path, data: bytes) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _named(partial: Path, path: Path) -> None:

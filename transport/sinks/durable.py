@@ -261,9 +261,7 @@ class DurableOutbox(Outbox[_Row]):
             found = self._next()  # may wait for whoever has locked the file: not under the lock
             with self._changed:
                 if rows := [row for row in found if row.number > self._gone]:
-                    self._rows = (
-                        rows  # none are under way: whatever becomes of these, they are not left over, but on disk
-                    )
+                    self._rows = rows  # none are under way: whatever becomes of these, they are on disk
                     return rows
                 if found:
                     continue
