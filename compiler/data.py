@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -235,6 +236,7 @@ class TrainingData:
         self.seed = seed
         self._cached: npt.NDArray[np.float16] | None = None
         self._targets: dict[str, KeptTargets] = {}  # by stage
+        self._asked = True  # whether anybody looked at the images of the batch before
         self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the passes that batches are taken from now
 
     def cache_features(self, folder: Path, teacher_digest: str, limit_bytes: float, progress: Progress) -> bool:
@@ -279,6 +281,7 @@ class TrainingData:
             yield features
 
     def _images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        self._asked = True
         seen = self.views.seen(rows, self.prepared.images[self.views.image(rows)])
         return torch.from_numpy(seen).to(self.problem.device)
 
@@ -306,9 +309,10 @@ class TrainingData:
         order of its own, which NumPy's generator draws from ``(seed, pass)``; a batch may straddle passes. Parts differ by
         one image at most.
         """
-        if isinstance(self.prepared.images, StreamedImages):
+        if isinstance(self.prepared.images, StreamedImages) and self._asked:
             ahead = [self._drawn(step + k, size, rank, ranks) for k in range(STEPS_AHEAD + 1)]
             self.prepared.images.expect(np.unique(self.views.image(np.concatenate(ahead))))
+        self._asked = False
         generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step + (rank << 40))
         return self.rows(self._drawn(step, size, rank, ranks), generator, stage)
 
@@ -335,16 +339,17 @@ class TrainingData:
 
     def rows(self, rows: npt.NDArray[np.int64], generator: torch.Generator | None = None, stage: str = "") -> Batch:
         """The views numbered ``rows`` as a batch, with the stage's targets where they are kept."""
-        images = self._images(rows)
+        pictures: torch.Tensor | Callable[[], torch.Tensor] = partial(self._images, rows)
         if self._cached is None:
-            features = self._teacher(images, rows)
+            pictures = self._images(rows)
+            features = self._teacher(pictures, rows)
         else:
             features = torch.from_numpy(self._cached[rows].astype(np.float32)).to(self.problem.device)
         labels = None
         if self.labels is not None:
             labels = torch.from_numpy(self.labels[self.views.image(rows)]).to(self.problem.device)
         targets = self._targets[stage].of(rows) if stage in self._targets else None
-        return Batch(images, features, generator or torch.Generator().manual_seed(self.seed), labels, targets)
+        return Batch(pictures, features, generator or torch.Generator().manual_seed(self.seed), labels, targets)
 
 
 def split_holdout(count: int, part: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -67,18 +68,23 @@ class Batch:
     """Images of one training step.
 
     Attributes:
-        images: uint8 ``[N, H, W, 3]`` RGB, after the input contract.
+        pictures: :attr:`images`, or what reads them: most steps need the features alone.
         features: float32 ``[N, *cut.shape]``, the teacher's own at the cut.
         generator: the step's source of randomness (on the CPU): a step draws the same whether or not a run was resumed.
         labels: int64 ``[N]``, classes of the teacher's; None where the recipe asks for none.
         targets: what the stage's :class:`Targets` make of ``features``; None where that is not kept.
     """
 
-    images: Tensor
+    pictures: Tensor | Callable[[], Tensor]
     features: Tensor
     generator: torch.Generator
     labels: Tensor | None = None
     targets: Any = None
+
+    @cached_property
+    def images(self) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` RGB, after the input contract; read when they are first asked for."""
+        return self.pictures if isinstance(self.pictures, Tensor) else self.pictures()
 
     def uniform(self, like: Tensor) -> Tensor:
         """Noise in ``[-0.5, 0.5)`` of ``like``'s shape, on its device."""

@@ -71,18 +71,18 @@ class Cropper:
 
     def __call__(self, batch: Batch) -> Crop:
         """A crop of ``batch``, at a place drawn from its generator."""
-        images, maps = batch.images, self._layout.to_map(batch.features)
-        place, inside, part = list(WHOLE), list(WHOLE), 1.0
+        maps = self._layout.to_map(batch.features)
+        pixels, place, inside, part = list(WHOLE), list(WHOLE), list(WHOLE), 1.0
         for k, axis in enumerate(self._axes):
             start = int(torch.randint(axis.cells - axis.taken + 1, (), generator=batch.generator))
-            images = images.narrow(1 + k, start * axis.pixels, axis.taken * axis.pixels)
+            pixels[k] = slice(start * axis.pixels, (start + axis.taken) * axis.pixels)
             place[k] = slice(start * axis.places, (start + axis.taken) * axis.places)
             first = axis.places if start else 0
             last = axis.places if start + axis.taken < axis.cells else 0
             inside[k] = slice(first, axis.taken * axis.places - last)
             part *= axis.taken / axis.cells
         features = self._layout.from_map(maps[:, :, place[0], place[1]])
-        cropped = replace(batch, images=images, features=features)
+        cropped = replace(batch, pictures=lambda: batch.images[:, pixels[0], pixels[1]], features=features)
         return Crop(cropped, (place[0], place[1]), (inside[0], inside[1]), part)
 
 

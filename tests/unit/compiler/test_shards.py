@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.training import Notes
+from support.training import Bench, Notes
 
 from narrowcast.compiler import shards
 from narrowcast.compiler.data import find_images, find_sources, prepare_images
@@ -95,6 +96,22 @@ def test_streamed_images_are_begun_ahead_and_the_rest_forgotten(photo_folder, re
     rows = np.array([5, 30, 5, 11])  # begun, not begun, twice
     assert np.array_equal(images[rows], wanted[rows])
     assert sorted(images._begun) == [4, 6, 7, 8, 9, 10]
+
+
+def test_images_that_no_step_looks_at_are_not_decoded_ahead(photo_folder, recipe_for, tmp_path):
+    bench = Bench(recipe_for(), tmp_path)
+    images = prepare_images(find_images(photo_folder), bench.recipe.input, tmp_path / "none", limit_bytes=0).images
+    bench.data.cache_features(tmp_path, "digest", 1e9, SILENT)
+    bench.data.prepared = replace(bench.prepared, images=images)
+    first = bench.data.batch(0, 8)
+    images.expect(np.zeros(0, np.int64))
+    later = bench.data.batch(1, 8)
+    assert not images._begun
+    assert len(later.images) == 8
+    bench.data.batch(2, 8)
+    assert len(images._begun) >= 8
+    bench.data.prepared = bench.prepared
+    assert torch.equal(first.images, bench.data.batch(0, 8).images)
 
 
 def test_an_image_that_goes_away_while_it_is_needed_says_so(photo_folder, recipe_for, tmp_path):
