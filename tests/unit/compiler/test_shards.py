@@ -98,6 +98,18 @@ def test_streamed_images_are_begun_ahead_and_the_rest_forgotten(photo_folder, re
     assert sorted(images._begun) == [4, 6, 7, 8, 9, 10]
 
 
+@pytest.mark.parametrize("first_crop", [1.0, 0.5])
+def test_training_behind_the_teachers_own_layers_reads_no_images(recipe_for, tmp_path, first_crop):
+    """Their features are cached: the images, far larger, stay where they are."""
+    keys = {"trunk": "teacher", "encoder_macs": "1G", "stride": 4, "decoder_width": 8, "first_crop": first_crop}
+    bench = Bench(recipe_for(bottleneck={"preset": "shallow-residual", **keys}, train={"images": 64}), tmp_path)
+    bench.data.cache_features(tmp_path, "digest", 1e9, SILENT)
+    bench.data.prepared = replace(bench.prepared, images=None)
+    bench.train()
+    bench.data.prepared = bench.prepared
+    assert bench.data.batch(2, 8).images.shape == (8, *bench.recipe.input.size, 3)
+
+
 def test_images_that_no_step_looks_at_are_not_decoded_ahead(photo_folder, recipe_for, tmp_path):
     bench = Bench(recipe_for(), tmp_path)
     images = prepare_images(find_images(photo_folder), bench.recipe.input, tmp_path / "none", limit_bytes=0).images

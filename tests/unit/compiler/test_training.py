@@ -272,18 +272,6 @@ def test_cached_features_are_the_teachers(recipe_for, tmp_path):
     assert again.cache_features(tmp_path, "digest", 1e9, SILENT)
 
 
-@pytest.mark.parametrize("first_crop", [1.0, 0.5])
-def test_training_behind_the_teachers_own_layers_reads_no_images(recipe_for, tmp_path, first_crop):
-    """Their features are cached: the images, far larger, stay where they are."""
-    keys = {"trunk": "teacher", "encoder_macs": "1G", "stride": 4, "decoder_width": 8, "first_crop": first_crop}
-    bench = Bench(recipe_for(bottleneck={"preset": "shallow-residual", **keys}, train={"images": 64}), tmp_path)
-    bench.data.cache_features(tmp_path, "digest", 1e9, SILENT)
-    bench.data.prepared = replace(bench.prepared, images=None)
-    bench.train()
-    bench.data.prepared = bench.prepared
-    assert bench.data.batch(2, 8).images.shape == (8, *bench.recipe.input.size, 3)
-
-
 @pytest.mark.parametrize("preset", ["shallow-residual", "codebook"])
 def test_kept_targets_are_what_the_teacher_says_at_every_step(recipe_for, tmp_path, preset):
     extra = {"codewords": 16, "codebooks": 3} if preset == "codebook" else {"channels": 8}
