@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from narrowcast.transport.bundle import Bundle as Bundle
     from narrowcast.transport.bundle import PublicKey as PublicKey
     from narrowcast.transport.bundle import SecretKey as SecretKey
+    from narrowcast.transport.bundle import read_keys as read_keys
     from narrowcast.transport.contract import InputContract as InputContract
     from narrowcast.transport.errors import NarrowcastError as NarrowcastError
     from narrowcast.transport.frames import read_image as read_image
@@ -70,6 +71,7 @@ _HOME = {
     "probe": "narrowcast.devices.probe",
     "profile": "narrowcast.devices.profile.entry",
     "read_image": "narrowcast.transport.frames",
+    "read_keys": "narrowcast.transport.bundle",
     "read_run": "narrowcast.devices.profile.schema",
     "report": "narrowcast.devices.report.entry",
 }

@@ -343,12 +343,11 @@ def _resample(frame: Image, place: Placement, interpolation: Interpolation) -> I
     except ImportError as error:
         need = f"resizing {frame.shape[0]}x{frame.shape[1]} frames to {place.visible[0]}x{place.visible[1]}"
         raise MissingDependencyError(need, "Pillow", "pip install 'narrowcast[images]'", error) from error
-    if place.resized[0] * place.resized[1] > MAX_RESIZED_PIXELS:
-        raise FrameError(
-            f"a frame of {frame.shape[0]} x {frame.shape[1]} pixels is too elongated: scaled to the input it would be "
-            f"{place.resized[0]} x {place.resized[1]}"
-        )
-    picture = Pillow.fromarray(np.ascontiguousarray(frame))
-    resized = picture.resize((place.resized[1], place.resized[0]), Pillow.Resampling[interpolation.upper()])
+    picture, resampling = Pillow.fromarray(np.ascontiguousarray(frame)), Pillow.Resampling[interpolation.upper()]
     (top, left), (height, width) = place.cropped, place.visible
+    if place.resized[0] * place.resized[1] > MAX_RESIZED_PIXELS:  # a strip: the part that the input shows, alone
+        (down, across), (rows, columns) = place.scale, place.source
+        right, bottom = min(columns, (left + width) * across), min(rows, (top + height) * down)
+        return np.asarray(picture.resize((width, height), resampling, (left * across, top * down, right, bottom)))
+    resized = picture.resize((place.resized[1], place.resized[0]), resampling)
     return np.asarray(resized.crop((left, top, left + width, top + height)))

@@ -13,7 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from narrowcast.transport.errors import ConfigError
+
 DAY_SECONDS = 86_400.0
+
+
+def at_home(text: str) -> Path:
+    """A path of somebody's settings, with ``~`` and ``~NAME`` made whole.
+
+    Raises:
+        ConfigError: nobody has such a home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text!r} is no path: {error}") from error
 
 
 @contextmanager

@@ -13,13 +13,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from narrowcast.transport.contract import Image
+from narrowcast.transport.contract import MAX_SIDE, Image
 from narrowcast.transport.errors import FrameError, MissingDependencyError
 
 Layout = Literal["rgb", "bgr", "rgba", "bgra", "gray", "nv12"]
 Matrix = Literal["bt601", "bt709"]
 
 MAX_PIXELS = 64_000_000
+# EXIF's orientation, and what turns a picture upright. Pillow's own exif_transpose writes all other tags anew as well, and
+# fails on those that it cannot write, of which cameras leave many.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 _ORDER = {"rgb": (3, [0, 1, 2]), "bgr": (3, [2, 1, 0]), "rgba": (4, [0, 1, 2]), "bgra": (4, [2, 1, 0])}
 # (Y gain, V to R, U to G, V to G, U to B), times 256, for luma in 16..235
@@ -31,12 +38,11 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
     """An image file, or its bytes, as uint8 ``[H, W, 3]`` RGB, turned upright by its EXIF orientation.
 
     Raises:
-        FrameError: no such file, not an image, truncated, or more than ``max_pixels`` pixels.
+        FrameError: no such file, not an image, truncated, more than ``max_pixels`` pixels, or a side that no contract takes.
         MissingDependencyError: Pillow is not installed.
     """
     try:
         from PIL import Image as Pillow
-        from PIL import ImageOps
     except ImportError as error:
         raise MissingDependencyError(
             "reading image files", "Pillow", "pip install 'narrowcast[images]'", error
@@ -46,9 +52,15 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> I
         with Pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             if picture.width * picture.height > max_pixels:
                 raise FrameError(f"{name} has {picture.width} x {picture.height} pixels; the limit is {max_pixels}")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I;16"):  # Pillow would clip, not scale
-                return to_rgb((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8), "gray")
+            if max(picture.size) > MAX_SIDE:
+                raise FrameError(f"{name} has {picture.width} x {picture.height} pixels; a side has {MAX_SIDE} at most")
+            picture.load()  # a TIFF turns itself here
+            turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+            upright = picture if turn is None else picture.transpose(Pillow.Transpose[turn])
+            # PNM of 16 bits, and PNG in older Pillows, come in 32 bits. Pillow would clip all of these, not scale.
+            if upright.mode.startswith("I;16") or (upright.mode == "I" and picture.format in ("PPM", "PNG")):
+                gray = np.clip(np.asarray(upright), 0, 0xFFFF).astype(np.uint16) >> 8
+                return to_rgb(gray.astype(np.uint8), "gray")
             if upright.mode in ("I", "F"):
                 raise FrameError(f"{name} has {upright.mode!r} pixels, which have no range; save it with 8 or 16 bits")
             return np.asarray(upright.convert("RGB"))

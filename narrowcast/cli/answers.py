@@ -64,7 +64,10 @@ def write_masks(result: Result, folder: Path, source: Path, root: Path) -> list[
         if isinstance(answer, Segmentation):
             path = (folder if tail == MAIN else folder / tail) / inner.with_name(name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            mask = answer.to_source()
+            if mask.dtype != np.uint8:  # PNG has 8 or 16 bits, and class numbers fit into 16
+                mask = mask.astype(np.uint16)
             with replacing(path) as out:
-                Pillow.fromarray(answer.to_source()).save(out, "png")
+                Pillow.fromarray(mask).save(out, "png")
             written.append(str(path))
     return written

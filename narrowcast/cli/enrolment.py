@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.cli.show import TerminalProgress, print_json, print_table
-from narrowcast.transport.bundle import PublicKey
-from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.bundle import read_keys
+from narrowcast.transport.errors import ConfigError, KeyFileError
 
 EXAMPLES = """\
   narrowcast keys enrol pi@camera-7                          which keys' bundles the board takes
@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> None:
     from narrowcast.cli import flashing
     from narrowcast.devices.flash import trust
 
-    key = PublicKey.read(args.key) if args.key is not None else None
+    keys = read_keys(args.key) if args.key is not None else []
+    if len(keys) > 1:
+        raise KeyFileError(f"{args.key} holds {len(keys)} keys; a board is told of one at a time: a file for each")
+    key = keys[0] if keys else None
     observer = flashing.TerminalObserver(TerminalProgress(quiet=args.quiet), yes=args.yes)
     if (key is not None or args.withdraw) and not args.yes:
         if not sys.stdin.isatty():

@@ -52,6 +52,7 @@ def add_actions(actions: Any) -> None:
         "--out", type=Path, action="append", default=[], metavar="DIR",
         help="a server's TLS folder to put the list into (may be repeated)",
     )  # fmt: skip
+    revoke.add_argument("--serial", metavar="HEX", help="that one alone (narrowcast keys show), not all of the name's")
     revoke.add_argument("--tokens", type=Path, metavar="FILE", help="take its tokens out of this file instead")
     token = actions.add_parser("token", help="make a bearer token; only its hash is kept")
     token.add_argument("name", metavar="NAME")
@@ -131,8 +132,10 @@ def _rotate(args: argparse.Namespace) -> None:
 
 def _revoke(args: argparse.Namespace) -> None:
     if args.tokens is not None:
-        if args.out:
-            raise CertificateError("--out is about certificates; with --tokens the tokens' file is all that changes")
+        if args.out or args.serial:
+            raise CertificateError(
+                "--out and --serial are about certificates; with --tokens the tokens' file is all that changes"
+            )
         count = remove_tokens(args.tokens, args.name)
         print(
             f"{args.name}: {count} token{'s' * (count > 1)} revoked in {args.tokens}; servers take it up by themselves"
@@ -141,8 +144,14 @@ def _revoke(args: argparse.Namespace) -> None:
     from narrowcast.transport.pki.authority import Authority
 
     authority = Authority.open(folder())
-    revoked = authority.revoke(args.name)
+    revoked = authority.revoke(args.name, args.serial)
     count = len(revoked)
+    if any(entry.hosts for entry in revoked):
+        stderr().print(
+            "boards look at no list: whoever has a server's key can pose as it until its certificate ends. If it was "
+            "stolen: narrowcast keys rotate, then keys rotate --finish --force, then keys ca --out DIR for all of them",
+            soft_wrap=True,
+        )
     print(
         f"{args.name}: {count} certificate{'s' * (count != 1)} revoked{'' if count else ' (all of them were before)'}"
     )

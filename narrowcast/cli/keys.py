@@ -8,8 +8,9 @@ from pathlib import Path
 from narrowcast.cli import enrolment, fleet
 from narrowcast.cli.options import add_trust, open_bundle
 from narrowcast.cli.show import print_json, print_table
-from narrowcast.transport.bundle import PublicKey, SecretKey, keys_folder, sign_bundle
+from narrowcast.transport.bundle import SecretKey, keys_folder, read_keys, sign_bundle
 from narrowcast.transport.errors import KeyFileError
+from narrowcast.transport.files import replacing
 
 EXAMPLES = f"""\
 examples:
@@ -68,8 +69,9 @@ def _new(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     folder = keys_folder()
     keys = [
-        (path, PublicKey.read(path), (folder / f"{path.stem}.key").exists())
+        (path, key, (folder / f"{path.stem}.key").exists())
         for path in sorted((folder / "trusted").glob("*.pub"))
+        for key in read_keys(path)
     ]
     issued = fleet.certificates()
     if args.json:
@@ -84,12 +86,14 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _trust(args: argparse.Namespace) -> None:
-    key = PublicKey.read(args.file)
+    keys = read_keys(args.file)
     target = keys_folder() / "trusted" / f"{args.file.stem}.pub"
-    if target.exists() and PublicKey.read(target).raw != key.raw:
+    if target.exists() and not {one.raw for one in read_keys(target)} <= {one.raw for one in keys}:
         raise KeyFileError(f"{target} is another key of that name; rename {args.file.name} first")
-    key.write(target)
-    print(f"trusted: {key.name or args.file.stem} ({key.id})")
+    with replacing(target) as out:
+        out.write("".join(f"{one.line}\n" for one in keys).encode())
+    for one in keys:
+        print(f"trusted: {one.name or args.file.stem} ({one.id})")
 
 
 def _sign(args: argparse.Namespace) -> None:

@@ -24,9 +24,12 @@ class Receiver:
     Attributes:
         requests: (headers, body) of all posts.
         script: statuses to answer with, one after the other; then 200.
+
+    Where it ``hangs_up``, connections are closed behind each answer without a word, as idle ones are.
     """
 
-    def __init__(self, *statuses: int, headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None):
+    def __init__(self, *statuses: int, headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None,
+                 hangs_up: bool = False):  # fmt: skip
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.script = list(statuses)
         receiver = self
@@ -42,6 +45,7 @@ class Receiver:
                     self.send_header(name, value)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                self.close_connection = self.close_connection or hangs_up
 
             def log_message(self, *args):
                 pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from narrowcast.transport.bundle.manifest import Manifest, OutputSpec, Part, TailSpec
 from narrowcast.transport.bundle.reader import Bundle
-from narrowcast.transport.bundle.signing import PublicKey, SecretKey, keys_folder, trusted_keys
+from narrowcast.transport.bundle.signing import PublicKey, SecretKey, keys_folder, read_keys, trusted_keys
 from narrowcast.transport.bundle.writer import describe_part, sign_bundle, write_bundle, write_subset
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "TailSpec",
     "describe_part",
     "keys_folder",
+    "read_keys",
     "sign_bundle",
     "trusted_keys",
     "write_bundle",

@@ -165,7 +165,8 @@ def trusted_keys(folder: Path | None = None) -> list[PublicKey]:
     Raises:
         KeyFileError: a file there is no key.
     """
-    return [PublicKey.read(path) for path in sorted(((folder or keys_folder()) / "trusted").glob("*.pub"))]
+    files = sorted(((folder or keys_folder()) / "trusted").glob("*.pub"))
+    return [key for path in files for key in read_keys(path)]
 
 
 def find_key(raw: bytes, trusted: Iterable[PublicKey]) -> PublicKey | None:

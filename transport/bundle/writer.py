@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,8 @@ def sign_bundle(path: Path, key: SecretKey) -> None:
     _write(candidate, signed)
     try:
         Bundle.open(candidate, trusted=[key.public])
-        candidate.replace(path)
+        with candidate.open("rb") as checked, replacing(path) as out:  # owner, rights and links stay
+            shutil.copyfileobj(checked, out)
     finally:
         candidate.unlink(missing_ok=True)
 

@@ -184,8 +184,12 @@ class Authority:
             with replacing(out / REVOKED_FILE) as file:
                 file.write(self.revocation_list())
 
-    def revoke(self, name: str) -> list[Issued]:
+    def revoke(self, name: str, serial: str | None = None) -> list[Issued]:
         """Revokes everything that was issued to ``name`` and has not ended.
+
+        Args:
+            name: whose.
+            serial: of one certificate, in hexadecimal: that one alone, as where it has a successor already.
 
         Returns:
             what was revoked now; empty where all of it was already.
@@ -200,6 +204,12 @@ class Authority:
                 names = sorted({entry.name for entry in entries if not entry.has_ended})
                 known = nearest(name, names) if names else "; nothing was issued yet"
                 raise CertificateError(f"no certificate that counts was issued to {name[:80]!r}{known}")
+            if serial is not None:
+                live = [entry for entry in live if entry.serial.lstrip("0") == serial.strip().lower().lstrip("0")]
+                if not live:
+                    raise CertificateError(
+                        f"{name} has no certificate with the serial {serial[:80]!r} that counts; see narrowcast keys show"
+                    )
             when = pki.now().strftime(_WHEN)
             marked = {e.serial: msgspec.structs.replace(e, revoked=when) for e in live if e.revoked is None}
             self._write_index([marked.get(entry.serial, entry) for entry in entries])

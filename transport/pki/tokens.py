@@ -60,7 +60,7 @@ def new_token() -> str:
 
 def digest_of(token: str) -> bytes:
     """32 bytes: what is kept of a token."""
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()  # bytes of headers that are no text
 
 
 def parse_tokens(data: bytes, name: str) -> TokenTable:

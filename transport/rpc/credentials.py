@@ -170,7 +170,7 @@ class ClientTls:
         assert self.key is not None
         try:
             server = self._context(self.certificate, self.key, ssl.PROTOCOL_TLS_SERVER)
-            server.load_verify_locations(cadata=_read(self.authority, "CA").decode("ascii"))
+            server.load_verify_locations(cadata=_pem(_read(self.authority, "CA")))
             server.verify_mode = ssl.CERT_REQUIRED
             reason = _handshake(server, self._context(self.certificate, self.key))
         except (TransportError, OSError, ValueError) as error:  # the files are being replaced just now
@@ -283,6 +283,11 @@ def _read(path: Path, what: str) -> bytes:
     return data
 
 
+def _pem(data: bytes) -> str:
+    """As Python's TLS takes it: comments between certificates may be in any script, what counts is ASCII."""
+    return data.decode("ascii", "ignore")
+
+
 def _check_pem(data: bytes, path: Path, what: str) -> None:
     """Returns if there are certificates in PEM text.
 
@@ -290,8 +295,8 @@ def _check_pem(data: bytes, path: Path, what: str) -> None:
         CertificateError: there are none, or a damaged one.
     """
     try:
-        ssl.create_default_context(cadata=data.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:  # ValueError: not ASCII
+        ssl.create_default_context(cadata=_pem(data))
+    except (ssl.SSLError, ValueError) as error:
         reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else error
         raise CertificateError(f"{path} holds no {what} in PEM, or a damaged one ({reason})") from error
 

@@ -70,7 +70,7 @@ class Webhook:
         if self._secret:
             headers[SIGNATURE] = signature(self._secret, body, int(time.time()))
         try:
-            status, retry_after = self._post(body, headers)
+            status, retry_after = self._posted(body, headers)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise SinkUnavailableError(f"{type(error).__name__}: {error}") from error
@@ -79,6 +79,15 @@ class Webhook:
         if status in _AGAIN or status >= 500:
             raise SinkUnavailableError(f"answered {status}", retry_after)
         raise SinkRejectedError(f"answered {status}" + (", and redirects are not followed" if status < 400 else ""))
+
+    def _posted(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
+        """:meth:`_post`, over a connection of its own where the one of before was closed while there was nothing to tell."""
+        if self._connection is not None:
+            try:
+                return self._post(body, headers)
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                self.close()
+        return self._post(body, headers)
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
         connection = self._connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 import zipfile
 from pathlib import Path
 
@@ -384,6 +385,20 @@ def test_signing_anew(tmp_path):
     del before["manifest.sig"], after["manifest.sig"]
     assert before == after
     assert [path.name for path in tmp_path.iterdir() if path.name != "keys"] == ["m.ncb"]
+
+
+def test_signing_leaves_links_and_rights_as_they_are(tmp_path):
+    file = make().write(tmp_path / "m.ncb", STRANGER)
+    file.chmod(0o640)
+    (tmp_path / "current.ncb").symlink_to("m.ncb")
+    before = os.umask(0o077)
+    try:
+        sign_bundle(tmp_path / "current.ncb", KEY)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "current.ncb").is_symlink()
+    assert open_made(file).signed_by == KEY.public
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
 def test_signing_what_is_no_sound_bundle_leaves_it_alone(file):

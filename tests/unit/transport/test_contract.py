@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from narrowcast.transport import contract as contracts
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError, FrameError, MissingDependencyError
 from narrowcast.transport.structs import from_mapping
@@ -45,9 +46,18 @@ def test_center_crop_is_torchvisions(shape, filter, crop):
     assert np.array_equal(contract.prepare(frame).image, expected)
 
 
-def test_a_frame_that_would_be_scaled_to_gigabytes_is_refused():
-    with pytest.raises(FrameError, match="too elongated"):
-        InputContract(size=(224, 224)).prepare(np.zeros((1, 16384, 3), np.uint8))
+@pytest.mark.parametrize("shape", [(3, 500), (500, 3), (48, 64)])
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_of_a_strip_that_would_be_scaled_to_gigabytes_only_what_is_seen_is_scaled(monkeypatch, shape, crop):
+    """Nearly the same pixels: a cut through a source pixel lies a little elsewhere."""
+    frame, size = smooth(*shape), InputContract(size=(32, 32), crop=crop)
+    whole = size.prepare(frame).image
+    monkeypatch.setattr(contracts, "MAX_RESIZED_PIXELS", 0)
+    part = size.prepare(frame).image
+    assert part.shape == whole.shape
+    assert np.abs(part.astype(int) - whole).max() <= 2
+    monkeypatch.undo()
+    assert InputContract(size=(224, 224)).prepare(np.zeros((1, 16384, 3), np.uint8)).image.shape == (224, 224, 3)
 
 
 def test_a_frame_of_the_contracts_size_passes_unchanged():

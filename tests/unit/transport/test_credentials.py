@@ -81,6 +81,17 @@ def test_a_folder_that_is_none(tmp_path):
         client_tls(tmp_path / "none")
 
 
+def test_a_comment_in_any_script_is_no_damage(board):
+    """As the server's side, and TLS libraries, take it."""
+    authority = board / "ca.crt"
+    pem = authority.read_bytes()
+    authority.write_bytes("# Ger\u00e4tezertifikate\n".encode() + pem)
+    ClientTls.from_folder(board).check()
+    authority.write_bytes(pem.replace(b"\nM", b"\n\xc3", 1))
+    with pytest.raises(CertificateError, match="damaged"):
+        ClientTls.from_folder(board).check()
+
+
 def test_a_certificate_without_its_key(board):
     with pytest.raises(ConfigError, match="goes with its key"):
         ClientTls(board / "ca.crt", board / "tls.crt").check()

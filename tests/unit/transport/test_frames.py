@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from struct import pack
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from narrowcast.transport.contract import MAX_SIDE
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import read_image, to_rgb
 
@@ -41,6 +43,25 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     data = saved(Image.fromarray(np.ascontiguousarray(undo(PICTURE))), format="png", exif=exif)
     assert np.array_equal(read_image(data), PICTURE)
+
+
+def test_a_photograph_with_tags_that_nobody_can_write_is_turned_all_the_same():
+    """A camera's resolution unit, stored as text."""
+    tags = pack(">HHI", 0x0112, 3, 1) + b"\0\6\0\0" + pack(">HHI", 0x0128, 2, 2) + b"2\0\0\0"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + pack(">H", 2) + tags + bytes(4)
+    assert read_image(saved(Image.fromarray(PICTURE), format="jpeg", exif=exif)).shape == (10, 6, 3)
+
+
+@pytest.mark.parametrize("most", [4095, 65535])
+def test_gray_of_16_bits_is_scaled_in_portable_maps_too(most):
+    data = b"P5\n2 1\n%d\n" % most + pack(">2H", (most + 1) // 2, most)
+    assert read_image(data)[0, :, 0].tolist() == [128, 255]
+
+
+def test_a_side_that_no_contract_takes_is_said(tmp_path):
+    Image.new("RGB", (MAX_SIDE + 1, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(FrameError, match=rf"strip.png has {MAX_SIDE + 1} x 1 pixels; a side has {MAX_SIDE} at most"):
+        read_image(tmp_path / "strip.png")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])

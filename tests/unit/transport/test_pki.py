@@ -197,6 +197,17 @@ class TestRevocation:
         assert certificate_in(fleet.folder / "board-7").serial_number not in listed
         assert len(listed) == 2
 
+    def test_one_that_has_a_successor_is_revoked_alone(self, fleet):
+        fleet.board()
+        fleet.board()
+        old, new = (entry for entry in fleet.authority.issued() if entry.name == "board-7")
+        with pytest.raises(CertificateError, match="board-7 has no certificate with the serial 'beef'"):
+            fleet.authority.revoke("board-7", "beef")
+        assert [entry.serial for entry in fleet.authority.revoke("board-7", old.serial.upper())] == [old.serial]
+        listed = parse_revoked(fleet.authority.revocation_list(), "list")
+        assert set(listed) == {int(old.serial, 16)}
+        assert new.serial != old.serial
+
     def test_an_unknown_name_gets_the_nearest(self, fleet):
         fleet.board()
         with pytest.raises(CertificateError, match="did you mean 'board-7'"):
@@ -310,6 +321,7 @@ class TestCommands:
         assert "2 have no certificate of the new CA yet (tail, board-7)" in capsys.readouterr().err
         for words in ("issue tail --host localhost", "revoke board-7 --out tail", "rotate --finish", "ca --out public"):
             assert main(["keys", *words.split()]) == 0
+        assert "boards look at no list" not in capsys.readouterr().err
         assert "board-7" in (tmp_path / "tail" / "revoked.txt").read_text()
         capsys.readouterr()
         assert main(["keys", "show"]) == 0
@@ -317,6 +329,8 @@ class TestCommands:
         assert "of a CA that is dropped" in shown
         assert "counts" in shown
         assert len(pki.read_certificates((tmp_path / "public" / "ca.crt").read_bytes(), "ca.crt")) == 1
+        assert main(["keys", "revoke", "tail"]) == 0
+        assert "narrowcast keys rotate" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "words",

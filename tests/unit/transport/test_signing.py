@@ -8,7 +8,8 @@ import stat
 
 import pytest
 
-from narrowcast.transport.bundle.signing import PublicKey, SecretKey, find_key, trusted_keys
+from narrowcast.cli import main
+from narrowcast.transport.bundle.signing import PublicKey, SecretKey, find_key, read_keys, trusted_keys
 from narrowcast.transport.errors import BadSignatureError, KeyFileError
 from narrowcast.transport.sealing import OpeningKey
 
@@ -119,3 +120,20 @@ def test_trusted_keys(keys_folder):
     assert trusted_keys() == [key]
     assert find_key(key.raw, trusted_keys()) == key
     assert find_key(bytes(32), trusted_keys()) is None
+
+
+def test_a_file_of_several_trusted_keys_counts_with_all_of_them(keys_folder, tmp_path, capsys):
+    """While a signing key is exchanged for the next."""
+    keys = [SecretKey.new("old").public, SecretKey.new("new").public]
+    file = tmp_path / "both.pub"
+    file.write_text("".join(f"{key.line}\n" for key in keys))
+    assert read_keys(file) == keys
+    assert main(["keys", "trust", str(file)]) == 0
+    assert trusted_keys(keys_folder) == keys
+    assert main(["keys", "show"]) == 0
+    shown = capsys.readouterr().out
+    assert all(key.id in shown for key in keys)
+    file.write_text(f"{keys[0].line}\n")
+    assert main(["keys", "trust", str(file)]) == 1
+    assert "is another key of that name" in capsys.readouterr().err
+    assert trusted_keys(keys_folder) == keys

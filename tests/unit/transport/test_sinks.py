@@ -272,6 +272,16 @@ def test_a_webhook_that_refuses_is_not_asked_again(status):
             Webhook(f"http://127.0.0.1:{receiver.port}").deliver([record(1)])
 
 
+def test_a_webhook_that_closes_idle_connections_costs_no_tries(quick):
+    with receiving(hangs_up=True) as receiver:
+        box = Outbox(Webhook(f"http://127.0.0.1:{receiver.port}"), record, linger_s=0.0, batch=1)
+        for number in range(3):
+            box.put(number)
+            until(lambda number=number: len(receiver.records) == number + 1, "it is delivered")
+        counts = box.close(20)
+    assert (counts.delivered, counts.retries) == (3, 0)
+
+
 def test_a_webhook_that_is_not_there_and_comes_back(quick):
     port = free_port()
     hook = Webhook(f"http://localhost:{port}", timeout_s=5)
