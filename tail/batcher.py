@@ -106,6 +106,11 @@ class Batcher:
         self._thread.start()
 
     @property
+    def client_limit(self) -> int:
+        """How many frames of one client may wait."""
+        return self._queue.client_limit
+
+    @property
     def queued(self) -> int:
         """How many frames wait."""
         return len(self._queue)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ import msgspec
 from narrowcast.tail.access import Context, Gate, OpenGate
 from narrowcast.tail.backends import Array
 from narrowcast.tail.batcher import Batcher
+from narrowcast.tail.clock import stamp
 from narrowcast.tail.errors import InferRequestError
 from narrowcast.tail.frame import Frame
 from narrowcast.tail.kserve_request import choose_outputs, read_frames, read_parameters
@@ -130,6 +132,11 @@ class InferenceService(GRPCInferenceServiceServicer):
                 raise EndedError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
             batcher = slot.batcher
             wanted = choose_outputs(request, batcher.model.manifest)
+            if len(packets) > batcher.client_limit:
+                raise InferRequestError(
+                    f"{len(packets)} frames in a request, and {batcher.client_limit} of a client may wait here "
+                    "(--max-client-queue): send fewer at once"
+                )
         except (InferRequestError, EndedError) as error:
             code = error.code if isinstance(error, EndedError) else grpc.StatusCode.INVALID_ARGUMENT
             self._observer.refused(client, request.model_name, code.name)
@@ -150,27 +157,37 @@ class InferenceService(GRPCInferenceServiceServicer):
         await self._compute(frames, batcher)
         info = StreamInfo(client, request.model_name, b"")
         for frame in frames:
+            if frame.response is None:
+                continue  # given up for another
+            if not frame.response.result.code:
+                stamp(frame.response.result.times, arrived)
             self._observer.frame_done(record_of(info, frame))
         await _check(frames, context)
         return await asyncio.to_thread(_response, request, frames, wanted)
 
     async def _compute(self, frames: Sequence[Frame], batcher: Batcher) -> None:
-        """Returns once every frame has its response; a cancelled call's frames are not computed."""
+        """Returns once every frame has its response, or one is refused; a cancelled call's frames are not computed.
+
+        One refused frame fails the request, so the others would be computed for nothing, at every try anew.
+        """
         loop = asyncio.get_running_loop()
         done: list[asyncio.Future[None]] = []
-        # One refused frame fails the request, so the others would be computed for nothing, at every try anew.
         size = sum(frame.packet_bytes for frame in frames)
         over_the_rate = rate_refusal(self._gate, frames[0].client, size, len(frames))
+        for frame in frames:
+            refused = over_the_rate or refusal_of(batcher, frame.packet, frame.tails)
+            if refused is not None:
+                frame.release = batcher.model.manifest.release
+                frame.refuse(refused)
+        if any(frame.response is not None for frame in frames):
+            return
         try:
             for frame in frames:
-                refused = over_the_rate or refusal_of(batcher, frame.packet, frame.tails)
-                if refused is not None:
-                    frame.release = batcher.model.manifest.release
-                    frame.refuse(refused)
-                    continue
                 answered: asyncio.Future[None] = loop.create_future()
                 frame.on_done = functools.partial(_tell, answered)
                 batcher.put(frame)
+                if frame.response is not None and frame.response.result.code:
+                    return  # no place for it
                 done.append(answered)
             await asyncio.gather(*done)
         finally:
@@ -213,8 +230,9 @@ def _packets(request: pb.ModelInferRequest, codec: Codec) -> tuple[list[Packet],
     """
     symbols, levels = read_frames(request, codec.spec)
     now = round(time.time() * 1e6)
+    stream_id = secrets.token_bytes(16)  # a request is a stream of its own: by this its records are told from others
     packets = [
-        Packet(codec.codec_id, int(level), frame_id, now, codec.encode(frame, int(level)), bytes(16), codec.fingerprint)
+        Packet(codec.codec_id, int(level), frame_id, now, codec.encode(frame, int(level)), stream_id, codec.fingerprint)
         for frame_id, (frame, level) in enumerate(zip(symbols, levels, strict=True))
     ]
     return packets, symbols[0].nbytes
@@ -236,7 +254,8 @@ def _response(
 async def _check(frames: Sequence[Frame], context: Context) -> None:
     """Ends the call with the status of the first frame that has no answer."""
     for number, frame in enumerate(frames, 1):
-        assert frame.response is not None
+        if frame.response is None:
+            continue
         result = frame.response.result
         if result.code:
             if result.retry_after_ms:  # what gRPC's own retries go by

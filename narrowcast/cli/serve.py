@@ -99,8 +99,8 @@ async def _serve(args: argparse.Namespace) -> int:
     began = time.monotonic()
     end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))
     await server.stop(args.drain_timeout * 0.9)  # the rest is for what comes after
-    await watching.stop()
-    await frames.stop(max(0.5, began + args.drain_timeout * 0.98 - time.monotonic()))
+    left = max(0.5, began + args.drain_timeout * 0.98 - time.monotonic())
+    await asyncio.gather(frames.stop(left), watching.stop())  # side by side: a collector that hangs costs no baselines
     tell("ended", seconds=round(time.monotonic() - began, 3))
     return 0
 

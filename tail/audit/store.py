@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from narrowcast.tail.audit.samples import Sample, Stored, file_name, samples_in, seal_sample
 from narrowcast.tail.errors import AuditError
-from narrowcast.transport.files import replacing
+from narrowcast.tail.seldom import Seldom
+from narrowcast.transport.files import forget_partials, replacing
 from narrowcast.transport.packet import Packet
 from narrowcast.transport.sealing import SealingKey
 
@@ -58,12 +59,14 @@ class AuditStore:
             probe = folder / ".writable"
             probe.touch(mode=0o600)
             probe.unlink()
+            forget_partials(folder)
         except OSError as error:
             raise AuditError(f"samples cannot be kept in {folder}: {error}") from error
         self._folder, self._key, self._retention = folder, key, retention or Retention()
         self._files = deque(samples_in(folder))
         self._bytes = sum(one.size_bytes for one in self._files)
         self.kept = self.dropped = 0
+        self._failures = Seldom()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
         self._queue: queue.Queue[tuple[Sample, Packet] | None] = queue.Queue(capacity)
@@ -116,7 +119,8 @@ class AuditStore:
                 self._write(*item)
             except OSError as error:
                 self.dropped += 1
-                log.error("audit: a sample was not kept: %s", error)
+                if (before := self._failures.take(str(error.errno))) is not None:
+                    log.error("audit: a sample was not kept: %s%s", error, before)
             self._prune()
 
     def _write(self, sample: Sample, packet: Packet) -> None:

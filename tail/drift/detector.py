@@ -191,6 +191,10 @@ class Detector:
         """Numbers that are held in memory for levels that are still learned."""
         return sum(one.waiting for one in self._baselines.values())
 
+    def stop_learning(self) -> None:
+        """Forgets the levels that have no baseline yet."""
+        self._baselines = {level: one for level, one in self._baselines.items() if one.learned}
+
     @property
     def state(self) -> State:
         """What of it outlives a restart."""

@@ -139,7 +139,7 @@ class DriftWatch(Silent):
         if verdict is not Verdict.NOTHING:
             self._changed(key, verdict, packet.frame_id, packet.level)
         while self._learning > MAX_LEARNING:
-            self._forget()
+            self._stop_learning()
 
     def _detector(self, key: CameraKey) -> Detector:
         detector = self._cameras.get(key)
@@ -156,6 +156,15 @@ class DriftWatch(Silent):
         forgotten, old = self._cameras.popitem(last=False)
         self._alarms.pop(forgotten, None)
         self._learning -= old.waiting
+
+    def _stop_learning(self) -> None:
+        """Of the cameras that are learned at the moment, the one that was silent for the longest time begins anew."""
+        key, detector = next((key, one) for key, one in self._cameras.items() if one.waiting)
+        self._learning -= detector.waiting
+        detector.stop_learning()
+        if detector.learning:  # nothing else is known of it
+            del self._cameras[key]
+            self._alarms.pop(key, None)
 
     def _changed(self, key: CameraKey, verdict: Verdict, frame_id: int, level: int) -> None:
         detector = self._cameras[key]

@@ -14,6 +14,7 @@ from narrowcast.tail.models import ModelTable
 from narrowcast.tail.observe import FrameRecord, StreamInfo
 from narrowcast.tail.operations.histogram import Histogram
 from narrowcast.tail.store import ModelStatus, State
+from narrowcast.transport.codec import SIZE_BYTES
 from narrowcast.transport.packet import Kind, Packet
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class Tally:
         self.models: dict[str, ModelTally] = {}
         self.clients: dict[str, ClientTally] = {}
         self._gauges: list[Gauge] = []
+        table.on_change.append(self._forget_sizes)
 
     def add_gauge(self, gauge: Gauge) -> None:
         """Tells a figure of another part among the metrics."""
@@ -278,6 +280,11 @@ class Tally:
             found = self.models.setdefault(name, ModelTally())
         return found
 
+    def _forget_sizes(self) -> None:
+        """Another bundle may have come under the same release."""
+        for model in self.models.values():
+            model.sizes.clear()
+
     def _sizes(self, name: str, release: int) -> _Sizes:
         """Of a release's inputs; nothing where it is gone."""
         for slot in self.table:
@@ -293,7 +300,7 @@ class Tally:
 
 def _image_bytes(sizes: _Sizes, packet: Packet) -> int:
     """Of a frame of free size, whose symbols begin with its sides in units; 0 for a file of an image."""
-    if packet.kind is Kind.IMAGE:
+    if packet.kind is Kind.IMAGE or len(packet.payload) < SIZE_BYTES:
         return 0
-    rows, columns = packet.payload[:2]  # it was answered, so they are there
+    rows, columns = packet.payload[:SIZE_BYTES]
     return rows * columns * sizes.image_bytes

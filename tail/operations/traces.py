@@ -8,8 +8,9 @@ Imported only where traces are wanted; wants the extra ``otel``.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -65,12 +66,19 @@ class Traces(Silent):
         self._every = every
         # Several where a camera comes back before its old stream is closed: after every move to the same server.
         self._streams: dict[StreamInfo, deque[tuple[Span, Context]]] = {}
-        self._frames = 0
+        self._frames: Counter[StreamInfo | None] = Counter()  # of each stream; of all single calls together
 
     def close(self, seconds: float = 5.0) -> None:
         """Hands over what is left, within about so long."""
-        self._provider.force_flush(round(seconds * 1000))
-        self._provider.shutdown()
+
+        def hand_over() -> None:
+            self._provider.force_flush(round(seconds * 1000))
+            self._provider.shutdown()
+
+        # Neither heeds a time limit while a collector that is down is tried again (opentelemetry-sdk 1.45).
+        last = threading.Thread(target=hand_over, name="last traces", daemon=True)
+        last.start()
+        last.join(seconds)
 
     def stream_opened(self, stream: StreamInfo) -> None:
         """See :class:`~narrowcast.tail.observe.Observer`."""
@@ -85,6 +93,7 @@ class Traces(Silent):
         oldest, _ = spans.popleft()
         if not spans:
             del self._streams[stream]
+            self._frames.pop(stream, None)
         _end(oldest, reason, time.time_ns())
 
     def refused(self, client: str, model: str, code: str) -> None:
@@ -98,8 +107,9 @@ class Traces(Silent):
         found = self._streams.get(record.stream)
         parent = found[-1][1] if found is not None else None if record.stream.stream_id else _caller.get()
         if found is not None or parent is None:
-            self._frames += 1
-            if self._frames % self._every:
+            counted = record.stream if found is not None else None
+            self._frames[counted] += 1
+            if self._frames[counted] % self._every:
                 return
         self._write(record, parent or Context(), SpanKind.INTERNAL if found else SpanKind.SERVER)
 

@@ -369,8 +369,10 @@ class TestTraces:
                 assert frame.start_time_unix_nano <= part.start_time_unix_nano <= part.end_time_unix_nano
                 assert part.end_time_unix_nano <= frame.end_time_unix_nano
 
-    def test_a_collector_that_is_not_there_disturbs_nobody(self, tiny_folder, tiny):
-        options = ("--otlp", "http://127.0.0.1:9", "--trace-every", "1", "--drain-timeout", "2")
+    def test_a_collector_that_is_not_there_disturbs_nobody(self, tiny_folder, tiny, tmp_path):
+        state = tmp_path / "drift"
+        options = ("--otlp", "http://127.0.0.1:9", "--trace-every", "1", "--drain-timeout", "2", "--drift-state", state)
         with serving(tiny_folder, tiny_folder / "test.pub", *options) as server:
-            stream(tiny, server.address, 8)
+            stream(tiny, server.address, 250)
             assert server.end()[0] == 0
+        assert state.exists()

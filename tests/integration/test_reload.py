@@ -168,6 +168,8 @@ def test_the_torch_backend_serves_the_same(tiny_folder):
         (["--torch-compile"], 2, "--torch-compile needs --backend torch"),
         (["--backend", "torch", "--providers", "cuda"], 2, "--providers are ONNX Runtime's"),
         (["--backend", "torch", "--device", "99"], 1, "GPU 99"),
+        (["--device", "1"], 2, "--providers has none"),
+        (["--engine-cache", "engines"], 2, "it needs --providers tensorrt"),
         (["--keep", "0"], 2, "less than 1"),
     ],
 )

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.files import at_home
 from narrowcast.transport.structs import Settings, from_mapping, read_toml
 
 
@@ -102,7 +103,7 @@ def _converted(option: argparse.Action, value: Any, path: Path) -> Any:
         return value
     text = ",".join(value) if isinstance(value, list) else str(value)
     if option.type is Path:
-        return path.parent / Path(text).expanduser()
+        return path.parent / at_home(text)
     try:
         made = option.type(text) if callable(option.type) else text
     except (argparse.ArgumentTypeError, ValueError) as error:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--providers", type=_names, default=("cpu",), metavar="P,P",
         help="ONNX Runtime's execution providers, best first: cuda,cpu or tensorrt,cuda,cpu (default: cpu)",
     )  # fmt: skip
-    group.add_argument("--device", type=at_least(0), default=0, metavar="N", help="which GPU (default: 0)")
+    group.add_argument("--device", type=at_least(0), metavar="N", help="which GPU (default: 0)")
     group.add_argument(
         "--engine-cache",
         type=Path,
@@ -64,8 +64,12 @@ def store_settings(args: argparse.Namespace) -> StoreSettings:
         raise ConfigError("--providers are ONNX Runtime's; torch takes the GPU where it has one")
     if args.torch_compile and args.backend != "torch":
         raise ConfigError("--torch-compile needs --backend torch")
+    if args.device is not None and args.backend != "torch" and not {"cuda", "tensorrt"} & set(args.providers):
+        raise ConfigError("--device names a GPU, and --providers has none: --providers cuda,cpu")
+    if args.engine_cache is not None and "tensorrt" not in args.providers:
+        raise ConfigError("--engine-cache keeps TensorRT's engines: it needs --providers tensorrt,cuda,cpu")
     backend = BackendSettings(
-        backend=args.backend, threads=args.threads, providers=args.providers, device=args.device,
+        backend=args.backend, threads=args.threads, providers=args.providers, device=args.device or 0,
         engine_cache=args.engine_cache or _engine_cache(), torch_compile=args.torch_compile,
     )  # fmt: skip
     return StoreSettings(

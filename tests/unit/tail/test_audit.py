@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from support.waiting import until
 
 from narrowcast.cli import main
 from narrowcast.tail.audit import AuditRecorder, AuditStore, Retention, Sample, Sampler, open_sample, samples_in
+from narrowcast.tail.audit import store as auditing
 from narrowcast.tail.audit.samples import file_name, seal_sample
 from narrowcast.tail.drift import DriftEvent, Verdict
 from narrowcast.tail.drift.watch import CameraKey
@@ -170,6 +172,29 @@ def test_a_disk_that_is_too_slow_drops_and_counts(tmp_path, key, monkeypatch):
     assert store.dropped == 3
     go.set()
     store.close()
+
+
+def test_a_full_disk_is_told_once_and_every_sample_counted(tmp_path, key, monkeypatch, caplog):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = AuditStore(tmp_path, key.public)
+    monkeypatch.setattr(auditing, "replacing", full)
+    for number in range(50):
+        store.keep(*sample(number, now_us()))
+    until(lambda: store.dropped == 50, "all were tried")
+    store.close()
+    assert [line for line in caplog.messages if "was not kept" in line] == [
+        "audit: a sample was not kept: [Errno 28] No space left on device"
+    ]
+
+
+def test_what_killed_servers_left_of_samples_is_cleared_away(tmp_path, key):
+    one, packet = sample(1, now_us())
+    left = tmp_path / f".{file_name(one, packet)}.0a1b2c3d.999999999.partial"
+    left.write_bytes(b"half")
+    AuditStore(tmp_path, key.public).close()
+    assert not left.exists()
 
 
 def test_folders_that_cannot_be_used(tmp_path, key):

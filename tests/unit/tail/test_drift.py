@@ -246,6 +246,18 @@ def test_the_number_of_cameras_and_of_frames_in_memory_is_bounded(monkeypatch):
     assert watch._learning == 49 * NUMBERS
 
 
+def test_cameras_that_learn_do_not_push_out_those_that_are_watched(monkeypatch):
+    watch = DriftWatch(FAST)
+    tell(watch, independent(1000, 1))
+    tell(watch, independent(200, 3, -2.0))
+    tell(watch, independent(300, 1), stream=b"b" * 16)
+    monkeypatch.setattr(watching, "MAX_LEARNING", 310 * NUMBERS)
+    tell(watch, independent(20, 1), stream=b"c" * 16)
+    assert watch.in_alarm == {"tiny": 1}
+    assert {one["stream_id"][:2] for one in watch.status()} == {b"s".hex(), b"c".hex()}
+    assert watch._learning == 20 * NUMBERS
+
+
 def test_a_forgotten_camera_is_not_in_alarm_any_more():
     watch = DriftWatch(FAST, max_cameras=1)
     tell(watch, independent(1000, 1))

@@ -360,6 +360,11 @@ class TestAccepting:
             status, answered, _ = await ask(control, self.post(f"{self.CAMERA}&token={tokens[1]}", *headers))
             assert (status, answered["www-authenticate"]) == (401, "Bearer")
 
+    async def test_a_header_that_is_no_text_is_no_token_and_writes_no_traceback(self, control, caplog):
+        request = self.post(self.CAMERA, "Authorization: Bearer X").replace(b"Bearer X", b"Bearer \xff")
+        assert (await ask(control, request))[0] == 401
+        assert not caplog.records
+
     async def test_a_token_that_was_revoked_while_it_runs(self, control, tokens):
         remove_tokens(tokens[0], "alice")
         shown = f"Authorization: Bearer {tokens[1]}"

@@ -42,6 +42,19 @@ async def test_symbols_in_and_outputs_out(tiny, raw):
     assert {record.packet_bytes for record in there.observer.frames} == {symbols[0].nbytes}
 
 
+async def test_frames_are_told_with_their_time_and_ids_of_their_own(tiny):
+    """By their ids sinks know records again, and audits draw their sample."""
+    async with serving(load_model(tiny)) as there:
+        for _ in range(2):
+            await there.stub.ModelInfer(infer_request(some_symbols(2), np.zeros(2, np.int64)))
+        records = there.observer.frames
+    assert len({(one.packet.stream_id, one.packet.frame_id) for one in records}) == 4
+    assert len({one.packet.stream_id for one in records}) == 2
+    for one in records:
+        times = one.result.times
+        assert times.total_us >= max(1, times.queue_us + times.tail_us)
+
+
 async def test_what_the_server_and_its_models_are(tiny):
     async with serving(load_model(tiny)) as there:
         stub = there.stub
@@ -369,3 +382,29 @@ async def test_deadlines_and_cancelled_calls_are_not_computed(tiny):
         assert len((await first).raw_output_contents) == 1
         await there.stub.ModelInfer(request)
         assert sum(held.batches) == 3
+
+
+async def test_the_first_frame_without_a_place_fails_the_request_and_nothing_is_computed_for_it(tiny):
+    loaded = load_model(tiny)
+    held = Held(loaded.backend)
+    async with serving(Model(loaded.manifest, loaded.codec, held), max_batch=1, max_client_queue=4) as there:
+        first = asyncio.ensure_future(there.stub.ModelInfer(infer_request(some_symbols(1), np.zeros(1, np.int64))))
+        await _until(lambda: held.batches)
+        (batcher,) = there.batchers
+        second = asyncio.ensure_future(there.stub.ModelInfer(infer_request(some_symbols(2), np.zeros(2, np.int64))))
+        await _until(lambda: batcher.queued == 2)
+        error = await refused(there.stub.ModelInfer(infer_request(some_symbols(4), np.zeros(4, np.int64))))
+        assert error.code() is CODE.RESOURCE_EXHAUSTED
+        assert "frame 3 of 4" in error.details()
+        assert batcher.queued == 2  # those of the other request
+        held.go.set()
+        await asyncio.gather(first, second)
+        assert sum(held.batches) == 3
+        assert [one.result.code for one in there.observer.frames] == [CODE.RESOURCE_EXHAUSTED.value[0], 0, 0, 0]
+
+
+async def test_more_frames_than_a_client_may_have_waiting_are_never_taken(tiny):
+    async with serving(load_model(tiny), max_client_queue=3) as there:
+        error = await refused(there.stub.ModelInfer(infer_request(some_symbols(4), np.zeros(4, np.int64))))
+        assert (error.code(), "3 of a client may wait here" in error.details()) == (CODE.INVALID_ARGUMENT, True)
+        await there.stub.ModelInfer(infer_request(some_symbols(3), np.zeros(3, np.int64)))

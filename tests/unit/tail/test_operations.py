@@ -29,8 +29,9 @@ from narrowcast.tail.operations.status import (
     status,
 )
 from narrowcast.tail.operations.tally import OTHER, Gauge, Tally
+from narrowcast.tail.store import Model, State, load_models
 from narrowcast.tail.store import ModelStatus as StoreRow
-from narrowcast.tail.store import State, load_models
+from narrowcast.transport.contract import InputContract
 from narrowcast.transport.packet import CodecId, Kind, Packet
 
 
@@ -191,6 +192,22 @@ class TestMetrics:
             release = status(tally, History(tally), "serving", "", 1.0).models[0].releases[0]
             assert (release.input_size, release.free_size) == ((16, 24), True)
         finally:
+            await batcher.close()
+
+    async def test_another_bundle_under_the_same_release_has_sizes_of_its_own(self, tmp_path):
+        """First frames of any size, then of one: a frame without symbols says no size."""
+        bundles.make_free().write(tmp_path / "free.ncb")
+        loaded = load_models(tmp_path, trusted=[bundles.trusted_key()])["free"]
+        manifest = msgspec.structs.replace(loaded.manifest, input=InputContract(size=(8, 8)))
+        table, stream = ModelTable(), STREAM._replace(model="free")
+        batchers = [Batcher(loaded), Batcher(Model(manifest, loaded.codec, loaded.backend))]
+        tally = Tally(table)
+        table.publish(batchers[0])
+        tally.frame_done(record(stream)._replace(packet=record().packet._replace(payload=b"\x04\x06")))
+        table.publish(batchers[1])
+        tally.frame_done(record(stream))
+        assert samples(tally)["narrowcast_raw_bytes_total", "free"] == (16 * 24 + 8 * 8) * 3
+        for batcher in batchers:
             await batcher.close()
 
     async def test_build_process_and_both_forms(self, tally):
