@@ -151,9 +151,10 @@ class AsyncClient:
         check_images(way, image_codec, image_quality)
         manifest, fingerprint = self.session.bundle.manifest, self.session.codec.fingerprint
         answers = AnswerReader(manifest, tails)
+        main_is_asked = any(tail.name == MAIN for tail in answers.tails)
         policy = Policy.of(
             on_outage, local_exit, spool, there_is_exit=self.session.has_exit,
-            main_is_asked=any(tail.name == MAIN for tail in answers.tails), exit_after_seconds=exit_after_seconds,
+            main_is_asked=main_is_asked, exit_after_seconds=exit_after_seconds,
             give_up_seconds=give_up_seconds, refusal_is_outage=refusal_is_outage,
         )  # fmt: skip
         self.local_exit, self._gives_up = policy.local_exit, policy.gives_up
@@ -187,7 +188,7 @@ class AsyncClient:
         if offload in ("auto", "local"):
             self.offload = OffloadControl(
                 self.session, offload, self.rate if offload == "auto" else None, image_codec=(image_codec, image_quality),
-                joules=way_joules, link_is_down=self._outcomes.link_is_down,
+                joules=way_joules, link_is_down=self._outcomes.link_is_down, main_is_asked=main_is_asked,
             )  # fmt: skip
         exit_after = exit_after_seconds if self.local_exit else None
         sending = Sending(

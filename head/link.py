@@ -40,6 +40,8 @@ _FINAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
+# Of a client whose certificate or token has run out while its stream was open: the files may hold newer ones by now.
+_OF_THE_CALLER = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 OPEN_SECONDS = 10.0
 # Where there are others to try; a server that needs longer gets twice as long the next time.
 HURRIED_OPEN_SECONDS = 1.5
@@ -327,7 +329,8 @@ class Link:
         """What went wrong with a stream; one that was open has no trouble with TLS, whatever a broken link looks like."""
         status: str | None = None
         if isinstance(error, grpc.aio.AioRpcError):
-            refused, status = error.code() in _FINAL, error.code().name
+            status = error.code().name
+            refused = error.code() in _FINAL and not (opened and error.code() in _OF_THE_CALLER)
             trouble = str(error.details()) if refused else f"{error.code().name}: {error.details()}"
             if error.code() is grpc.StatusCode.UNAVAILABLE and not opened:
                 trouble = explain(endpoint.address, endpoint.name, self._tls, str(error.details())) or trouble

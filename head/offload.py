@@ -22,11 +22,13 @@ from narrowcast.transport.bundle import Manifest
 from narrowcast.transport.contract import Image
 from narrowcast.transport.errors import ConfigError, MissingPartError
 from narrowcast.transport.packet import STREAM_HEADER_BYTES, Kind
+from narrowcast.transport.tasks import MAIN
 
 Offload = Literal["auto", "split", "local", "image"]
 Way = Literal["symbols", "image"]
 # A server says these of images that it has no network for.
 NO_IMAGES = {"FAILED_PRECONDITION", "UNIMPLEMENTED", "INVALID_ARGUMENT", "NOT_FOUND"}
+NOT_MAIN = f"the uncut network answers as the tail {MAIN!r} does, which is not asked for"
 # Why a frame is not sent that the uncut network here may answer all the same.
 LIMITS = {"budget", "data-cap", "too-large"}
 # Unless its answer would hardly be in time.
@@ -79,6 +81,7 @@ class OffloadControl:
         image_codec: of images, with their quality.
         joules: that the board spends on a frame, by way: measured by whoever knows (``narrowcast profile``).
         link_is_down: whether the link is known to be.
+        main_is_asked: whether the tail ``main`` is among those that the client wants.
 
     Attributes:
         ways: that there are to choose from.
@@ -88,7 +91,7 @@ class OffloadControl:
     Raises:
         MissingPartError, BackendError: ``local`` is asked for, and the bundle has no uncut network, or one that does not
             run here.
-        ConfigError: ways that there are not, or energies that are none.
+        ConfigError: ways that there are not, energies that are none, or ``local`` where the tail ``main`` is not asked for.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class OffloadControl:
         image_codec: tuple[str, int] = ("jpeg", 75),
         joules: Mapping[WayName, float] | None = None,
         link_is_down: Callable[[], bool] = lambda: False,
+        main_is_asked: bool = True,
     ) -> None:
         self.left_out: dict[WayName, str] = {}
         self.chooser = Chooser()
@@ -112,9 +116,11 @@ class OffloadControl:
         self._image: ImageFigures | None = None
         self._whole: WholeSession | None = None
         try:
+            if not main_is_asked:
+                raise ConfigError(NOT_MAIN)
             self._whole = session.whole
             self._warm(self._whole)
-        except (MissingPartError, BackendError) as error:
+        except (ConfigError, MissingPartError, BackendError) as error:
             if mode == "local":
                 raise
             self._whole = None

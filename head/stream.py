@@ -307,8 +307,13 @@ class Stream:
             self._frames.counters.results_unasked += 1
             return
         self._outgoing.answered(sent.packet, result)
+        # How long a server has had a frame that it refuses it does not say: nothing is learned of the link from that.
+        timed = not result.code or result.times.total_us > 0
         if self._frames.listener is not None:
-            self._frames.listener.answered(result.frame_id, result.times.total_us / 1e6)
+            if timed:
+                self._frames.listener.answered(result.frame_id, result.times.total_us / 1e6)
+            else:
+                self._frames.listener.lost(result.frame_id)
         if result.code == UNAVAILABLE and self._frames.give_back(result.frame_id):
             self.unavailable = f"UNAVAILABLE: {result.message}"
             self._drain(pb.Drain(grace_ms=LEAVING_MS))
@@ -318,9 +323,10 @@ class Stream:
         on_the_way = max(0.0, whole - result.times.total_us / 1e6)
         ahead = self._images_ahead(sent)
         if ahead:  # no time for a frame of its size
-            self.endpoint.pace.carried(on_the_way, ahead + sent.size)
+            if timed:
+                self.endpoint.pace.carried(on_the_way, ahead + sent.size)
             self._images_passed = sent.images
-        else:
+        elif timed:
             self.endpoint.pace.answered(min(on_the_way, now - self._answered_at), sent.size)
         self.endpoint.answered()
         self._answered_at = now

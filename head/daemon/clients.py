@@ -14,6 +14,7 @@ from narrowcast.head.daemon.figures import Figures
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.daemon.records import Teller
 from narrowcast.head.errors import BackendError
+from narrowcast.head.offload import NOT_MAIN
 from narrowcast.head.outage import OnOutage
 from narrowcast.head.rate.budget import DailyCap, parse_cap, parse_rate
 from narrowcast.head.rate.control import RateControl
@@ -25,6 +26,7 @@ from narrowcast.head.spool import Spool
 from narrowcast.head.video.wanted import by_reference
 from narrowcast.transport.errors import ConfigError, MissingPartError, NarrowcastError
 from narrowcast.transport.rpc.credentials import ClientTls, client_tls
+from narrowcast.transport.tasks import MAIN
 
 MIB = 1024 * 1024
 
@@ -61,7 +63,12 @@ def tls_of(config: DaemonConfig) -> ClientTls | None:
 
 def policy_of(source: SourceConfig, session: HeadSession) -> OnOutage:
     """What becomes of frames that no server answers: never that all of it ends, which is not for a daemon."""
-    return source.on_outage or ("local" if session.has_exit else "drop")
+    return source.on_outage or ("local" if session.has_exit and asks_main(source) else "drop")
+
+
+def asks_main(source: SourceConfig) -> bool:
+    """Whether the tail ``main`` is among those that a source wants: nothing answers for another one on the board."""
+    return not source.tails or MAIN in source.tails
 
 
 def sends_by_reference(source: SourceConfig, session: HeadSession) -> bool:
@@ -109,6 +116,8 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
                 f"source {source.name!r}: the local exit answers as the tail 'main' does, which is not asked for"
             )
         _ = session.exit  # now: later, another bundle may lie where this one did
+    if source.offload == "local" and not asks_main(source):
+        raise ConfigError(f"source {source.name!r}: {NOT_MAIN}")
     if isinstance(source.level, int) and source.level >= session.levels:
         raise ConfigError(
             f"source {source.name!r}: level = {source.level}; {manifest.name} has levels 0..{session.levels - 1}"
@@ -118,7 +127,8 @@ def check_source(config: DaemonConfig, source: SourceConfig, model: Model) -> No
             RateControl(manifest, automatic=True)
         if sends_by_reference(source, session):
             session.video_codec()
-        if source.offload == "local" or (source.offload == "auto" and session.bundle.has("whole")):
+        may_be_here = source.offload == "auto" and asks_main(source) and session.bundle.has("whole")
+        if source.offload == "local" or may_be_here:
             with suppress(*([] if source.offload == "local" else [BackendError])):  # the other ways are left then
                 _ = session.whole  # now, as the exit, and here, where it may take its time
     except (ConfigError, MissingPartError) as error:

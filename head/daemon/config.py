@@ -25,6 +25,7 @@ from narrowcast.head.spool.spool import Overflow, Sync
 from narrowcast.head.video.wanted import VideoChoice
 from narrowcast.transport.bundle.manifest import Precision
 from narrowcast.transport.errors import ConfigError, NarrowcastError
+from narrowcast.transport.files import at_home
 from narrowcast.transport.packet import STREAM_HEADER_BYTES
 from narrowcast.transport.structs import Settings, from_mapping, read_toml
 
@@ -259,7 +260,7 @@ def _placed(config: DaemonConfig, folder: Path) -> DaemonConfig:
     """With absolute paths."""
 
     def at(text: str) -> str:
-        return str(folder / Path(text).expanduser())
+        return str(folder / at_home(text))
 
     tls = config.tls and msgspec.structs.replace(
         config.tls, dir=at(config.tls.dir), token_file=config.tls.token_file and at(config.tls.token_file)

@@ -299,15 +299,18 @@ class Daemon:
             await self._change_config(config)
             self._refused.pop("settings", None)
             log.info("reloaded")
-        except (NarrowcastError, OSError) as error:
-            self._refuse("settings", f"{error}; those before go on")
+        except Exception as error:  # noqa: BLE001  (whatever is wrong with them: what runs goes on)
+            self._refuse("settings", f"{str(error) or type(error).__name__}; those before go on")
         self._notifier.ready(self._line())
 
     async def _change_config(self, config: DaemonConfig) -> None:
-        old, stamp, model = self._config, stamp_of(config.bundle), None
+        old, before, stamp, model = self._config, self._stamp, stamp_of(config.bundle), None
+        other_file = config.bundle != old.bundle
         if config.model != old.model or stamp != self._stamp or "bundle" in self._refused:
             model = await self._load(config, stamp)
-            config = msgspec.structs.replace(config, **old.model) if model is None else config
+            if model is None:
+                config = msgspec.structs.replace(config, **old.model)
+                self._stamp = before if other_file else stamp  # of the file that is looked at from now on
         try:
             await asyncio.to_thread(check_sources, config, model or self._model, self._anew(config))
             listen = config.metrics.listen
@@ -320,9 +323,8 @@ class Daemon:
                 raise
             await self._show_at(server)
         except (NarrowcastError, OSError):
-            self._stamp = (
-                None if model is not None else self._stamp
-            )  # it was loaded in vain: it is again, by the next look
+            if model is not None:  # it was loaded in vain; where it is this file's, it is again, by the next look
+                self._stamp = before if other_file else None
             raise
         if model is not None:
             self._take_over(model)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from narrowcast.head.sources.base import Captured
-from narrowcast.transport.contract import MAX_SIDE, Image
 from narrowcast.transport.errors import FrameError
 from narrowcast.transport.frames import SUFFIXES, read_image
 
@@ -54,7 +53,7 @@ class ImageFiles:
         """The files' frames."""
         for path in self.files:
             try:
-                image = _read(path)
+                image = read_image(path)
             except FrameError as error:
                 self._on_trouble(f"skipped: {error}")
                 self.skipped += 1
@@ -63,18 +62,6 @@ class ImageFiles:
 
     def close(self) -> None:
         """Nothing waits."""
-
-
-def _read(path: Path) -> Image:
-    """A file's frame: one that every contract takes, so that a single file does not end all of a stream.
-
-    Raises:
-        FrameError: it cannot be read, or a side is too long.
-    """
-    image = read_image(path)
-    if max(image.shape[:2]) > MAX_SIDE:
-        raise FrameError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels; a side has {MAX_SIDE} at most")
-    return image
 
 
 def _state_of(path: Path) -> State | None:
@@ -140,7 +127,7 @@ class WatchedFolder:
                 if state is None or self._done.get(path) == state or before.get(path) != state:
                     continue
                 try:
-                    image = _read(path)
+                    image = read_image(path)
                 except FrameError as error:
                     first = unread.setdefault(path, time.monotonic())
                     if time.monotonic() - first > PATIENCE_SECONDS:

@@ -32,6 +32,14 @@ Sync = Literal["always", "interval", "segment"]
 MAX_SEGMENT_BYTES = 8 * 1024 * 1024
 SEGMENTS = 16
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Want of something that the process, or the machine, will have again: the disk is not at fault.
+_SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# A bad sector must not hold up for ever what lies behind it.
+UNREADABLE_SECONDS = 60.0
+
+
+class _UnreadableError(Exception):
+    """A segment cannot be read at the moment."""
 
 
 class Spool:
@@ -89,6 +97,7 @@ class Spool:
         self._mutex = threading.RLock()
         self._closed = False
         self._reader: SegmentReader | None = None
+        self._unreadable: tuple[int, float] | None = None  # the first number of a segment, and since when
         self._handed: set[int] = set()
         self._settled: set[int] = set()  # numbers from the cursor on that need not be handed out any more
         self._segments: list[Segment] = []
@@ -214,23 +223,35 @@ class Spool:
             for segment in list(self._segments):
                 if segment.end <= self._position:
                     continue
-                record = self._next_of(segment)
+                try:
+                    record = self._next_of(segment)
+                except _UnreadableError:
+                    return None  # the next call tries again
                 if record is not None:
                     self._handed.add(record.number)
                     return record
             return None
 
     def _next_of(self, segment: Segment) -> Record | None:
-        """The next of a segment's; None at its end, where what is missing counts as damaged."""
+        """The next of a segment's; None at its end, where what is missing counts as damaged.
+
+        Raises:
+            _UnreadableError: the disk does not give it now.
+        """
         while True:
             try:
                 if self._reader is None or self._reader.segment is not segment:
                     self._close_reader()
                     self._reader = SegmentReader(segment)
                 record = self._reader.next()
-            except OSError:
+            except OSError as error:
                 self.counters.errors += 1
+                self._close_reader()  # the next one begins at the front, and passes over what was read
+                if not self._is_lost(segment, error):
+                    raise _UnreadableError from error
                 record = None
+            else:
+                self._unreadable = None
             until = segment.end if record is None else record.number
             while self._position < until:
                 self._lose(self._position, "damaged")
@@ -248,6 +269,15 @@ class Spool:
                 self._advance()
                 continue
             return record
+
+    def _is_lost(self, segment: Segment, error: OSError) -> bool:
+        """Whether what cannot be read is given up: it is gone, or the disk has failed to give it for a while."""
+        if error.errno in _SHORT:
+            return False
+        now = time.monotonic()
+        if self._unreadable is None or self._unreadable[0] != segment.first:
+            self._unreadable = (segment.first, now)
+        return error.errno == errno.ENOENT or now - self._unreadable[1] >= UNREADABLE_SECONDS
 
     def _lose(self, number: int, reason: str) -> None:
         if number not in self._settled and number >= self._cursor.position:

@@ -6,6 +6,7 @@ import argparse
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
         on_replayed=lambda replayed: tell(_replayed_line(replayed, labels, full=args.full)), tls=tls,
         **rating.client_options(args),
     ) as client, sources.feed_of(source, args, client, progress.note) as feed:  # fmt: skip
-        failed = 0
+        failed, here = 0, Counter[str]()
         for result in client.stream(sources.named(feed, names)):
             name = names.pop(result.frame_id)
             found = answers(result)
@@ -201,9 +202,10 @@ def run(args: argparse.Namespace) -> int:
                 found["masks"] = write_masks(result, args.masks, Path(name), Path(args.source))
             tell(_line(result, name, labels, full=args.full) | found)
             failed += result.fate == "dropped" and result.dropped is None
+            here[result.source] += result.fate == "local"
         if spool is not None:
             _drain(spool, args.drain)
-        _summary(client, time.perf_counter() - started, progress)
+        _summary(client, time.perf_counter() - started, here, progress)
         if spool is not None and spool.waiting:
             progress.note(
                 f"{spool.waiting} frames wait in {spool.folder}: they are sent when there is a server, also by a later run"
@@ -304,7 +306,8 @@ def _output(values: Any, labels: list[str] | None, *, full: bool) -> dict[str, A
     return found
 
 
-def _summary(client: Client, seconds: float, progress: TerminalProgress) -> None:
+def _summary(client: Client, seconds: float, here: Counter[str], progress: TerminalProgress) -> None:
+    """Tells how it went; ``here`` are answers of the board's own, by what gave them."""
     counters, account, replays = client.counters, client.ledger.account, client.replay_counters
     frames = account.captured
     line = (
@@ -327,8 +330,9 @@ def _summary(client: Client, seconds: float, progress: TerminalProgress) -> None
     progress.note(line)
     if (rated := rating.summary(client)) is not None:
         progress.note(rated)
-    if account.local:
-        progress.note(f"{account.local} of {frames} frames answered by the local exit: no server answered in time")
+    for who, count in (("the local exit", here["exit"]), ("the uncut network here", here["whole"])):
+        if count:
+            progress.note(f"{count} of {frames} frames answered by {who}")
     ends = [f"{count} {reason}" for reason, count in sorted(account.dropped.items())]
     if ends or account.spooled:
         progress.note(f"{account.answered} answered, {account.spooled} spooled, dropped: {', '.join(ends) or 'none'}")

@@ -279,6 +279,33 @@ class TestDeadlines:
             result = await asyncio.wait_for(client.infer(FRAMES[0]), 10)
             assert (result.status, result.error) == ("DEADLINE_EXCEEDED", "waited 3 ms longer than its deadline")
 
+    async def test_nothing_is_learned_of_the_link_from_an_answer_that_says_no_times(self, session):
+        """It waited in the server's queue, for how long nobody says: it was not the link."""
+
+        async def busy(talk: Conversation) -> None:
+            async for frame_id in talk.frames():
+                await asyncio.sleep(0.05)
+                talk.answer(frame_id, code=EXPIRED, message="waited 3 ms longer than its deadline")
+
+        class Heard:
+            answers: list[int] = []
+            losses: list[int] = []
+
+            def queued(self, frame_id, size): ...
+            def sent(self, frame_id, size): ...
+            def answered(self, frame_id, server_seconds):
+                self.answers.append(frame_id)
+
+            def lost(self, frame_id):
+                self.losses.append(frame_id)
+
+        heard = Heard()
+        async with scripted(busy) as server, AsyncClient(session, server.address, deadline_ms=20_000) as client:
+            client._link._frames.listener = heard
+            await asyncio.wait_for(client.infer(FRAMES[0]), 10)
+            assert client._link.endpoints.current.pace._mean_seconds is None
+        assert (heard.answers, heard.losses) == ([], [0])
+
     async def test_an_answer_after_it_is_discarded_and_counted(self, session):
         asked = asyncio.Event()
 
@@ -381,6 +408,21 @@ class TestResume:
             with pytest.raises(PeerUnreachableError, match="the server ended the stream"):
                 await asyncio.wait_for(client.infer(FRAMES[0]), 20)
         assert len(server.streams) == MAX_FRUITLESS_STREAMS
+
+    async def test_one_that_ends_a_stream_for_want_of_newer_papers_is_asked_again(self, session, monkeypatch):
+        """A certificate has run out while its stream was open; whether the new one is good, only a new stream can tell."""
+        monkeypatch.setattr(endpoints, "LONGEST_PAUSE_SECONDS", 0.01)
+
+        async def ends_once(talk: Conversation) -> None:
+            if talk.number:
+                return await echo(talk)
+            talk.answer(await talk.frame())
+            await eventually(talk.said.empty, "the answer leaves")
+            raise EndedError(grpc.StatusCode.UNAUTHENTICATED, "the certificate has run out")
+
+        async with scripted(ends_once) as server, AsyncClient(session, server.address) as client:
+            check(await all_of(client, 3), 3)
+        assert len(server.streams) == 2
 
     async def test_one_that_answers_now_and_then_is_not(self, session, monkeypatch):
         monkeypatch.setattr(endpoints, "LONGEST_PAUSE_SECONDS", 0.01)

@@ -137,6 +137,18 @@ def test_what_cannot_be(session, tiny_folder):
         Client(plain, "127.0.0.1:9", offload="auto")
 
 
+def test_who_asks_for_other_tails_alone_is_not_answered_by_the_uncut_network(tmp_path):
+    made = bundles.with_second_tail(bundles.with_whole(bundles.make(figures=FIGURES)))
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "two.ncb"), "device"))
+    with pytest.raises(ConfigError, match="answers as the tail 'main' does, which is not asked for"):
+        Client(session, "127.0.0.1:9", offload="local", tails=["second"])
+    with Client(session, "127.0.0.1:9", offload="auto", tails=["second"], on_outage="drop") as client:
+        assert "local" not in client.offload.ways
+        assert "not asked for" in client.offload.left_out["local"]
+    with Client(session, "127.0.0.1:9", offload="auto", tails=["main", "second"], on_outage="drop") as client:
+        assert "local" in client.offload.ways
+
+
 def test_the_command_line(folder, server, tmp_path, capsys):
     from PIL import Image
 
@@ -148,6 +160,8 @@ def test_the_command_line(folder, server, tmp_path, capsys):
     captured = capsys.readouterr()
     assert {json.loads(line)["from"] for line in captured.out.splitlines()} == {"whole"}
     assert "offload: 4 local" in captured.err
+    assert "4 of 4 frames answered by the uncut network here" in captured.err
+    assert "local exit" not in captured.err
     assert main([*command, "--offload", "auto", "--way-joules", "local=1,split=2"]) == 0
     assert "offload: " in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -54,6 +54,7 @@ class JsonLines:
             if len(left) < len(data) and stat.S_ISREG(state.st_mode):
                 with suppress(OSError):
                     os.ftruncate(file, state.st_size)
+                    os.lseek(file, state.st_size, os.SEEK_SET)  # else a redirected stdout would leave a hole there
             raise
 
     def reopen(self) -> None:

@@ -73,6 +73,7 @@ def test_paths_are_the_files_own(tmp_path):
         (OWN + SOURCE + '[[outputs]]\nkind = "mqtt"\nbroker = "b:1/t"\npassword_file = "p"\n', "goes with user"),
         (OWN + SOURCE + '[[outputs]]\nkind = "socket"\npath = "s"\nmode = "9"\n', "mode"),
         (OWN + SOURCE + '[[outputs]]\nkind = "socket"\npath = "s"\nmode = "660\\n"\n', "mode"),
+        (OWN + SOURCE + '[[outputs]]\nkind = "lines"\npath = "~nobody_has_this_name/out"\n', "is no path: Could not"),
         ("= 3", "is not TOML"),
     ],
 )

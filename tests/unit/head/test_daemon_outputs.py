@@ -96,6 +96,27 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     assert [json.loads(line)["frame_id"] for line in file.read_text().splitlines()] == [0, 1]
 
 
+def test_a_full_disk_leaves_no_hole_in_a_file_that_stdout_goes_to(tmp_path, monkeypatch):
+    """It has no O_APPEND: lines go where the descriptor stands."""
+    file = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    write, room = os.write, [5]
+
+    def full(handle, data):
+        if not room:
+            raise OSError(28, "No space left on device")
+        return write(handle, data[: room.pop()])
+
+    sink = JsonLines("-")
+    sink._opened = lambda: file
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(SinkUnavailableError, match="No space left"):
+        sink.deliver([record(1)])
+    monkeypatch.undo()
+    sink.deliver([record(2)])
+    os.close(file)
+    assert json.loads((tmp_path / "out").read_bytes())["frame_id"] == 2
+
+
 def test_a_reader_of_stdout_that_has_left_ends_nothing(monkeypatch):
     sink = JsonLines("-")
     monkeypatch.setattr(os, "write", lambda *args: (_ for _ in ()).throw(BrokenPipeError()))

@@ -125,3 +125,38 @@ async def test_a_source_goes_on_by_reference_when_its_bundle_is_gone(tmp_path):
             assert lane.client is before
             assert not retired
             del before.client.retire
+
+
+async def test_a_bundle_that_is_refused_stays_refused_while_the_one_before_goes_on(tmp_path):
+    """Also when the running one's file is looked at again."""
+    config = settings(tmp_path, "127.0.0.1:9", "check_bundle_seconds = 0.1\n" + SOCKET)
+    async with Run(config, tmp_path) as run:
+        lane, looks = run.daemon.lanes["in"], []
+        before, look = lane.client, run.daemon._look_at_bundle
+        await reloaded(run, tmp_path, 'bundle = "tiny.ncb"', 'bundle = "none.ncb"')
+
+        async def counted():
+            await look()
+            looks.append(run.daemon.status().refused)
+
+        run.daemon._look_at_bundle = counted
+        await eventually(lambda: len(looks) > 1, "it is looked at")
+        assert all("none.ncb" in refused for refused in looks)
+        assert run.daemon.model_changes == 0
+        assert lane.client is before
+        await reloaded(run, tmp_path, 'bundle = "none.ncb"', 'bundle = "tiny.ncb"')
+        assert run.daemon.status().refused is None
+
+
+async def test_settings_that_nobody_foresaw_end_nothing(tmp_path):
+    config = settings(tmp_path, "127.0.0.1:9", SOCKET)
+    async with Run(config, tmp_path) as run:
+        await reloaded(run, tmp_path, 'path = "out"', 'path = "~nobody_has_this_name/out"')
+        assert "nobody_has_this_name" in run.daemon.status().refused
+
+        def surprising():
+            raise ZeroDivisionError("nobody has foreseen this")
+
+        run.daemon._reread = surprising
+        await reloaded(run, tmp_path, "", "")
+        assert "nobody has foreseen this" in run.daemon.status().refused

@@ -9,7 +9,7 @@ from support import bundles
 
 from narrowcast.head import whole
 from narrowcast.head.backends import load_whole
-from narrowcast.head.daemon.clients import check_source
+from narrowcast.head.daemon.clients import check_source, policy_of
 from narrowcast.head.daemon.config import DaemonConfig, SourceConfig
 from narrowcast.head.daemon.model import Model
 from narrowcast.head.errors import BackendError
@@ -17,7 +17,7 @@ from narrowcast.head.offload import OffloadControl
 from narrowcast.head.rate.control import RateControl
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.bundle import describe_part
-from narrowcast.transport.errors import FrameError, MissingPartError, SymbolsError
+from narrowcast.transport.errors import ConfigError, FrameError, MissingPartError, SymbolsError
 
 LEVELS = [{"level": 0, "agreement": 0.6, "mean_packet_bytes": 150.0}]
 
@@ -145,3 +145,15 @@ def test_an_uncut_network_that_no_backend_takes_leaves_the_other_ways(refused_by
     with pytest.raises(BackendError, match="onnxruntime refuses"):
         check_source(config, msgspec.structs.replace(source, offload="local"), Model(session, []))
     rate.close()
+
+
+def test_a_source_of_further_tails_alone_has_no_answers_from_the_board(tmp_path):
+    made = bundles.with_second_tail(bundles.with_exit(bundles.with_whole(bundles.make())))
+    session = HeadSession(bundles.open_made(made.write(tmp_path / "two.ncb"), "device"))
+    source = SourceConfig(name="gate", uri="photos", tails=["second"])
+    config = DaemonConfig(bundle="two.ncb", to="127.0.0.1:9", sources=[source])
+    check_source(config, source, Model(session, []))
+    assert policy_of(source, session) == "drop"
+    for insists in ({"on_outage": "local"}, {"offload": "local"}):
+        with pytest.raises(ConfigError, match="source 'gate': .*'main' does, which is not asked for"):
+            check_source(config, msgspec.structs.replace(source, **insists), Model(session, []))

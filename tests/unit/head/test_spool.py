@@ -16,6 +16,7 @@ from support import disks
 
 from narrowcast.head.errors import SpoolError, SpoolFormatError, SpoolLockedError
 from narrowcast.head.spool import Spool, segments
+from narrowcast.head.spool import spool as spooling
 from narrowcast.head.spool.cursor import Cursor, slot
 from narrowcast.head.spool.records import Record, SegmentHeader, read_record
 from narrowcast.transport.errors import ConfigError
@@ -371,6 +372,49 @@ def test_a_failing_disk(tmp_path, monkeypatch):
         monkeypatch.undo()
         assert spool.counters.errors == 1
         assert drain(spool) == [0, 1, 2]
+        adds_up(spool)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_what_cannot_be_read_at_the_moment_is_not_lost(tmp_path, monkeypatch, number, call):
+    """A process that has too many files open, a disk that says no once: all is there a moment later."""
+    with Spool(tmp_path, max_bytes=4096) as spool:
+        fill(spool, 12)
+        first = spool.next()
+        assert len(files(tmp_path)) > 2
+        original, spool._reader = getattr(os, call), None if call == "open" else spool._reader
+
+        def fails(*args, **named):
+            if call == "open" and not str(args[0]).endswith(".spool"):
+                return original(*args, **named)
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segments.os, call, fails)
+            assert spool.next() is None
+        assert (spool.waiting, spool.counters.errors, spool.counters.dropped) == (12, 1, {})
+        assert spool.acknowledge(first)
+        assert drain(spool) == list(range(1, 12))
+        adds_up(spool)
+
+
+def test_what_the_disk_does_not_give_for_a_while_does_not_hold_up_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(spooling, "UNREADABLE_SECONDS", 0.0)
+    with Spool(tmp_path, max_bytes=4096) as spool:
+        fill(spool, 12)
+        bad, original = str(files(tmp_path)[0]), os.open
+
+        def fails(path, *args, **named):
+            if str(path) == bad:
+                raise OSError(errno.EIO, "Input/output error")
+            return original(path, *args, **named)
+
+        monkeypatch.setattr(segments.os, "open", fails)
+        rest = drain(spool)
+        assert rest
+        assert rest == list(range(rest[0], 12))
+        assert spool.counters.dropped == {"damaged": rest[0]}
         adds_up(spool)
 
 
