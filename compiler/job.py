@@ -184,7 +184,7 @@ class Job:
             rows = np.random.default_rng(recipe.train.seed).permutation(seen)[: recipe.plan.images]
             digest = f"{self.teacher_digest} {self.prepared.digest} {recipe.data.holdout} {recipe.train.seed}"
             frames = self.frames(np.sort(rows))
-            self.plan = choose_cut(recipe, self.teacher, traced, frames, digest, self.cache, self.progress)
+            self.plan = choose_cut(recipe, self.teacher, traced, frames, digest, self.cache, self.progress, self.task)
             self.recipe = with_cut(recipe, self.plan["cut"])
         cut = find_cut(traced, self.recipe.cut.at)
         return cut, Problem(traced, cut, recipe.input, self.device, self.task)

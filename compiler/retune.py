@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def retune(
             "compiled in (--work)"
         )
     _same_problem(recipe, manifest)
+    if recipe.name != manifest.name:
+        recipe = msgspec.structs.replace(recipe, name=manifest.name)
+        progress.note(f"its name is {manifest.name!r}, by which boards that have {old.path.name} ask for it")
     if recipe.release <= manifest.release:
         recipe = msgspec.structs.replace(recipe, release=manifest.release + 1)
         progress.note(f"release {recipe.release}, since {manifest.name} is out with {manifest.release}")
@@ -106,7 +110,7 @@ def retune(
     changed = VerificationError("tuning the tail has changed the encoder: the bundle is not written")
     _check(job, manifest.codec.quantizer, changed)
     for one in further:
-        one.train()
+        one.train(run)
     return _OnTop(job, old, further).write(Path(output), key)
 
 
@@ -190,7 +194,8 @@ class _ServerStages(Preset[Any]):
         """Nothing: what was measured is in the old run's state."""
 
     def stages(self, bottleneck: Any, problem: Problem, settings: Any) -> list[Stage]:
-        return [stage for stage in self._preset.stages(bottleneck, problem, settings) if stage.server_only]
+        stages = self._preset.stages(bottleneck, problem, settings)
+        return [replace(stage, prepare=None) for stage in stages if stage.server_only]  # measured already, as above
 
 
 class _OnTop(Assembly):

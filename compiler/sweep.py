@@ -117,6 +117,7 @@ def sweep(
     rest = Rest()
     first: Job | None = None
     before: Path | None = None
+    trained: dict[str, Path] = {}  # by the run's digest
     for number, (values, file, made) in enumerate(points):
         said = ", ".join(f"{name} = {value}" for name, value in values.items())
         progress.note(f"point {number + 1} of {len(points)}: {said}")
@@ -125,6 +126,8 @@ def sweep(
             like = first if first is not None and first.recipe.train.seed == made.train.seed else None
             job = Job(_shorter(made, start, warm_start), Path(work), progress, like=like, start=start)
             first = first or job
+            digest = job.folder.name.rpartition("-")[2]
+            job.folder = trained.get(digest, job.folder)  # the same training, though the point is called otherwise
             made_with = rest.digest(job.recipe)
             manifest = kept(file, job, key, made_with)
             if manifest is None:
@@ -135,7 +138,7 @@ def sweep(
         except Exception as error:  # noqa: BLE001  (whatever it is, the other points are worth having)
             results.append(_failed(values, file, f"unexpected {type(error).__name__}: {error}", progress))
         else:
-            before = job.folder
+            before = trained[digest] = job.folder
             results.append(Point(values, file, manifest))
     return results
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 import narrowcast
 from narrowcast.compiler.bottlenecks.base import Batch, Bottleneck, Group, Optimizer, Preset, Problem, Stage
 from narrowcast.compiler.bottlenecks.blocks import Decoder, FeatureGrid
+from narrowcast.compiler.bottlenecks.exact import without_autocast
 from narrowcast.compiler.bottlenecks.objective import Coded, Objective
 from narrowcast.compiler.bottlenecks.tail import Answers, TunedTail, tuning_stage
 from narrowcast.compiler.cuts import find_cut
@@ -129,7 +130,8 @@ class FurtherTail(Preset[FurtherSettings]):
 
         def code(batch: Batch) -> Coded:
             level = batch.levels(bottleneck.levels)
-            symbols = bottleneck.encode(problem.normalize(batch.images), level)
+            with torch.no_grad(), without_autocast(level.device):  # the symbols that a board will send
+                symbols = bottleneck.encode(problem.normalize(batch.images), level)
             features = bottleneck.decode(symbols, level)
             return Coded(features, torch.zeros(len(features), device=features.device), level)
 
@@ -229,10 +231,13 @@ class FurtherJob:
         assert self._bottleneck is not None
         return self._bottleneck
 
-    def train(self) -> None:
+    def train(self, run: Path | None = None) -> None:
         """Trains the decoder, or takes it from a finished run.
 
         The job is settled first, so that symbols are as boards send them.
+
+        Args:
+            run: an earlier run's folder: where it has this tail, training goes on from that.
         """
         job, recipe = self.job, self.job.recipe
         job.settle()
@@ -244,9 +249,11 @@ class FurtherJob:
         data = TrainingData(job.prepared, job.data.indices, self.problem, schedule.seed, flips=schedule.flips)
         data.cache_features(job.cache, self.teacher_digest, schedule.cache_gigabytes * 1e9, job.progress)
         job.progress.note(f"the tail {self.name!r}")
+        file = f"tail-{self.name}-{self._digest()}.pt"
+        before = run / file if run is not None and run != job.folder and (run / file).exists() else None
         train(
-            self.bottleneck, FurtherTail(), self.problem, self._own, data, schedule,
-            job.folder / f"tail-{self.name}-{self._digest()}.pt", job.progress,
+            self.bottleneck, FurtherTail(), self.problem, self._own, data, schedule, job.folder / file, job.progress,
+            start=before,
         )  # fmt: skip
         self.settle()  # the head's trunk is the teacher's own layers, and the next step runs the teacher on the CPU
 

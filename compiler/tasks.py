@@ -35,8 +35,19 @@ def task_of(network: nn.Module, task: Task | None, size: tuple[int, int], where:
         ConfigError: the network has no such outputs.
         MissingDependencyError: what measures the task is not installed. It is asked for here, before hours of training.
     """
+    if task is not None:
+        judge_for(task, size)
+    return named_task(network, task, size, where)
+
+
+@torch.no_grad()
+def named_task(network: nn.Module, task: Task | None, size: tuple[int, int], where: str) -> Task | None:
+    """:func:`task_of` for those who measure nothing.
+
+    Raises:
+        ConfigError: the network has no such outputs.
+    """
     if task is None:
         return None
     specs = output_specs(network(torch.zeros(1, 3, *size)))
-    judge_for(task, size)
     return check_outputs(task, {spec.name: spec.shape for spec in specs}, size, where)

@@ -279,6 +279,7 @@ def _start_from(bottleneck: Bottleneck, state: dict[str, Any], path: Path) -> No
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise TrainingError(f"training cannot start from {path}, a bottleneck of another shape: {first}") from error
+    bottleneck.start_over()
 
 
 def _restore(bottleneck: Bottleneck, state: dict[str, Any], path: Path) -> None:

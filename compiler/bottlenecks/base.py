@@ -230,6 +230,9 @@ class Bottleneck(nn.Module, ABC):
         """The layers behind the cut as this bottleneck has tuned them; None where they stay the teacher's own."""
         return None
 
+    def start_over(self) -> None:
+        """Forgets what the run whose weights were loaded has decided for good: another run begins from them."""
+
     def fold(self) -> None:
         """Replaces what only training needs by what it comes to; called before export, nothing is trained after it.
 

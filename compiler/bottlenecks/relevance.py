@@ -79,6 +79,12 @@ class Relevance(nn.Module):
         self.spent.copy_((entropy * ~kept).sum(1) * cells / 8)
         self.settled.fill_(True)
 
+    def start_over(self) -> None:
+        """All are in use again, and nothing is decided."""
+        self.kept.fill_(1)
+        self.spent.zero_()
+        self.settled.fill_(False)
+
     def index(self) -> Tensor:
         """The numbers of the channels in use, int64."""
         return self.kept.nonzero()[:, 0]

@@ -185,6 +185,11 @@ class ShallowResidual(Bottleneck):
         """See :class:`Bottleneck`."""
         return self.tail
 
+    def start_over(self) -> None:
+        """See :class:`Bottleneck`. All channels are in use again, until this run looks for those that matter."""
+        if self.relevance is not None:
+            self.relevance.start_over()
+
     @torch.no_grad()
     def fold(self) -> None:
         """See :class:`Bottleneck`. Cuts out the channels that were switched off: what they gave the decoder was 0."""

@@ -10,8 +10,9 @@ class maps ``[N, K, h, w]``  the top class of a cell                         it 
 anything else                every number, in units of its variance          1 - squared error / variance
 ===========================  ==============================================  ===================================
 
-The first output that is one of the first two decides; else all float outputs together. The third is not a part of answers
-that stay right, but falls from 1 in the same way, and the tables say which one was used.
+A recipe's ``[task]`` decides: a segmenter's cells, all float outputs of a detector. Without one the first output that is one
+of the first two does; else all float outputs together. The third is not a part of answers that stay right, but falls from 1
+in the same way, and the tables say which one was used.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from narrowcast.transport.tasks import DetectTask, SegmentTask, Task
+
 Kind = Literal["classes", "cells", "outputs"]
 MOST_CLASSES_OF_MAPS = 4096
 WORDS: dict[Kind, str] = {
@@ -31,8 +34,15 @@ WORDS: dict[Kind, str] = {
 }
 
 
-def kind_of(outputs: Sequence[Tensor]) -> tuple[Kind, int]:
-    """What an answer of these outputs (batch first) is, and the number of the output that gives it (0 for ``outputs``)."""
+def kind_of(outputs: Sequence[Tensor], task: Task | None = None, names: Sequence[str] = ()) -> tuple[Kind, int]:
+    """What an answer of these outputs (batch first) is, and the number of the output that gives it (0 for ``outputs``).
+
+    A detector's maps are no maps of classes: in most of their cells is nothing.
+    """
+    if isinstance(task, SegmentTask) and task.output in names:
+        return "cells", names.index(task.output)
+    if isinstance(task, DetectTask):
+        return "outputs", 0
     for number, values in enumerate(outputs):
         if values.is_floating_point() and values.ndim == 2 and values.shape[1] > 1:
             return "classes", number
@@ -47,14 +57,16 @@ class Answers:
 
     Args:
         outputs: the teacher's, ``[N, ...]`` each, of all images.
+        task: what they are, every output named; None where nothing is said about them.
+        names: of the outputs, for the task.
 
     Attributes:
         kind: what an answer is.
         all_alike: there is but one answer to everything, as networks with random weights have: nothing is needed to keep it.
     """
 
-    def __init__(self, outputs: Sequence[Tensor]) -> None:
-        self.kind, self._number = kind_of(outputs)
+    def __init__(self, outputs: Sequence[Tensor], task: Task | None = None, names: Sequence[str] = ()) -> None:
+        self.kind, self._number = kind_of(outputs, task, names)
         self._wanted = [o.float() for o in outputs] if self.kind == "outputs" else [outputs[self._number].argmax(1)]
         self.all_alike = self.kind != "outputs" and bool((self._wanted[0] == self._wanted[0].flatten()[0]).all())
         self._floats = [o.is_floating_point() and float(o.float().var()) > 0 for o in outputs]

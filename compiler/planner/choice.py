@@ -21,6 +21,7 @@ from narrowcast.compiler.progress import Progress
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import to_json
+from narrowcast.transport.tasks import Task
 
 AUTO = "auto"
 
@@ -33,6 +34,7 @@ def choose_cut(
     digest: str,
     cache: Path,
     progress: Progress,
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Where the planner splits a recipe's network: over the link of ``[plan]``, the cut with the fastest answer.
 
@@ -46,6 +48,7 @@ def choose_cut(
         digest: of the teacher and the images: a choice made for the same is taken again.
         cache: where choices are kept.
         progress: told where it is, and what was chosen.
+        task: what the outputs are, every output named.
 
     Returns:
         ``cut``, and for the manifest what it was chosen by.
@@ -57,6 +60,8 @@ def choose_cut(
     described = b"\n".join([digest.encode(), *map(to_json, (recipe.input, recipe.bottleneck, recipe.plan))])
     if tables == "none":  # all packets have one size; what has learned tables is estimated in one way
         described += b"\nnone"
+    if task is not None:
+        described += b"\n" + to_json(task)
     file = cache / f"plan-{hashlib.sha256(described).hexdigest()[:16]}.json"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -65,7 +70,15 @@ def choose_cut(
         table = CutTable(recipe.teacher.model, recipe.input.size, traced.method, macs, 0, cuts)
         with torch.random.fork_rng(devices=[]):  # what is built after it starts as it would without it
             planner = Planner(
-                table, traced, network, recipe.input, recipe.bottleneck, recipe.plan, progress, tables=tables
+                table,
+                traced,
+                network,
+                recipe.input,
+                recipe.bottleneck,
+                recipe.plan,
+                progress,
+                tables=tables,
+                task=task,
             )
             found = _summary(planner.plan(frames, recipe.plan.link))
         with replacing(file) as out:

@@ -13,13 +13,14 @@ from torch import nn
 from narrowcast.compiler.bottlenecks import PRESETS, BottleneckSettings
 from narrowcast.compiler.bottlenecks.base import TablesKind
 from narrowcast.compiler.cuts import CutTable, find_cuts
-from narrowcast.compiler.cuts.trace import Traced, trace
+from narrowcast.compiler.cuts.trace import Traced, grows, trace
 from narrowcast.compiler.data import choose, find_sources, prepare_images
 from narrowcast.compiler.planner.boards import OtherBoard
 from narrowcast.compiler.planner.link import Link, PlanSettings
 from narrowcast.compiler.planner.plan import Plan, Planner
 from narrowcast.compiler.progress import SILENT, Progress, note_skipped
 from narrowcast.compiler.recipe import DEFAULT_PRESET, Recipe, load_recipe
+from narrowcast.compiler.tasks import named_task
 from narrowcast.compiler.teacher import load_teacher
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
@@ -67,15 +68,17 @@ def plan(
         contract, bottleneck, seed = contract or recipe.input, bottleneck or recipe.bottleneck, recipe.train.seed
         settings = settings or recipe.plan
         tables: TablesKind | None = recipe.coding.tables if type(bottleneck) is type(recipe.bottleneck) else None
+        task = recipe.task
     else:
-        folder, name, options, part, seed, tables = None, str(model), {}, None, 0, None
+        folder, name, options, part, seed, tables, task = None, str(model), {}, None, 0, None, None
         images = None if data is None else str(data)
         contract, bottleneck = contract or InputContract(size=(224, 224)), bottleneck or preset_settings(DEFAULT_PRESET)
     settings = settings or PlanSettings()
     progress.note(f"tracing {name}")
     network = load_teacher(name, weights=weights, options=options, folder=folder, part=part)
     table, traced = traced_table(name, network, contract)
-    planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board, tables=tables)
+    task = named_task(network, task, contract.size, "[task]")
+    planner = Planner(table, traced, network, contract, bottleneck, settings, progress, board, tables=tables, task=task)
     frames, skipped = None, list[str]()
     if images is not None:
         frames, skipped = _frames(images, contract, settings.images, seed, Path(cache), progress)
@@ -89,9 +92,11 @@ def traced_table(name: str, network: nn.Module, contract: InputContract) -> tupl
     Raises:
         TraceError, CutError: it cannot be traced or cut.
     """
-    traced = trace(network, contract.size)
+    free = contract.free
+    traced = trace(network, contract.size, None if free is None else free.multiple)
+    cuts = [cut for cut in find_cuts(traced) if free is None or grows(traced, cut.node)]
     macs, params = sum(value.macs for value in traced.values.values()), sum(p.numel() for p in network.parameters())
-    return CutTable(name, contract.size, traced.method, macs, params, find_cuts(traced)), traced
+    return CutTable(name, contract.size, traced.method, macs, params, cuts), traced
 
 
 def preset_settings(preset: str, **options: Any) -> BottleneckSettings:

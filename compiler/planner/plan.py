@@ -23,7 +23,7 @@ from narrowcast.compiler.modules import Head, flat, output_names
 from narrowcast.compiler.normalize import Normalize
 from narrowcast.compiler.planner.answers import WORDS
 from narrowcast.compiler.planner.boards import BoardTime, OtherBoard
-from narrowcast.compiler.planner.capture import Captured, capture
+from narrowcast.compiler.planner.capture import Captured, capture, sent_bytes
 from narrowcast.compiler.planner.estimate import Estimate, estimate
 from narrowcast.compiler.planner.images import SentImage, raw_image, sent_images
 from narrowcast.compiler.planner.link import Decision, Link, PlanSettings, Way, decide, over_link
@@ -33,6 +33,7 @@ from narrowcast.compiler.progress import SILENT, Progress
 from narrowcast.head.errors import BackendError
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.structs import nearest
+from narrowcast.transport.tasks import Task
 
 MOST_CUTS = 12  # that are planned where nobody names any: each takes seconds to export and to time
 
@@ -205,9 +206,10 @@ class Planner:
         progress: Progress = SILENT,
         board: OtherBoard | None = None,
         tables: TablesKind | None = None,
+        task: Task | None = None,
     ) -> None:
         self.board = board
-        self.tables = tables
+        self.tables, self.task = tables, task
         self.table, self.traced, self.network = table, traced, network
         self.contract, self.bottleneck, self.settings = contract, bottleneck, settings
         self.progress = progress
@@ -222,7 +224,9 @@ class Planner:
         whole_ms, whole_board, tails = self._teacher = self._teacher or self._time_teacher()
         captured = None
         if frames is not None:
-            captured = capture(self.traced, self.normalize, frames[: self.settings.images], self.cuts, self.progress)
+            captured = capture(
+                self.traced, self.normalize, frames[: self.settings.images], self.cuts, self.progress, self.task
+            )
             if captured.answers.all_alike:
                 self.progress.note(
                     f"the network gives one answer to all {captured.images} images (random weights?): estimated bytes say "
@@ -349,11 +353,12 @@ class Planner:
     def _answers_to(self, frames: Tensor) -> Sequence[Tensor]:
         return flat(self.traced.module(self.normalize(frames)))
 
-    def _answer_bytes(self) -> int:
-        outputs = self._answers_to(torch.zeros(1, *self.contract.size, 3, dtype=torch.uint8))
-        return sum(output.numel() * output.element_size() for output in outputs)
+    @torch.no_grad()
+    def _answer_bytes(self) -> float:
+        image = torch.zeros(1, *self.contract.size, 3, dtype=torch.uint8)
+        return sent_bytes(self.task, self.traced.module(self.normalize(image)), self.contract.size)
 
-    def _split(self, row: CutPlan, link: Link, answer_bytes: int) -> Way | None:
+    def _split(self, row: CutPlan, link: Link, answer_bytes: float) -> Way | None:
         if row.estimate is None or row.head_ms is None or row.decoder_ms is None or row.tail_ms is None:
             return None
         return over_link(
@@ -372,7 +377,7 @@ class Planner:
         whole_board: BoardTime | None,
         sent: Sequence[SentImage],
         link: Link,
-        answer_bytes: int,
+        answer_bytes: float,
     ) -> Iterator[Way]:
         if whole_ms is None:
             return

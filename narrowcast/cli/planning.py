@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         data=args.data,
         link=link,
         settings=settings,
-        weights=args.weights,
+        weights=None if args.weights is None else str(Path(args.weights).absolute()),
         contract=None if recipe else _contract(args),
         bottleneck=_bottleneck(args, recipe=recipe),
         progress=progress,

@@ -130,6 +130,15 @@ def test_what_cannot_be_planned(capsys, words, said, tmp_path, monkeypatch):
     assert said in line
 
 
+def test_weights_are_where_the_command_says_not_beside_the_recipe(capsys, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "r.toml").write_text(RECIPE.format(network=NETWORK, photos="."))
+    (tmp_path / "a" / "w.pt").write_bytes(b"others")
+    monkeypatch.chdir(tmp_path)
+    assert main(["cuts", "a/r.toml", "--weights", "w.pt", "--quiet"]) != 0
+    assert f"no weights file {tmp_path / 'w.pt'}" in capsys.readouterr().err
+
+
 def test_what_a_recipe_says_is_not_said_again(capsys, tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE.format(network=NETWORK, photos="."))

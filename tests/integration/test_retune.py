@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 import torch
 from support import bundles, networks
+from support.training import PAPERS, Notes
 
 from narrowcast.cli import main
+from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.errors import DataError, RetuneError, TrainingError
 from narrowcast.compiler.evaluate import evaluate
 from narrowcast.compiler.job import remember, run_of
+from narrowcast.compiler.recipe import TailSettings
 from narrowcast.compiler.retune import retune
+from narrowcast.compiler.tails import FurtherTail
 from narrowcast.transport.bundle import Bundle, write_bundle
 from narrowcast.transport.errors import BundleError
 
@@ -60,6 +65,30 @@ def test_a_retuned_bundle_can_be_retuned(compiled, old, recipe_for, tmp_path):
     assert second.work not in (first.work, compiled[0].work)
     tails = [one.manifest.find("tail").sha256 for one in (first, second)]
     assert tails[0] != tails[1]
+
+
+def test_what_was_measured_and_learned_stays_and_so_does_the_name(recipe_for, tmp_path, monkeypatch):
+    """A quantizer that was measured on other images would be another one; a further tail goes on from what it is."""
+    recipe = recipe_for(bottleneck=PAPERS["bottlefit"], train={"images": 64})
+    tail = TailSettings(name="second", model=recipe.teacher.model, images=16, decoder_width=8)
+    recipe = msgspec.structs.replace(recipe, tails=[tail])
+    work = tmp_path / "work"
+    first = compile_recipe(recipe, tmp_path / "a.ncb", key=bundles.KEY, work=work)
+    calibrated: list[str] = []
+    monkeypatch.setattr(FurtherTail, "calibrate", lambda *_: calibrated.append("anew"))
+    other = msgspec.structs.replace(
+        recipe, name="other", train=msgspec.structs.replace(recipe.train, seed=1, images=16)
+    )
+    notes: list[str] = []
+    old = Bundle.open(first.bundle, trusted=TRUSTED)
+    made = retune(other, old, tmp_path / "b.ncb", key=bundles.KEY, work=work, progress=Notes(notes))
+    assert made.manifest.fingerprint == first.manifest.fingerprint
+    assert made.manifest.name == first.manifest.name == "test"
+    assert any("its name is 'test'" in note for note in notes)
+    assert not calibrated
+    for kind in ("tail", "second"):
+        parts = [one.manifest.find("tail", tail=None if kind == "tail" else kind).sha256 for one in (first, made)]
+        assert parts[0] != parts[1], kind
 
 
 @pytest.mark.parametrize(
@@ -116,8 +145,6 @@ def test_an_unsigned_head_is_not_signed(compiled, old, recipe_for, tmp_path):
 
 def test_folders_that_are_no_classes_are_said_before_training(recipe_for, photo_folder, tmp_path):
     recipe = recipe_for(bottleneck=TUNED | {"label_weight": 0.5}, data={"train": str(photo_folder / "1")})
-    from narrowcast.compiler.compile import compile as compile_recipe
-
     with pytest.raises(DataError, match="not in class folders and no labels.csv"):
         compile_recipe(recipe, tmp_path / "x.ncb", work=tmp_path / "work")
 

@@ -118,6 +118,17 @@ def test_a_warm_start_goes_on_from_the_point_before_with_fewer_images(recipe, tm
     assert 0 < moved < 0.01  # one step of Adam at 1e-3, not other first weights
 
 
+def test_points_that_differ_in_coding_alone_share_a_training(recipe, tmp_path):
+    axes, work = {"coding.tables": ["channel", "context"]}, tmp_path / "work"
+    points = sweep(recipe, axes, tmp_path / "m.ncb", work=work)
+    assert [point.error for point in points] == [None, None]
+    assert [point.manifest.recipe["coding"]["tables"] for point in points] == ["channel", "context"]
+    assert len(list(work.glob("*/checkpoint.pt"))) == 1
+    notes: list[str] = []
+    sweep(recipe, axes, tmp_path / "m.ncb", work=work, progress=Notes(notes))
+    assert sum("is there already" in note for note in notes) == 2
+
+
 def test_a_warm_start_from_another_shape_says_so(recipe, tmp_path):
     points = sweep(recipe, {"bottleneck.channels": [4, 6]}, tmp_path / "m.ncb", warm_start=0.5, work=tmp_path / "work")
     assert points[0].error is None

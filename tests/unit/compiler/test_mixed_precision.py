@@ -17,6 +17,7 @@ from narrowcast.compiler.bottlenecks.tail import distillation
 from narrowcast.compiler.errors import CompilerError
 from narrowcast.compiler.job import Job
 from narrowcast.compiler.progress import SILENT
+from narrowcast.compiler.tails import FurtherBottleneck, FurtherSettings, FurtherTail
 
 CPU = torch.device("cpu")
 
@@ -127,6 +128,22 @@ def test_the_second_stage_sees_the_symbols_that_boards_will_send(recipe_for, tmp
         wanted = bench.net.encode(bench.problem.normalize(batch.images), torch.zeros(8, dtype=torch.int64))
     assert torch.equal(seen[0], wanted)
     assert not torch.equal(narrow, wanted)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_further_tails_learn_from_the_symbols_that_boards_will_send(recipe_for, tmp_path, stage):
+    recipe = recipe_for(bottleneck=PAPERS["bottlefit"], train={"images": 64})
+    bench = Bench(recipe, tmp_path)
+    bench.train()
+    net = FurtherBottleneck(bench.net, bench.problem, FurtherSettings(decoder_width=8, tune_tail=False))
+    seen = []
+    decode = net.decode
+    net.decode = lambda symbols, level: (seen.append((symbols, level)), decode(symbols, level))[1]
+    batch = bench.data.batch(0, 8)
+    with in_bf16():
+        FurtherTail().stages(net, bench.problem, FurtherSettings(decoder_width=8, tune_tail=False))[stage].loss(batch)
+    ((symbols, level),) = seen
+    assert torch.equal(symbols, net.encode(bench.problem.normalize(batch.images), level))
 
 
 def test_in_fp32_leaves_other_tensors_and_arguments_alone():

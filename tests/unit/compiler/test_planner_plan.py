@@ -18,8 +18,11 @@ from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSett
 from narrowcast.compiler.cuts import CutTable, find_cut, find_cuts
 from narrowcast.compiler.cuts.trace import trace
 from narrowcast.compiler.errors import CutError
+from narrowcast.compiler.nesting import flat, output_names
 from narrowcast.compiler.planner import choice, entry, trunk
 from narrowcast.compiler.planner import estimate as estimates
+from narrowcast.compiler.planner.answers import Answers
+from narrowcast.compiler.planner.capture import sent_bytes
 from narrowcast.compiler.planner.choice import choose_cut
 from narrowcast.compiler.planner.entry import preset_settings, traced_table
 from narrowcast.compiler.planner.link import Link, PlanSettings
@@ -28,8 +31,10 @@ from narrowcast.compiler.planner.quantize import Code
 from narrowcast.compiler.planner.timing import Tails
 from narrowcast.compiler.planner.trunk import choose_trunk, resolve_trunk, trunks_of
 from narrowcast.compiler.progress import SILENT
+from narrowcast.compiler.tasks import named_task
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.tasks import DetectTask, SegmentTask
 
 CONTRACT = InputContract(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SETTINGS = ShallowResidualSettings(trunk="teacher", encoder_macs="1M", channels=6, stride=4, levels=2, decoder_width=16)
@@ -208,6 +213,34 @@ def test_cuts_can_be_named():
     assert planned_cuts(table, ["blocks.29"])[0].name == "blocks"  # an inner name of the same place
     with pytest.raises(CutError, match=r"no cut 'block'; did you mean 'blocks'"):
         planned_cuts(table, ["block"])
+
+
+def test_of_images_of_any_size_only_cuts_that_grow_with_them_are_planned():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 1, 1), torch.nn.AdaptiveAvgPool2d(4),
+        torch.nn.Conv2d(4, 8, 3, 1, 1), torch.nn.Flatten(), torch.nn.Linear(128, 3),
+    )  # fmt: skip
+    free = InputContract(size=(32, 32), fit="free", max_size=(64, 64), multiple_of=8)
+    names = [{cut.name for cut in traced_table("x", network, contract)[0].cuts} for contract in (CONTRACT, free)]
+    assert {"0", "3"} <= names[0]
+    assert "0" in names[1]
+    assert "3" not in names[1]
+
+
+def test_what_comes_back_is_what_a_server_sends():
+    """A segmenter's map, a detector's boxes: not the maps that they are decoded from."""
+    segmenter, detector = networks.maps().eval(), networks.dense().eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        scores, boxes = segmenter(images), detector(images)
+    task = named_task(segmenter, SegmentTask(classes=["a", "b"]), (32, 32), "[task]")
+    assert sent_bytes(None, scores, (32, 32)) == 2 * 16 * 16 * 4
+    assert 0 < sent_bytes(task, scores, (32, 32)) <= 16 * 16
+    assert Answers(flat(scores), task, output_names(scores)).kind == "cells"
+    found = named_task(detector, DetectTask(classes=["a", "b", "c"], strides=[4, 8]), (32, 32), "[task]")
+    assert sent_bytes(found, boxes, (32, 32)) < sent_bytes(None, boxes, (32, 32))
+    assert Answers(flat(boxes)).kind == "cells"
+    assert Answers(flat(boxes), found, output_names(boxes)).kind == "outputs"
 
 
 def test_tails_are_the_layers_behind_the_cut():

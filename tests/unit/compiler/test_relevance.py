@@ -13,6 +13,7 @@ from narrowcast.compiler.bottlenecks.blocks import Decoder, Neck, ResidualBlock,
 from narrowcast.compiler.bottlenecks.quantize import LogisticMixturePrior
 from narrowcast.compiler.bottlenecks.relevance import LEAST_BITS, Relevance, entropy_of, hyper_bits
 from narrowcast.compiler.bottlenecks.shallow_residual import ShallowResidualSettings
+from narrowcast.compiler.training import _start_from
 
 SETTINGS = {"encoder_macs": "1M", "channels": 6, "stride": 4, "levels": 2, "decoder_width": 16}
 KEPT = torch.tensor([1.0, 0, 1, 0, 0, 1])
@@ -189,3 +190,16 @@ def test_layers_on_either_side_of_the_latent():
         wanted = prior.bits(values, torch.tensor([0, 1]))[:, index]
         prior.keep(index)
         assert torch.allclose(prior.bits(values[:, index], torch.tensor([0, 1])), wanted)
+
+
+def test_another_run_that_begins_from_these_weights_chooses_anew(tmp_path):
+    """A point of a sweep whose bits are dear would decide for all behind it."""
+    _, net, _, _ = built()
+    net.relevance.kept.copy_(KEPT)
+    net.relevance.spent.fill_(7.0)
+    net.relevance.settled.fill_(True)
+    _, other, _, _ = built()
+    _start_from(other, net.state_dict(), tmp_path / "checkpoint.pt")
+    assert other.relevance.kept.tolist() == [1.0] * 6
+    assert other.relevance.spent.tolist() == [0.0, 0.0]
+    assert not other.relevance.settled
