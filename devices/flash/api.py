@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 
@@ -13,7 +14,7 @@ from narrowcast.devices.flash.errors import NoReleaseError
 from narrowcast.devices.flash.flashing import Flashing
 from narrowcast.devices.flash.following import follow, outcome
 from narrowcast.devices.flash.observer import Observer
-from narrowcast.devices.flash.options import Connection, FlashOptions, Services
+from narrowcast.devices.flash.options import Connection, FlashOptions, Gate, Services
 from narrowcast.devices.flash.release import flashed_by
 from narrowcast.devices.flash.report import BoardStatus, FlashReport
 from narrowcast.devices.targets import DeployPaths, Target, load_target
@@ -93,7 +94,8 @@ def rollback(
 
     Args:
         destination: as of :func:`flash`.
-        options: of these, connection, prefix, services, ``keep``, ``dry_run`` and the gate's count.
+        options: of these, connection, prefix, services, ``keep``, ``dry_run`` and the gate's count. A gate that is not named
+            is the one that the release was flashed with.
         target: whose paths count; the usual ones if None.
         observer: is told of every step.
 
@@ -123,13 +125,31 @@ def rollback(
             return report
         job = {
             "id": f"rollback-{record['id']}", "kind": "rollback", "by": flashed_by(), "services": manager,
-            "release": record, "gate": options.for_gate(), "keep": options.keep, "drill": options.drill,
+            "release": record, "gate": _gate_of(options, record), "keep": options.keep, "drill": options.drill,
         }  # fmt: skip
         session.call("lock", by=flashed_by(), job=job["id"])
         session.call("start", job=job)
         ended, steps = follow(session, str(job["id"]), observer)
         report = msgspec.structs.replace(report, outcome="committed", previous=ended.get("previous"), steps=steps)
         return outcome(ended, report)
+
+
+def _gate_of(options: FlashOptions, record: dict[str, Any]) -> dict[str, object]:
+    """The gate of a way back: what was said now, else what the release was flashed with, else the usual one."""
+    named = {"gate": "kind", "gate_frames": "frames", "gate_seconds": "seconds"}
+    usual, said = FlashOptions(), getattr(options, "said", None)
+    given = [
+        word
+        for name, word in named.items()
+        if (name in said if said is not None else getattr(options, name) != getattr(usual, name))
+    ]
+    ours, before = options.for_gate(), record.get("gate")
+    before = before if isinstance(before, dict) else {}
+    sound = before.get("kind") in get_args(Gate) and all(
+        isinstance(before.get(word), int | float) and before[word] > 0 for word in ("frames", "seconds")
+    )
+    kept = {word: before[word] for word in named.values()} if sound else {}
+    return {**ours, **kept, **{word: ours[word] for word in given}}
 
 
 def logs(

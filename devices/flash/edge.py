@@ -32,7 +32,8 @@ def edge_config(options: FlashOptions, layout: Layout, there: str | None, *, tls
         settings["to"] = options.to
     if options.source:
         watched = {"watch": True} if options.source.endswith("/") else {}
-        settings["sources"] = [{**_first_source(settings), **watched, "uri": options.source}]
+        first = {key: value for key, value in _first_source(settings).items() if key != "watch"}  # the slash says it
+        settings["sources"] = [{**first, **watched, "uri": options.source}]
     settings |= options.settings
     missing = [
         option for key, option in (("to", "--to HOST:PORT"), ("sources", "--source SOURCE")) if not settings.get(key)
@@ -49,8 +50,11 @@ def edge_config(options: FlashOptions, layout: Layout, there: str | None, *, tls
         settings.pop("allow_unsigned", None)
     if tls:
         settings["tls"] = {**_table(settings, "tls"), "dir": f"{layout.config}/tls"}
-    if options.precision != "auto":
-        settings["runtime"] = {**_table(settings, "runtime"), "precision": options.precision}
+    if options.precision is not None:
+        runtime = {key: value for key, value in _table(settings, "runtime").items() if key != "precision"}
+        settings["runtime"] = runtime if options.precision == "auto" else {**runtime, "precision": options.precision}
+        if not settings["runtime"]:
+            del settings["runtime"]
     return HEADER + to_toml(settings)
 
 
@@ -64,6 +68,17 @@ def servers_of(text: str) -> list[str]:
 def sources_of(text: str) -> list[str]:
     """The sources' URIs in a configuration."""
     return [str(one.get("uri", "")) for one in _sources(text)]
+
+
+def outputs_of(text: str) -> list[str]:
+    """The kinds of outputs in a configuration."""
+    found = parse_toml(text, "edge.toml").get("outputs", [])
+    return [str(one.get("kind", "")) for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def runtime_of(text: str) -> dict[str, Any]:
+    """``[runtime]`` of a configuration: what the daemon runs the head with."""
+    return _table(parse_toml(text, "edge.toml"), "runtime")
 
 
 def _sources(text: str) -> list[dict[str, Any]]:

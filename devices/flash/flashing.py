@@ -139,7 +139,10 @@ class Flashing:
         if (self._agreed is None or self._agreed.release != plan.release) and not self.observer.confirm(plan):
             raise DeclinedError(f"{self.destination} was left as it is")
         self._agreed = plan  # a connection that broke later is no reason to ask again
-        self._job = self._make_job(name, env, target, manager, user, files, wheels, rights, there, enrol, system_site)
+        runtime = edge.runtime_of(edge_text)
+        self._job = self._make_job(
+            name, env, target, manager, user, files, wheels, rights, there, enrol, system_site, runtime
+        )
         self._upload_and_start(session, sent)
         return None
 
@@ -183,7 +186,8 @@ class Flashing:
 
     def _wheels(self, facts: Facts, rights: Rights, target: Target, edge_text: str) -> list[Wheel]:
         options = self.options
-        extras = list(options.extras) if options.extras is not None else extras_for(edge.sources_of(edge_text))
+        needed = extras_for(edge.sources_of(edge_text), edge.outputs_of(edge_text))
+        extras = list(dict.fromkeys([*needed, *(options.extras or ())]))
         if options.environment:
             return []
         if options.wheels is not None:
@@ -198,16 +202,18 @@ class Flashing:
 
     def _make_job(
         self, name: str, env: str, target: Target, manager: str, user: str, files: Sequence[Sent], wheels: Sequence[Wheel],
-        rights: Rights, there: There, enrol: str, system_site: bool,
+        rights: Rights, there: There, enrol: str, system_site: bool, runtime: dict[str, Any],
     ) -> dict[str, Any]:  # fmt: skip
-        options = self.options
+        options, gate = self.options, self.options.for_gate()
+        backend = runtime.get("backend", "auto")  # what is measured and tested is what the daemon will run
         return {
             "id": name, "kind": "flash", "by": flashed_by(), "services": manager, "user": user, "keep": options.keep,
-            "release": describe(self.bundle, name, env, target.name, user), "env": env, "environment": options.environment,
-            "python": rights.python, "system_site": system_site, "backends": list(target.backends),
-            "precision": options.precision, "enrol": enrol, "unsigned": self.bundle.signed_by is None,
+            "release": {**describe(self.bundle, name, env, target.name, user), "gate": gate},
+            "env": env, "environment": options.environment, "python": rights.python, "system_site": system_site,
+            "backends": list(target.backends) if backend == "auto" else [backend],
+            "precision": runtime.get("precision", "auto"), "enrol": enrol, "unsigned": self.bundle.signed_by is None,
             "allow_downgrade": options.allow_downgrade, "drill": options.drill,
-            "gate": options.for_gate(),
+            "gate": gate,
             "wheels": [{"name": wheel.path.name, "sha256": wheel.sha256, "bytes": wheel.size} for wheel in wheels],
             "files": [{"path": file.path, "sha256": file.sha256, "secret": file.secret} for file in files],
             "keep_from": (there["current"] or {}).get("id"),

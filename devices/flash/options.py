@@ -61,9 +61,9 @@ class FlashOptions:
         user: whom the daemon runs as, with systemd; made where there is none. None is who it is already, at first
             ``narrowcast``. Without systemd it is who flashes.
         wheels: a folder with all wheels instead of fetching them.
-        extras: of narrowcast, for the board; None takes what the source of frames needs.
+        extras: of narrowcast, for the board, beside what its sources and outputs need.
         environment: a virtual environment that is on the board already, instead of wheels.
-        precision: of the head; ``auto`` is measured there.
+        precision: of the head; ``auto`` is measured there; None keeps what the board has, at first ``auto``.
         whole: the board gets the uncut network too: to answer by itself, and to be measured beside the split.
         gate: ``frames``: answered by the server; ``ready``: the daemon says that it is, no frame is waited for.
         gate_frames: answers that count as healthy.
@@ -93,7 +93,7 @@ class FlashOptions:
     wheels: Path | None = None
     extras: Sequence[str] | None = None
     environment: str = ""
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "int8"] | None = None
     whole: bool = False
     gate: Gate = "frames"
     gate_frames: int = 3

@@ -87,12 +87,12 @@ class BoardPython:
         return [*tags, f"manylinux2014_{self.architecture}", f"linux_{self.architecture}"]
 
 
-def extras_for(sources: Sequence[str]) -> list[str]:
-    """What of narrowcast a board needs for its sources of frames."""
+def extras_for(sources: Sequence[str], outputs: Sequence[str] = ()) -> list[str]:
+    """What of narrowcast a board needs for its sources of frames and its kinds of outputs."""
     cameras = ("/dev/video", "rtsp:", "rtmp:", "http:", "https:", "udp:")
     video = any(uri.startswith(cameras) or _is_video(uri) for uri in sources)
     images = any(not uri.startswith(("-", "unix:")) for uri in sources)
-    return ["head", *(["video"] if video else ["images"] if images else [])]
+    return ["head", *(["video"] if video else ["images"] if images else []), *(["mqtt"] if "mqtt" in outputs else [])]
 
 
 def _is_video(uri: str) -> bool:

@@ -14,6 +14,7 @@ from narrowcast.devices.errors import TargetError
 from narrowcast.devices.fleet.errors import InventoryError, SelectionError
 from narrowcast.devices.targets import SUFFIX, load_target
 from narrowcast.transport.errors import ConfigError
+from narrowcast.transport.files import at_home
 from narrowcast.transport.structs import Settings, from_toml, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -216,7 +217,7 @@ def _resolve(
     filled = _filled(merged, entry.name)
     for name in _PATHS:
         if name in filled:
-            filled[name] = str(folder / Path(filled[name]).expanduser())
+            filled[name] = str(folder / at_home(filled[name]))
     where = f"{source}: board {entry.name}"
     if given_target:
         filled["target"] = given_target

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from narrowcast.cli import flashing, fleet_flash
@@ -72,14 +74,10 @@ def _flash(args: argparse.Namespace) -> int:
 
     if not (args.yes or args.dry_run or sys.stdin.isatty()):
         raise ConfigError("nobody can be asked whether the plan is right: --yes carries it out, --dry-run shows it")
-    try:
+    with _telling(args):
         report = flash(
             Path(args.what), args.board, args.target, options=flashing.options_of(args), observer=_observer(args)
         )
-    except RolledBackError as error:
-        if args.json and error.report is not None:
-            print_json({**error.report.as_dict(), "error": str(error)})
-        raise
     if args.json:
         print_json(report.as_dict())
     elif report.plan is not None:
@@ -87,6 +85,17 @@ def _flash(args: argparse.Namespace) -> int:
     else:
         stdout().print(flashing.report_line(report), soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _telling(args: argparse.Namespace) -> Iterator[None]:
+    """With ``--json``, also what a board did that went back."""
+    try:
+        yield
+    except RolledBackError as error:
+        if args.json and error.report is not None:
+            print_json({**error.report.as_dict(), "error": str(error)})
+        raise
 
 
 def _print_plan(plan: dict[str, object]) -> None:
@@ -101,7 +110,8 @@ def _print_plan(plan: dict[str, object]) -> None:
 def _rollback(args: argparse.Namespace) -> int:
     from narrowcast.devices.flash import rollback
 
-    report = rollback(args.board, options=flashing.options_of(args), target=args.target, observer=_observer(args))
+    with _telling(args):
+        report = rollback(args.board, options=flashing.options_of(args), target=args.target, observer=_observer(args))
     if args.json:
         print_json(report.as_dict())
     else:

@@ -76,7 +76,10 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--wheels", type=Path, metavar="DIR", help="all wheels of the board, instead of fetching them")
     group.add_argument(
-        "--extra", action="append", metavar="NAME", help="of narrowcast, for the board (default: what the source needs)"
+        "--extra",
+        action="append",
+        metavar="NAME",
+        help="of narrowcast, for the board, beside what its sources and outputs need",
     )
     group.add_argument(
         "--environment", default="", metavar="DIR", help="a virtual environment that is on the board already"

@@ -15,7 +15,7 @@ from narrowcast.devices.flash import Connection, Observer
 from narrowcast.devices.flash.agent.files import sha256_of
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.ssh import Ssh
-from narrowcast.transport.files import replacing
+from narrowcast.transport.files import at_home, replacing
 
 # The file arrives under a name that the server does not read, and takes its own once its hash is right and it is on disk.
 _PUT = """
@@ -99,7 +99,7 @@ def open_place(text: str, folder: Path, connection: Connection, observer: Observ
     """
     host, colon, rest = text.partition(":")
     if not colon or "/" in host:
-        yield LocalPlace(folder / Path(text).expanduser())
+        yield LocalPlace(folder / at_home(text))
         return
     if not rest:
         raise PublishError(f"publish is {text!r}; a folder follows the colon: {host}:/srv/narrowcast/models")

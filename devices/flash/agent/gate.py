@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from narrowcast.devices.flash.agent.work import Work
 LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.25, 2.0
 # So often may a daemon end by itself before it counts as one that does not run.
 RESTARTS = 2
+_SYSTEMD = re.compile(r"\S+ \S+ systemd\[\d+\]: ")
 
 
 @dataclass
@@ -109,6 +111,10 @@ def _praise(look: _Look, restarts: int) -> str:
 
 
 def _last_words(work: Work) -> str:
-    """The daemon's last line, for the message; not what its manager says."""
-    lines = [line for line in work.services.logs(20) if line and line.strip() and not line.startswith(SUPERVISOR)]
+    """The daemon's last line, for the message; not what its manager says: systemd has the last word of every end."""
+    lines = [
+        line
+        for line in work.services.logs(60)
+        if line and line.strip() and not line.startswith(SUPERVISOR) and not _SYSTEMD.match(line)
+    ]
     return f"; its last line: {lines[-1][-300:]}" if lines else ""

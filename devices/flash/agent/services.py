@@ -25,6 +25,7 @@ COMMAND_SECONDS = 90.0
 SUPERVISOR = "supervisor: "  # its own lines in the daemon's log
 STOP_SECONDS = 20.0
 IDLE_SECONDS = 1.0
+TAIL_BYTES = 4 * 1024 * 1024  # of a log, for its last lines
 
 
 @dataclass(frozen=True)
@@ -257,10 +258,16 @@ class Supervised:
         except OSError:
             return
         with file:
+            size = os.fstat(file.fileno()).st_size
+            if size > TAIL_BYTES:
+                file.seek(size - TAIL_BYTES)
+                file.readline()  # the rest of one
             yield from (line.rstrip("\n") for line in deque(file, maxlen=lines))
             told = time.monotonic()
             while follow:
                 line = file.readline()
+                if not line and os.fstat(file.fileno()).st_size < os.lseek(file.fileno(), 0, os.SEEK_CUR):
+                    file.seek(0)  # the supervisor has shortened it
                 if line or time.monotonic() - told > IDLE_SECONDS:
                     told = time.monotonic()
                     yield line.rstrip("\n") if line else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from narrowcast.devices.flash.agent.services import SUPERVISOR
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 STEADY_SECONDS = 60.0
 END_SECONDS = 10.0
+# Of what the daemon writes: nobody else shortens it. As much again lies beside it.
+LOG_BYTES = 16 * 1024 * 1024
 
 
 class _Supervisor:
@@ -68,12 +71,22 @@ class _Supervisor:
             try:
                 return self.child.wait(timeout=0.5)
             except subprocess.TimeoutExpired:
-                continue
+                self._shorten()
         try:
             return self.child.wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             self.child.kill()
             return self.child.wait()
+
+    def _shorten(self) -> None:
+        """The daemon's output begins anew where it has grown long: it is open for appending, so it can be cut under it."""
+        log = Path(self.layout.run) / "edge.log"
+        with suppress(OSError):
+            if log.stat().st_size <= LOG_BYTES:
+                return
+            with suppress(OSError):  # on a full disk there is no room for what was before
+                shutil.copyfile(log, log.with_name("edge.log.1"))
+            os.truncate(log, 0)
 
     def _rest(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ class Work:
             what it printed.
 
         Raises:
-            AgentError: it failed; the last line of its errors says why.
+            AgentError: it failed; the last line of its errors says why. ``BoardError`` where it was killed or took too long,
+                which says nothing of the bundle.
         """
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -93,9 +95,12 @@ class Work:
                 env=environment, stdin=subprocess.DEVNULL, **_as_user(self.user),
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise AgentError(kind, f"{words[1]} took more than {seconds:.0f} s on the board") from error
+            raise AgentError("BoardError", f"{words[1]} took more than {seconds:.0f} s on the board") from error
         except OSError as error:
             raise AgentError("RuntimeSetupError", f"{python} cannot be run: {error.strerror}") from error
+        if done.returncode < 0:
+            why = ": has its memory run out?" if done.returncode == -signal.SIGKILL else ""
+            raise AgentError("BoardError", f"{words[1]} was killed on the board by signal {-done.returncode}{why}")
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise _named(said[-1], kind, "; ".join(said[-LINES:]))
@@ -119,4 +124,5 @@ def _as_user(user: str) -> dict[str, Any]:
 def _named(line: str, kind: str, said: str) -> AgentError:
     """The error in a line of :mod:`narrowcast.devices.flash.checks` (``KIND: message``), or of any other program."""
     name, _, message = line.partition(": ")
-    return AgentError(name, message) if name.endswith("Error") and name.isidentifier() else AgentError(kind, said)
+    is_named = name.endswith("Error") and name.isidentifier() and message.strip()
+    return AgentError(name, message) if is_named else AgentError(kind, said)

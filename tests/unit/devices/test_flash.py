@@ -10,6 +10,7 @@ from narrowcast.devices.flash import Connection, FlashOptions, Observer, edge
 from narrowcast.devices.flash.agent.services import Supervised, Systemd, services_for
 from narrowcast.devices.flash.answers import Facts, printable
 from narrowcast.devices.flash.answers import checked as checked_answer
+from narrowcast.devices.flash.api import _gate_of
 from narrowcast.devices.flash.board import layout_of, look, services_of
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import (
@@ -30,6 +31,7 @@ from narrowcast.devices.flash.errors import (
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras_for, from_folder
+from narrowcast.devices.fleet.given import GivenOptions
 from narrowcast.devices.targets import DeployPaths
 from narrowcast.transport.bundle.signing import read_keys
 from narrowcast.transport.errors import ConfigError, KeyFileError
@@ -140,6 +142,43 @@ def test_a_folder_of_wheels_must_hold_what_a_board_needs(tmp_path):
     (tmp_path / "narrowcast-1-py3-none-any.whl").touch()
     with pytest.raises(WheelhouseError, match="no wheel of pip"):
         from_folder(tmp_path)
+
+
+def test_a_source_is_watched_by_its_slash_and_not_by_what_was_there():
+    first = edge.edge_config(FlashOptions(to="t:1", source="/in/"), LAYOUT, None, tls=False, signed=True)
+    assert parse_toml(first, "x")["sources"] == [{"name": "camera", "watch": True, "uri": "/in/"}]
+    then = edge.edge_config(FlashOptions(source="rtsp://camera/1"), LAYOUT, first, tls=False, signed=True)
+    assert parse_toml(then, "x")["sources"] == [{"name": "camera", "uri": "rtsp://camera/1"}]
+
+
+def test_a_precision_stays_until_another_one_is_said():
+    """And what is measured on the board is what its daemon will run."""
+    text = edge.edge_config(FlashOptions(to="t:1", source="-", precision="int8"), LAYOUT, None, tls=False, signed=True)
+    assert edge.runtime_of(text) == {"precision": "int8"}
+    text = edge.edge_config(FlashOptions(), LAYOUT, text, tls=False, signed=True)
+    assert edge.runtime_of(text) == {"precision": "int8"}
+    text = edge.edge_config(FlashOptions(precision="auto"), LAYOUT, text, tls=False, signed=True)
+    assert "runtime" not in parse_toml(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "wanted"),
+    [
+        (FlashOptions(), None, ("frames", 3, 120.0)),
+        (FlashOptions(), {"kind": "ready", "frames": 5, "seconds": 30.0}, ("ready", 5, 30.0)),
+        (FlashOptions(gate_seconds=7.0), {"kind": "ready", "frames": 5, "seconds": 30.0}, ("ready", 5, 7.0)),
+        (GivenOptions(said=frozenset({"gate"})), {"kind": "ready", "frames": 5, "seconds": 30.0}, ("frames", 5, 30.0)),
+        (FlashOptions(), {"kind": "none", "frames": "many"}, ("frames", 3, 120.0)),
+    ],
+)
+def test_the_way_back_has_the_gate_of_the_release_unless_another_is_named(options, before, wanted):
+    found = _gate_of(options, {"id": "m-1", "gate": before})
+    assert (found["kind"], found["frames"], found["seconds"]) == wanted
+
+
+def test_extras_follow_the_outputs_too():
+    text = 'to = "t:1"\n[[sources]]\nuri = "/dev/video0"\n[[outputs]]\nkind = "lines"\n[[outputs]]\nkind = "mqtt"\n'
+    assert extras_for(edge.sources_of(text), edge.outputs_of(text)) == ["head", "video", "mqtt"]
 
 
 @pytest.mark.parametrize(

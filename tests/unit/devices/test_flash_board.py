@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import bundles
@@ -14,6 +15,7 @@ from support.systemctl import Systemctl
 from support.waiting import until
 
 from narrowcast.devices.flash import checks
+from narrowcast.devices.flash.agent import gate
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.services import Systemd
 from narrowcast.devices.flash.agent.session import Session
@@ -108,6 +110,16 @@ echo $$ >{folder}/pid
 [ "$9" != --follow ] || exec sleep 60
 printf 'no end'
 """
+
+
+def test_the_daemons_last_words_are_not_its_managers():
+    """After every end systemd says something as well, and last."""
+    lines = [
+        "2026-01-01T00:00:00+0000 pi narrowcast[7]: narrowcast: no such camera", "supervisor: the daemon ended with 1", "",
+        "2026-01-01T00:00:00+0000 pi systemd[1]: narrowcast-edge.service: Failed with result 'exit-code'.",
+    ]  # fmt: skip
+    work = SimpleNamespace(services=SimpleNamespace(logs=lambda count: iter(lines[-count:])))
+    assert gate._last_words(work).endswith("narrowcast: no such camera")
 
 
 def test_lines_of_the_journal_end_with_who_listens(tmp_path, monkeypatch):

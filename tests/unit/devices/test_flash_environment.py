@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from narrowcast.devices.flash.agent import environment, store
+from narrowcast.devices.flash.agent import environment, store, supervise
 from narrowcast.devices.flash.agent.errors import AgentError
 from narrowcast.devices.flash.agent.journal import Journal
 from narrowcast.devices.flash.agent.services import services_for
@@ -85,3 +85,41 @@ def test_a_wheel_that_is_none_fails_the_environment_and_leaves_nothing_that_coun
         environment.build_environment(work)
     assert caught.value.kind == "RuntimeSetupError"
     assert not (layout.envs / "env-1" / ".complete").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "message"),
+    [
+        ("kill -9 $$", "BoardError", "x was killed on the board by signal 9: has its memory run out?"),
+        ("kill -11 $$", "BoardError", "x was killed on the board by signal 11"),
+        ("echo MemoryError >&2; exit 1", "BoardVerifyError", "MemoryError"),
+        ("echo 'BundleError: cut short' >&2; exit 1", "BundleError", "cut short"),
+    ],
+)
+def test_a_check_that_is_killed_says_nothing_of_the_bundle(layout, tmp_path, program, kind, message):
+    work, _ = environment_work(layout, tmp_path, "x-1-py3-none-any.whl", wheel("x", ""))
+    python = work.folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{program}\n")
+    python.chmod(0o755)
+    with pytest.raises(AgentError) as caught:
+        work.run_in_release("-m", "x", kind="BoardVerifyError")
+    assert (caught.value.kind, caught.value.message) == (kind, message)
+
+
+def test_a_supervised_daemons_log_is_shortened_under_it(layout, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "LOG_BYTES", 2000)
+    run = Path(layout.run)
+    run.mkdir(parents=True)
+    supervisor = supervise._Supervisor(layout)
+    with (run / "edge.log").open("ab") as out:  # as it is started: for appending
+        for number in range(400):
+            out.write(b"line %d\n" % number)
+            out.flush()
+            supervisor._shorten()
+    kept = [(run / name).read_text().split() for name in ("edge.log.1", "edge.log")]
+    assert (run / "edge.log").stat().st_size <= 2100
+    assert kept[1][-1] == "399"
+    assert [int(word) for words in kept for word in words[1::2]] == list(range(int(kept[0][1]), 400))
+    services = services_for(layout, "supervised")
+    assert list(services.logs(2)) == ["line 398", "line 399"]
