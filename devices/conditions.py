@@ -6,6 +6,7 @@ A figure without these cannot be repeated. Whatever a board does not tell is abs
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,9 +50,7 @@ class ConditionReader:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._zones = {
-            path: self._text(f"{path}/type") or path for path in _glob(machine, "sys/class/thermal/thermal_zone*")
-        }
+        self._zones = self._named_zones()
         policies = _glob(machine, "sys/devices/system/cpu/cpufreq/policy*")
         self._clocks = {f"{path}/scaling_cur_freq": (f"cpu-{path.rpartition('policy')[2]}", 1e3) for path in policies}
         for path in _glob(machine, "sys/class/devfreq/*"):
@@ -62,14 +61,26 @@ class ConditionReader:
         self._counts = {
             path: path.rpartition("/")[2].removesuffix("_event_cnt") for path in _glob(machine, _OVERCURRENT)
         }
-        for path in _glob(machine, _CORE_THROTTLE):
-            self._counts[path] = f"{path.split('/')[4]} thermal"
+        for path in _glob(machine, _CORE_THROTTLE):  # every core has its package's counter
+            core = path.split("/")[4]
+            package = self._text(f"sys/devices/system/cpu/{core}/topology/physical_package_id")
+            name = f"{core} thermal" if package is None else f"package {package} thermal"
+            if name not in self._counts.values():
+                self._counts[path] = name
         alarms = [path for pattern in _ALARMS for path in _glob(machine, pattern)]
         self._alarms = {"/".join(path.rsplit("/", 2)[1:]): path for path in alarms}  # one sensor, seen by several paths
         self._modes: str | None = self._power_mode()
         self._is_pi = (
             self._text(_THROTTLED_KEY) is not None
         )  # asked for once: elsewhere it would start a process each time
+
+    def _named_zones(self) -> dict[str, str]:
+        """Thermal zones by path: by their type, and by number as well where several are of one type."""
+        paths = _glob(self._machine, "sys/class/thermal/thermal_zone*")
+        types = {path: self._text(f"{path}/type") or path for path in paths}
+        of_type = Counter(types.values())
+        number = {path: path.rpartition("thermal_zone")[2] for path in paths}
+        return {path: kind if of_type[kind] == 1 else f"{kind} {number[path]}" for path, kind in types.items()}
 
     def read(self) -> Conditions:
         """The conditions now. What cannot be read is left out. The power mode is that of the beginning."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,21 @@ class WindowConditions:
     Attributes:
         hottest_c: the highest temperature, by zone.
         clocks_mhz: the lowest and the highest, by clock.
-        throttled: all that slowed the board down, and throttle counters that moved.
+        flags: what slowed the board down; None where nothing tells.
+        throttle_events: throttle counters that moved, and by how much.
         power_mode: at its end.
     """
 
     hottest_c: dict[str, float] = field(default_factory=dict)
     clocks_mhz: dict[str, tuple[float, float]] = field(default_factory=dict)
-    throttled: list[str] | None = None
+    flags: list[str] | None = None
+    throttle_events: dict[str, int] = field(default_factory=dict)
     power_mode: str | None = None
+
+    @property
+    def throttled(self) -> list[str] | None:
+        """See :func:`throttled_by`."""
+        return throttled_by(self.flags, self.throttle_events)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class EnergyRun:
             "figures": self.figures.as_dict() if self.figures else None,
             "why_not": self.why_not,
             "sensor": asdict(self.sensor),
-            "loaded": asdict(self.loaded),
+            "loaded": {**asdict(self.loaded), "throttled": self.loaded.throttled},
             "failed_samples": len(self.trace.troubles),
             "sampler": {**asdict(cost), "cpu_percent": cost.cpu_percent},
             "warnings": self.warnings,
@@ -137,7 +144,8 @@ def conditions_within(trace: Trace, span: Span) -> WindowConditions:
     hottest = {zone: max(s.temperatures_c[zone] for s in seen if zone in s.temperatures_c) for zone in sorted(zones)}
     names = {name for state in seen for name in state.clocks_mhz}
     clocks = {name: _range(seen, name) for name in sorted(names)}
-    return WindowConditions(hottest, clocks, _throttled([*before, *inside]), seen[-1].power_mode)
+    looks = [*before, *inside]
+    return WindowConditions(hottest, clocks, _flags(looks), changes(looks[0], looks[-1]), seen[-1].power_mode)
 
 
 def _range(states: list[Conditions], name: str) -> tuple[float, float]:
@@ -145,10 +153,18 @@ def _range(states: list[Conditions], name: str) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _throttled(states: list[Conditions]) -> list[str] | None:
-    """None where nothing tells."""
-    moved = [f"{name}: {count} times" for name, count in changes(states[0], states[-1]).items()]
+def throttled_by(flags: list[str] | None, events: Mapping[str, int]) -> list[str] | None:
+    """All that slowed a board down, in words; None where nothing tells."""
+    if flags is None:
+        return None
+    return [*flags, *(f"{name}: {count} time{'' if count == 1 else 's'}" for name, count in events.items())]
+
+
+def _flags(states: list[Conditions]) -> list[str] | None:
+    """What slowed the board down at a look, or between two (a Raspberry Pi remembers); None where nothing tells."""
     told = [state.throttled for state in states if state.throttled is not None]
     if not told and not states[-1].throttle_counts:
         return None
-    return [*dict.fromkeys(flag for flags in told for flag in flags), *moved]
+    first, last = states[0].throttled_before, states[-1].throttled_before
+    between = [flag for flag in last if flag not in first] if first is not None and last is not None else []
+    return list(dict.fromkeys([*(flag for flags in told for flag in flags), *between]))

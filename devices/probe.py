@@ -266,10 +266,11 @@ def _conditions(machine: Machine, target: Target | None) -> list[Measurable]:
     now = ConditionReader(machine).read()
     throttled = None if now.throttled is None else dict.fromkeys(now.throttled, 1.0)
     counts = {name: float(count) for name, count in now.throttle_counts.items()}
+    slowed = {**counts, **(throttled or {})} or throttled
     seen: list[tuple[str, dict[str, float] | None, str]] = [
         ("temperature", now.temperatures_c or None, "no zone under /sys/class/thermal: virtual machines have none"),
         ("clocks", now.clocks_mhz or None, "no policy under /sys/devices/system/cpu/cpufreq"),
-        ("throttling", counts or throttled, "neither vcgencmd nor a throttle counter of the kernel tells"),
+        ("throttling", slowed, "neither vcgencmd nor a throttle counter of the kernel tells"),
     ]
     found = [Measurable(what, None, values, None if values is not None else why) for what, values, why in seen]
     mode = "no nvpmodel and no governor" if now.power_mode is None else None

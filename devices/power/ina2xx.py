@@ -115,13 +115,19 @@ class RegisterMeter:
         self.name, self.rails, self.missing = chip, [RAIL], dict[str, str]()
         try:
             self._check_die(chip)
-            self.read()
+            self._read()
         except FileNotFoundError as error:
             fix = "sudo modprobe i2c-dev; on a Raspberry Pi: sudo raspi-config nonint do_i2c 0"
             raise MeterError(f"there is no /dev/i2c-{bus}: {fix}") from error
 
     def read(self) -> Reading:
         """See :class:`narrowcast.devices.power.PowerReader`."""
+        try:
+            return self._read()
+        except FileNotFoundError as error:  # of an adapter that may be plugged in again
+            raise SensorError(f"{self._where} is gone: {error.strerror or error}") from error
+
+    def _read(self) -> Reading:
         before = self._machine.now_ns()
         raw = self._word(1)
         signed = raw - 65536 if raw >= 32768 else raw

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,6 +173,9 @@ class Sampler:
             self._ready.set()
         elif "error" in line:
             self._error = line["error"]
+            if self._info is not None:
+                message = f"sampling ended: {self._error}"
+                self._troubles.append(Trouble(time.monotonic_ns(), message, False))
             self._ready.set()
 
 
@@ -284,7 +288,8 @@ def main(text: str) -> int:
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all of a terminal's processes; the parent ends this one
     os.nice(NICE)
-    lines = _Lines(1)
+    lines = _Lines(os.dup(1))
+    os.dup2(2, 1)  # what a meter of one's own prints is for people, and must not come between the lines
     try:
         machine = open_machine(job["root"])
         if job["power"]:

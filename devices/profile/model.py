@@ -83,7 +83,7 @@ def fit(way: Way, others: Sequence[Way], links: Mapping[str, LinkFigures]) -> La
     sent = way.bytes
     up = None if sent is None else sent.socket_up if sent.socket_up is not None else sent.packet_up
     down = None if sent is None else sent.socket_down if sent.socket_down is not None else sent.packet_down
-    if not known or up is None or down is None:
+    if not known or up is None or down is None or (sent is not None and sent.packet_up is None):
         return LatencyModel(why_not="it was answered on no link whose round trip is known")
     takes = {one.link or "": _takes(up, down, figures) for one, figures in known}
     medians = {one.link or "": one.median_ms.value for one, _ in known if one.median_ms is not None}

@@ -53,7 +53,8 @@ def _figure(way: Way, goal: Goal) -> tuple[Estimate, tuple[float, float]] | None
         figure = way.median_ms if goal == "latency" else way.energy.gross_joules_per_frame
         return None if figure is None else (figure, (figure.value, 0.0))
     if goal == "bytes":
-        return None if sent is None else (Estimate(value=sent), (sent, 0.0))
+        unanswered = way.bytes is not None and way.bytes.packet_up is None  # bytes for nothing
+        return None if sent is None or unanswered else (Estimate(value=sent), (sent, 0.0))
     share = share_estimate(way.agreement)
     return None if share is None else (share, (-share.value, sent or 0.0))
 

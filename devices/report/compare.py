@@ -231,6 +231,10 @@ def _judged(differences: Sequence[Difference]) -> list[Difference]:
     return found
 
 
+def _runs_on(way: Way) -> str:
+    return " on ".join(word for word in (way.precision, way.backend) if word) or "none"
+
+
 def unlike(old: Run, new: Run) -> list[str]:
     """What is not the same in both runs."""
     facts: dict[str, list[str | None]] = {
@@ -250,6 +254,9 @@ def unlike(old: Run, new: Run) -> list[str]:
             found.append(f"the {name} run is not complete: {run.why_incomplete or 'it does not say why'}")
         if run.conditions.throttled:
             found.append(f"the board was slowed down in the {name} run: {', '.join(run.conditions.throttled)}")
+    ran = {way.id: _runs_on(way) for way in old.ways}
+    found += [f"{way.id}: {ran[way.id]}, then {_runs_on(way)}" for way in new.ways
+              if way.id in ran and ran[way.id] != _runs_on(way)]  # fmt: skip
     before = {link.name: link.settings for link in old.links}
     found += [f"link {link.name} was set otherwise" for link in new.links
               if link.name in before and before[link.name] != link.settings]  # fmt: skip

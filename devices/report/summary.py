@@ -30,7 +30,8 @@ def summary(entry: Entry) -> Markup:
     verdict = entry.run.verdict
     kind = {True: "yes", False: "no", None: None}[verdict.pays]
     words = [text for text in verdict.text if text.strip()]
-    where = f" over {link_words(entry.links[0].name)}" if entry.links else ""
+    first = entry.run.links[:1]  # as they were given: what the verdict is about
+    where = f" over {link_words(first[0].name)}" if first else ""
     answer = _ANSWERS[verdict.pays].format(where=where)
     return join([
         tag("div", None if words and words[0].startswith(answer) else tag("p", answer, class_="answer"),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.boards import GOLDEN, RECORDED, replay
+from support.boards import GOLDEN, RECORDED, made, replay
 
 from narrowcast.devices.conditions import ConditionReader
 from narrowcast.devices.errors import SensorError
@@ -110,6 +110,26 @@ def test_conditions_of_the_boards():
     assert (orin.power_mode, orin.throttled) == ("15W", [])
     assert ConditionReader(replay("x86-64")).read().throttle_counts == {"cpu0 thermal": 3}
     assert ConditionReader(replay("rpi4-registers")).read().temperatures_c == {}
+
+
+def test_zones_of_one_type_and_counters_of_one_package_are_told_apart():
+    cpu, zone = "sys/devices/system/cpu", "sys/class/thermal/thermal_zone"
+    state = {}
+    for k, (kind, millidegrees) in enumerate((("acpitz", "91000"), ("acpitz", "28000"), ("gpu", "40000"))):
+        state |= {f"{zone}{k}/type": kind, f"{zone}{k}/temp": millidegrees}
+    for k, (package, count) in enumerate((("0", "4"), ("0", "4"), ("1", "9"))):
+        state |= {f"{cpu}/cpu{k}/thermal_throttle/package_throttle_count": count,
+                  f"{cpu}/cpu{k}/topology/physical_package_id": package}  # fmt: skip
+    now = ConditionReader(made(state)).read()
+    assert now.temperatures_c == {"acpitz 0": 91.0, "acpitz 1": 28.0, "gpu": 40.0}
+    assert now.throttle_counts == {"package 0 thermal": 4, "package 1 thermal": 9}
+
+
+def test_probe_tells_an_alarm_beside_counters_that_have_not_moved():
+    hwmon = "sys/class/hwmon/hwmon1"
+    machine = made({f"{hwmon}/oc1_event_cnt": "0", f"{hwmon}/curr1_crit_alarm": "1"})
+    (throttling,) = (one for one in probe(machine).measures if one.what == "throttling")
+    assert throttling.now == {"oc1": 0.0, "over-current (curr1_crit_alarm)": 1.0}
 
 
 @pytest.mark.parametrize("name", ["jetson-agx-orin", "rpi4-registers", "x86-64"])

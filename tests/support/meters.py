@@ -19,6 +19,18 @@ class Constant:
         return {"wall": self.milliwatts}
 
 
+class Talkative(Constant):
+    """Prints, as somebody's own code may."""
+
+    def __init__(self, settings: str) -> None:
+        print("opening", "." * 500, flush=True)
+        super().__init__(settings)
+
+    def read(self) -> dict[str, float]:
+        print("reading", "." * 500, flush=True)
+        return super().read()
+
+
 class Wrong(Constant):
     """Answers something else than it says."""
 

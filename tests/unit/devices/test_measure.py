@@ -14,6 +14,7 @@ from narrowcast.devices.measure import conditions_within, evaluate, measure_ener
 from narrowcast.devices.power import Reading
 from narrowcast.devices.power.sampler import SamplerInfo
 from narrowcast.devices.power.trace import Trace, Trouble
+from narrowcast.devices.profile.conditions import conditions_over
 from narrowcast.devices.windows import Span, WindowPlan, Windows
 
 SENSOR = SamplerInfo("ina3221", ["VDD_IN"], {}, ["VDD_IN"], None, "the module", 10.0, 60.0)
@@ -75,6 +76,23 @@ def test_throttling_and_failed_samples_are_warnings():
     assert run.loaded.power_mode == "15W"
     assert any("slowed down: throttled, core: 2 times" in warning for warning in run.warnings)
     assert any("1 samples failed, the first: gone" in warning for warning in run.warnings)
+
+
+def test_what_a_board_remembers_tells_what_no_look_saw():
+    """A Raspberry Pi's under-voltage lasts for milliseconds; its firmware keeps that it was."""
+    states = [(11.0, Conditions(throttled=[], throttled_before=["throttled"])),
+              (20.0, Conditions(throttled=[], throttled_before=["under-voltage", "throttled"]))]  # fmt: skip
+    assert conditions_within(trace(states), RUN.loaded).throttled == ["under-voltage"]
+    assert conditions_within(trace(states[1:]), RUN.loaded).throttled == []  # it was so before
+
+
+def test_throttle_events_of_stretches_are_added_up():
+    spans = [Span(k * 10 * 10**9, (k * 10 + 5) * 10**9) for k in range(1, 4)]
+    states = [
+        (k * 10.0 + at, Conditions(throttle_counts={"core": k - (at < 0)})) for k in range(1, 4) for at in (-1, 2)
+    ]
+    assert conditions_over(trace(states), spans).throttled == ["core: 3 times"]
+    assert conditions_over(trace(states), spans[:1]).throttled == ["core: 1 time"]
 
 
 def test_a_board_that_does_not_tell_is_not_said_to_be_fine():

@@ -256,6 +256,16 @@ def test_i2c_errors_say_what_to_do(number, message):
     assert message in str(i2c._explain("/dev/i2c-1", 0x40, OSError(number, "")))
 
 
+def test_an_adapter_that_is_unplugged_is_a_failed_reading_until_it_is_back():
+    machine = made({"i2c 1 0x40 0x01": "0x2af8", "i2c 1 0x40 0x02": "0x2782"})
+    reader = open_meter("ina219:shunt_ohm=0.1", machine).reader
+    kept = machine._state.pop("i2c 1 0x40 0x01")
+    with pytest.raises(SensorError, match="i2c 1 0x40 is gone"):
+        reader.read()
+    machine._state["i2c 1 0x40 0x01"] = kept
+    assert reader.read().milliwatts["external"] > 5000
+
+
 def test_a_bus_that_is_not_there():
     with pytest.raises(MeterError, match="modprobe i2c-dev"):
         open_meter("ina219:bus=97,shunt_ohm=0.1", Folder(Path("/")))

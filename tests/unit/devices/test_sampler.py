@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from support.waiting import until
 from narrowcast.devices.errors import SensorError
 from narrowcast.devices.machine import Folder
 from narrowcast.devices.power import open_power
-from narrowcast.devices.power.sampler import NICE, Sampler, _Lines, _Loop
+from narrowcast.devices.power.sampler import NICE, Sampler, SamplerInfo, _Lines, _Loop
 from narrowcast.devices.targets import load_target
 
 
@@ -71,6 +72,23 @@ def test_a_sensor_that_is_not_there_is_told_at_the_start(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SensorError, match="jetson-orin-nano has no power sensor here"):
         Sampler("jetson-orin-nano", tmp_path / "empty").start()
+
+
+def test_what_a_meter_prints_does_not_come_between_the_samples(capfd, monkeypatch):
+    folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # `support` is in the first
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    with Sampler("x86-64", meter="support.meters:Talkative:1500", hz=100) as sampler:
+        until(lambda: len(sampler.trace().readings) >= 20, "20 samples")
+    assert {reading.milliwatts["wall"] for reading in sampler.stop().readings} == {1500.0}
+    assert "reading ...." in capfd.readouterr().err
+
+
+def test_the_end_of_a_sampler_that_fails_is_in_its_trace():
+    sampler = Sampler("x86-64")
+    hello = SamplerInfo("wall", ["wall"], {}, ["wall"], None, "", 5.0, 1.0)
+    sampler._take({"hello": asdict(hello)})
+    sampler._take({"error": "out of memory"})
+    assert [trouble.message for trouble in sampler.trace().troubles] == ["sampling ended: out of memory"]
 
 
 def test_lines_that_nobody_takes_are_dropped_and_counted_and_nothing_waits():

@@ -97,6 +97,7 @@ def test_old_jetsons_run_on_the_cpu_with_a_python_brought_along_and_say_why(name
         ("A carrier board of ours", "ours,board nvidia,p3767-0000 nvidia,tegra234", "jetson-orin-nx"),
         ("A carrier board of ours", "ours,board nvidia,p3767-0004 nvidia,tegra234", "jetson-orin-nano"),
         ("NVIDIA Jetson AGX Orin Developer Kit", "", "jetson-agx-orin"),
+        ("A carrier board of ours", "ours,board nvidia,p3701-0004 nvidia,tegra234", "jetson-agx-orin"),
         ("NVIDIA Jetson Nano Developer Kit", "nvidia,p3450-0000 nvidia,tegra210", "jetson-nano"),
         ("NVIDIA Jetson Xavier NX Developer Kit", "", "jetson-xavier-nx"),
         ("Jetson-AGX", "nvidia,p2972-0000 nvidia,tegra194", "jetson-agx-xavier"),

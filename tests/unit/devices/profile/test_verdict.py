@@ -148,6 +148,18 @@ def test_where_splitting_does_not_pay_that_comes_first():
     assert best["energy", "real"].why_not == "no power sensor"
 
 
+def test_a_way_that_answered_nothing_sends_the_fewest_bytes_but_is_not_the_best():
+    splits = sent("split-0", 20.0, 5000.0, kind="split")
+    lost = [
+        msgspec.structs.replace(way, bytes=Bytes(packet_up=None, packet_down=None, socket_up=37.0, socket_down=0.0))
+        for way in sent("jpeg-60", 30.0, 9000.0, kind="image")
+    ]
+    assert {one.way for one in verdict([*splits, *lost], LINKS, FIGURES).best if one.goal == "bytes"} == {
+        f"split-0@{link.name}" for link in LINKS
+    }
+    assert fit(lost[0], lost, FIGURES).why_not
+
+
 def test_the_best_image_is_compared_that_answers_as_well():
     local = make_way("local", 100.0, link=None, kind="local")
     splits = sent("split-0", 20.0, 500.0, kind="split")

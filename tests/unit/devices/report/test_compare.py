@@ -148,6 +148,13 @@ def test_what_makes_runs_unlike_is_listed():
         assert expected in lines
 
 
+def test_another_precision_or_backend_of_a_way_is_told():
+    old = make_run(ways=[local(precision="int8", backend="onnxruntime"), split()])
+    new = make_run(ways=[local(precision="fp32", backend="tensorrt"), split()])
+    assert "local: int8 on onnxruntime, then fp32 on tensorrt" in compared(old, new).unlike
+    assert not compared(old, old).unlike
+
+
 def link(kbit: float) -> Link:
     settings = LinkSettings(preset="real", up_kbit=kbit, down_kbit=kbit, delay_ms=1.0, jitter_ms=0.0, loss_percent=0.0,
                             how="a relay")  # fmt: skip

@@ -15,7 +15,7 @@ from support.runs import make_run, make_way
 
 from narrowcast.devices.errors import RunError
 from narrowcast.devices.profile.figures import Distribution, Histogram
-from narrowcast.devices.profile.schema import Power, Run, Series, Verdict, parse_run, write_run
+from narrowcast.devices.profile.schema import Link, LinkSettings, Power, Run, Series, Verdict, parse_run, write_run
 from narrowcast.devices.report.compare import compare
 from narrowcast.devices.report.data import data
 from narrowcast.devices.report.entries import Entry, read_entries
@@ -147,6 +147,18 @@ def test_where_it_does_not_pay_it_says_so_first():
         < text.index("Left is less")
     )
     assert "Whether splitting pays over the real link cannot be told" in read(replace(run, verdict=Verdict())).text
+
+
+def test_the_verdict_names_the_link_that_it_is_about():
+    """The one that was given first, which need not be the fastest."""
+    links = [
+        Link(name=name, kind="emulated", address="127.0.0.1:1", settings=LinkSettings(
+            preset=name, up_kbit=kbit, down_kbit=kbit, delay_ms=1.0, jitter_ms=0.0, loss_percent=0.0, how="a relay"))
+        for name, kbit in (("3g", 400.0), ("wifi", 50_000.0))
+    ]  # fmt: skip
+    text = read(replace(make_run(links=links), verdict=Verdict(pays=True))).text
+    assert "Splitting pays over 3g" in text
+    assert "Splitting pays over wifi" not in text
 
 
 def test_what_was_not_measured_is_said_with_the_reason():
