@@ -42,6 +42,8 @@ _FINAL = {
 }
 # Of a client whose certificate or token has run out while its stream was open: the files may hold newer ones by now.
 _OF_THE_CALLER = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
+# A server that ends a stream for that so soon, and has answered nothing, refuses this caller.
+SETTLED_SECONDS = 5.0
 OPEN_SECONDS = 10.0
 # Where there are others to try; a server that needs longer gets twice as long the next time.
 HURRIED_OPEN_SECONDS = 1.5
@@ -293,7 +295,7 @@ class Link:
         """
         if self._keep_trying:  # however long there was none: this stream owes no answer until now
             self._frames.progressed_at = time.monotonic()
-        self._stream = stream
+        self._stream, opened_at = stream, time.monotonic()
         self._frames.changed.set()
         running = asyncio.create_task(stream.run(self._give_up_seconds))
         draining = asyncio.create_task(stream.drained.wait())
@@ -316,7 +318,9 @@ class Link:
             running.add_done_callback(self._end_drained)
             return None if stream.come_back else stream.endpoint
         self._fruitless = 0 if stream.answers or not len(self._frames) else self._fruitless + 1
-        self._note(stream.endpoint, running.exception() or StreamError("the server ended the stream"), opened=True)
+        known = stream.answers > 0 or time.monotonic() - opened_at > SETTLED_SECONDS
+        ended = running.exception() or StreamError("the server ended the stream")
+        self._note(stream.endpoint, ended, opened=True, known=known)
         return None
 
     def _end_drained(self, running: asyncio.Task[None]) -> None:
@@ -325,12 +329,17 @@ class Link:
         if not running.cancelled():
             running.exception()  # however it ended
 
-    def _note(self, endpoint: Endpoint, error: BaseException, *, opened: bool = False) -> None:
-        """What went wrong with a stream; one that was open has no trouble with TLS, whatever a broken link looks like."""
+    def _note(self, endpoint: Endpoint, error: BaseException, *, opened: bool = False, known: bool = False) -> None:
+        """What went wrong with a stream.
+
+        Args:
+            opened: it was open: that is no trouble with TLS, whatever a broken link looks like.
+            known: the server took this caller before.
+        """
         status: str | None = None
         if isinstance(error, grpc.aio.AioRpcError):
             status = error.code().name
-            refused = error.code() in _FINAL and not (opened and error.code() in _OF_THE_CALLER)
+            refused = error.code() in _FINAL and not (known and error.code() in _OF_THE_CALLER)
             trouble = str(error.details()) if refused else f"{error.code().name}: {error.details()}"
             if error.code() is grpc.StatusCode.UNAVAILABLE and not opened:
                 trouble = explain(endpoint.address, endpoint.name, self._tls, str(error.details())) or trouble

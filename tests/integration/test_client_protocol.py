@@ -13,7 +13,7 @@ from support.waiting import eventually
 
 from narrowcast.head import endpoints, liveness, stream, unanswered
 from narrowcast.head.client import AsyncClient
-from narrowcast.head.errors import PeerUnreachableError
+from narrowcast.head.errors import PeerUnreachableError, RefusedError
 from narrowcast.head.link import MAX_FRUITLESS_STREAMS
 from narrowcast.head.session import HeadSession
 from narrowcast.transport.errors import ConfigError
@@ -423,6 +423,16 @@ class TestResume:
         async with scripted(ends_once) as server, AsyncClient(session, server.address) as client:
             check(await all_of(client, 3), 3)
         assert len(server.streams) == 2
+
+    async def test_one_that_takes_a_stream_and_ends_it_for_its_caller_at_once_refuses(self, session):
+        async def refuses(talk: Conversation) -> None:
+            await talk.frame()
+            raise EndedError(grpc.StatusCode.PERMISSION_DENIED, "not you")
+
+        async with scripted(refuses) as server, AsyncClient(session, server.address) as client:
+            with pytest.raises(RefusedError, match="not you"):
+                await asyncio.wait_for(client.infer(FRAMES[0]), 20)
+        assert len(server.streams) == 1
 
     async def test_one_that_answers_now_and_then_is_not(self, session, monkeypatch):
         monkeypatch.setattr(endpoints, "LONGEST_PAUSE_SECONDS", 0.01)

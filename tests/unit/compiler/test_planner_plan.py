@@ -308,7 +308,7 @@ def test_packets_of_one_size_are_known(monkeypatch):
 
 
 def test_a_recipes_tables_reach_the_planner(recipe_for, tmp_path, monkeypatch):
-    def planner(*_, tables):
+    def planner(*_, tables, task):
         return SimpleNamespace(plan=lambda *_: tables)
 
     monkeypatch.setattr(choice, "_summary", lambda tables: {"cut": tables, "link": "", "answer": ""})
