@@ -14,13 +14,15 @@ from narrowcast.compiler.deployment import DeploySettings
 from narrowcast.compiler.planner.link import PlanSettings
 from narrowcast.devices.errors import TargetError
 from narrowcast.devices.targets import load_target
-from narrowcast.transport.bundle.manifest import MAX_TAILS, Precision, TailName
+from narrowcast.transport.bundle.manifest import MAX_MANIFEST_BYTES, MAX_TAILS, Precision, TailName
 from narrowcast.transport.contract import InputContract
 from narrowcast.transport.errors import ConfigError
 from narrowcast.transport.structs import Settings, from_mapping, nearest, parse_toml
 from narrowcast.transport.tasks import MAIN, Task
 
 DEFAULT_PRESET = "shallow-residual"
+# What a recipe may take of a bundle's manifest, which holds it and its tasks; the rest is for parts, figures and plan.
+MAX_RECIPE_BYTES = MAX_MANIFEST_BYTES // 8 * 7
 
 
 class TeacherSettings(Settings, frozen=True):
@@ -213,6 +215,14 @@ class Recipe(Settings, frozen=True):
         if self.input.free is not None and (self.tails or self.exit is not None):
             raise ValueError(
                 f"[input] fit is 'free'; {'[[tails]]' if self.tails else '[exit]'} is for images of one size only"
+            )
+        # Said here, since the bundle is written after the training.
+        told = {"recipe": self, "task": self.task, "tails": [{"task": tail.task} for tail in self.tails]}
+        size_bytes = len(msgspec.json.format(msgspec.json.encode(told), indent=2))
+        if size_bytes > MAX_RECIPE_BYTES:
+            raise ValueError(
+                f"a bundle's manifest has {MAX_RECIPE_BYTES} bytes for a recipe and its tasks, which take {size_bytes} here: "
+                "shorten the names under 'classes', or leave out a classifier's"
             )
 
 

@@ -21,7 +21,7 @@ from narrowcast.transport.structs import Settings, from_json
 from narrowcast.transport.tasks import MAIN, Task, check_outputs
 
 SCHEMA = 1
-MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024  # tasks' class names are in it twice: as they are, and in the recipe
 MAX_PART_BYTES = 2**31 - 1  # what protobuf can hold
 MAX_PARTS = 64
 MAX_TAILS = 16

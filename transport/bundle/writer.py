@@ -13,7 +13,15 @@ from pathlib import Path
 import msgspec
 import zstandard
 
-from narrowcast.transport.bundle.manifest import Manifest, Part, PartKind, Precision, Role, parse_manifest
+from narrowcast.transport.bundle.manifest import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    Part,
+    PartKind,
+    Precision,
+    Role,
+    parse_manifest,
+)
 from narrowcast.transport.bundle.reader import (
     MANIFEST,
     PARTS,
@@ -25,7 +33,7 @@ from narrowcast.transport.bundle.reader import (
     open_zip,
 )
 from narrowcast.transport.bundle.signing import SecretKey
-from narrowcast.transport.errors import BundleError, NotABundleError
+from narrowcast.transport.errors import BundleError, NotABundleError, OversizedPartError
 from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import to_json
 
@@ -61,10 +69,15 @@ def write_bundle(path: Path, manifest: Manifest, parts: Mapping[str, bytes], key
         key: signs the manifest; None leaves the bundle unsigned.
 
     Raises:
+        OversizedPartError: the manifest is larger than any reader takes.
         BundleError: the manifest and the parts do not go together.
         OSError: the file cannot be written.
     """
     raw = to_json(manifest, indent=2)
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise OversizedPartError(
+            f"{manifest.name}: its {MANIFEST} would have {len(raw)} bytes; the limit is {MAX_MANIFEST_BYTES}"
+        )
     parse_manifest(raw, path.name)
     if {part.name for part in manifest.parts} != parts.keys():
         raise BundleError(f"{path.name}: the manifest lists other parts than are to be written")

@@ -47,6 +47,19 @@ def test_presets_from_papers_train_as_their_papers_unless_a_recipe_says_otherwis
         recipe(train="long")
 
 
+def test_more_names_than_a_manifest_has_room_for_are_refused_before_anything_is_trained():
+    imagenet_21k = [f"{number:022}" for number in range(21_841)]
+    assert recipe(task={"kind": "classify", "classes": imagenet_21k}).task.classes == imagenet_21k
+    long = [f"{number:080}" for number in range(65_536)]
+    wanted = r"^recipe\.toml: a bundle's manifest has 7340032 bytes .* take 1\d{7} here: shorten the names under 'classes'"
+    with pytest.raises(ConfigError, match=wanted):
+        recipe(task={"kind": "classify", "classes": long})
+    tail = {"model": "timm:resnet18", "task": {"kind": "classify", "classes": long[:25_000]}}
+    assert len(recipe(tails=[{"name": "kind", **tail}]).tails) == 1
+    with pytest.raises(ConfigError, match=wanted):
+        recipe(tails=[{"name": name, **tail} for name in ("kind", "sort", "make")])
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("150M", 150e6), ("1.2G", 1.2e9), ("900k", 9e5), (5000, 5000), (" 3 m ", 3e6)]
 )

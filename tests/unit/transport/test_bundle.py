@@ -16,7 +16,16 @@ import zstandard
 from support import bundles
 from support.bundles import KEY, Made, make, open_made
 
-from narrowcast.transport.bundle import Bundle, PublicKey, SecretKey, describe_part, sign_bundle, write_subset
+from narrowcast.transport.bundle import (
+    Bundle,
+    OutputSpec,
+    PublicKey,
+    SecretKey,
+    describe_part,
+    sign_bundle,
+    write_subset,
+)
+from narrowcast.transport.bundle.manifest import MAX_MANIFEST_BYTES
 from narrowcast.transport.errors import (
     BadSignatureError,
     BundleError,
@@ -32,6 +41,8 @@ from narrowcast.transport.errors import (
     UntrustedKeyError,
 )
 from narrowcast.transport.structs import to_json
+from narrowcast.transport.tasks import ClassifyTask
+from narrowcast.transport.tasks.settings import MAX_CLASSES
 
 STRANGER = SecretKey(b"\x07" * 32, "stranger")
 
@@ -261,7 +272,25 @@ def test_two_parts_of_one_name(file):
 
 def test_a_manifest_over_its_limit(file):
     with pytest.raises(OversizedPartError, match=r"manifest\.json"):
-        open_made(rewrite(file, {**entries(file), "manifest.json": b" " * (1 << 20) + b"{}"}))
+        open_made(rewrite(file, {**entries(file), "manifest.json": b" " * MAX_MANIFEST_BYTES + b"{}"}))
+
+
+def test_a_manifest_over_its_limit_is_not_written(tmp_path):
+    made = make(figures={"much": "x" * MAX_MANIFEST_BYTES})
+    with pytest.raises(OversizedPartError, match=r"^tiny: its manifest\.json would have 8\d+ bytes; the limit is 8388608"):
+        made.write(tmp_path / "model.ncb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_has_room_for_the_names_of_as_many_classes_as_a_task_may_have(tmp_path):
+    names = [f"{number:040}" for number in range(MAX_CLASSES)]
+    task = ClassifyTask(classes=names)
+    outputs = [OutputSpec(name="output", dtype="float32", shape=[MAX_CLASSES])]
+    manifest = msgspec.structs.replace(
+        make().manifest, task=task, outputs=outputs, recipe={"task": msgspec.to_builtins(task)}
+    )
+    opened = open_made(Made(manifest, make().contents).write(tmp_path / "model.ncb"))
+    assert opened.manifest.task == task
 
 
 def test_a_missing_part(file):
