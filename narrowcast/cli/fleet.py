@@ -25,6 +25,7 @@ EXAMPLES = """\
   narrowcast keys rotate                             the next CA; --finish drops the old one
   narrowcast keys token board-7 --tokens tokens.txt --out board-7.token
 """
+_MAX_DAYS = 36_500  # certificates tell times until the year 9999
 _ENDS_SOON = dt.timedelta(days=30)
 ACTIONS = ("ca", "issue", "rotate", "revoke", "token")
 
@@ -71,7 +72,8 @@ def folder() -> Path:
 
 
 def _add_days(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--days", type=at_least(1), metavar="N", help=f"valid for (default: {default})")
+    number = at_least(1, most=_MAX_DAYS)
+    parser.add_argument("--days", type=number, metavar="N", help=f"valid for, {_MAX_DAYS} at most (default: {default})")
 
 
 def _ca(args: argparse.Namespace) -> None:

@@ -46,13 +46,15 @@ def open_bundle(args: argparse.Namespace, role: OpenRole) -> Bundle:
     return Bundle.open(args.bundle, role, trusted=trusted(args), allow_unsigned=args.allow_unsigned)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """For argparse: a whole number, ``least`` or more."""
+def at_least(least: int, *, most: int | None = None) -> Callable[[str], int]:
+    """For argparse: a whole number, ``least`` or more, and no more than ``most``."""
 
     def convert(text: str) -> int:
         number = int(text)
         if number < least:
             raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        if most is not None and number > most:
+            raise argparse.ArgumentTypeError(f"{number} is more than {most}")
         return number
 
     convert.__name__ = "whole number"  # argparse says: invalid whole number value

@@ -369,3 +369,14 @@ class TestCommands:
             import importlib
 
             importlib.import_module("narrowcast.transport.pki.certificates")
+
+    @pytest.mark.parametrize("words", [["ca"], ["issue", "board-7"], ["rotate"]])
+    def test_days_have_an_upper_end_that_no_calendar_breaks_on(self, tmp_path, monkeypatch, capsys, words):
+        monkeypatch.chdir(tmp_path)
+        if words == ["rotate"]:
+            assert main(["keys", "ca"]) == 0
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", *words, "--days", "36501"])
+        assert ended.value.code == 2
+        assert "argument --days: 36501 is more than 36500" in capsys.readouterr().err
+        assert main(["keys", *words, "--days", "36500"]) == 0
