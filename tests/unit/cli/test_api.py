@@ -12,7 +12,7 @@ import narrowcast as nc
 PUBLIC = {
     "AsyncClient", "Bundle", "Client", "ClientTls", "FlashOptions", "HeadSession", "InputContract", "NarrowcastError",
     "ProfileSettings", "PublicKey", "SecretKey", "TailServer", "__version__", "compile", "cuts", "evaluate", "flash",
-    "plan", "probe", "profile", "read_image", "read_run", "report",
+    "plan", "probe", "profile", "read_image", "read_keys", "read_run", "report",
 }  # fmt: skip
 
 
