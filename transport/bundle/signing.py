@@ -53,13 +53,15 @@ class PublicKey:
 
     @classmethod
     def read(cls, path: str | Path) -> PublicKey:
-        """Reads a key's file.
+        """Reads a file of one key; :func:`read_keys` reads those of several.
 
         Raises:
-            KeyFileError: no file, or no public key.
+            KeyFileError: no file, no public key, or more than one: the others would be dropped without a word.
         """
-        raw, name = _read(Path(path), _PUBLIC)
-        return cls(raw, name)
+        keys = read_keys(Path(path))
+        if len(keys) > 1:
+            raise KeyFileError(f"{path} holds {len(keys)} keys; read_keys reads them all")
+        return keys[0]
 
     @property
     def line(self) -> str:
@@ -114,31 +116,30 @@ class SecretKey:
             KeyFileError: no file, no secret key, or a file that others can read.
         """
         path = Path(path)
-        raw, name = _read(path, _SECRET)
+        raw, name = _parse(_lines(path)[0], path, _SECRET)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise KeyFileError(f"{path} can be read by others; chmod 600 {path}")
         return cls(raw, name)
 
 
-def read_keys(path: Path) -> list[PublicKey]:
+def read_keys(path: str | Path) -> list[PublicKey]:
     """The public keys in a file, a line each: while a signing key is exchanged for the next, both count.
 
     Raises:
         KeyFileError: no file, no key in it, or a line that is none.
     """
-    first = PublicKey.read(path)
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [first, *(PublicKey(*_parse(line, path, _PUBLIC)) for line in lines[1:])]
+    path = Path(path)
+    return [PublicKey(*_parse(line, path, _PUBLIC)) for line in _lines(path)]
 
 
-def _read(path: Path, kind: str) -> tuple[bytes, str]:
+def _lines(path: Path) -> list[str]:
+    """The file's lines that are not blank; one that says nothing where there is none."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] or [""]
     except FileNotFoundError as error:
         raise KeyFileError(f"no key file {path}") from error
     except (OSError, ValueError) as error:  # UnicodeDecodeError is one
         raise KeyFileError(f"{path} is no key file: {error}") from error
-    return _parse(lines[0] if lines else "", path, kind)
 
 
 def _parse(line: str, path: Path, kind: str) -> tuple[bytes, str]:

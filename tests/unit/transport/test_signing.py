@@ -127,7 +127,9 @@ def test_a_file_of_several_trusted_keys_counts_with_all_of_them(keys_folder, tmp
     keys = [SecretKey.new("old").public, SecretKey.new("new").public]
     file = tmp_path / "both.pub"
     file.write_text("".join(f"{key.line}\n" for key in keys))
-    assert read_keys(file) == keys
+    assert read_keys(str(file)) == keys
+    with pytest.raises(KeyFileError, match=r"both\.pub holds 2 keys; read_keys reads them all"):
+        PublicKey.read(file)
     assert main(["keys", "trust", str(file)]) == 0
     assert trusted_keys(keys_folder) == keys
     assert main(["keys", "show"]) == 0
