@@ -97,7 +97,7 @@ class Spool:
         self._mutex = threading.RLock()
         self._closed = False
         self._reader: SegmentReader | None = None
-        self._unreadable: tuple[int, float] | None = None  # the first number of a segment, and since when
+        self._unreadable: tuple[int, float] | None = None  # the first number that is not given, and since when
         self._handed: set[int] = set()
         self._settled: set[int] = set()  # numbers from the cursor on that need not be handed out any more
         self._segments: list[Segment] = []
@@ -247,11 +247,12 @@ class Spool:
             except OSError as error:
                 self.counters.errors += 1
                 self._close_reader()  # the next one begins at the front, and passes over what was read
-                if not self._is_lost(segment, error):
+                if not self._is_lost(error):
                     raise _UnreadableError from error
                 record = None
-            else:
-                self._unreadable = None
+            else:  # what is read again, up to the place that is not given, says nothing of that place
+                if self._unreadable is not None and (record is None or record.number >= self._unreadable[0]):
+                    self._unreadable = None
             until = segment.end if record is None else record.number
             while self._position < until:
                 self._lose(self._position, "damaged")
@@ -270,13 +271,13 @@ class Spool:
                 continue
             return record
 
-    def _is_lost(self, segment: Segment, error: OSError) -> bool:
+    def _is_lost(self, error: OSError) -> bool:
         """Whether what cannot be read is given up: it is gone, or the disk has failed to give it for a while."""
         if error.errno in _SHORT:
             return False
         now = time.monotonic()
-        if self._unreadable is None or self._unreadable[0] != segment.first:
-            self._unreadable = (segment.first, now)
+        if self._unreadable is None or self._unreadable[0] != self._position:
+            self._unreadable = (self._position, now)
         return error.errno == errno.ENOENT or now - self._unreadable[1] >= UNREADABLE_SECONDS
 
     def _lose(self, number: int, reason: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -416,6 +417,31 @@ def test_what_the_disk_does_not_give_for_a_while_does_not_hold_up_the_rest(tmp_p
         assert rest == list(range(rest[0], 12))
         assert spool.counters.dropped == {"damaged": rest[0]}
         adds_up(spool)
+
+
+def test_a_bad_sector_in_the_midst_of_a_segment_holds_up_what_is_behind_it_for_a_while_only(tmp_path, monkeypatch):
+    """Each try reads what is before it once more, and rightly."""
+    now, original = [1000.0], os.pread
+    monkeypatch.setattr(spooling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Spool(tmp_path, max_bytes=16_384) as spool:
+        fill(spool, 24)
+        bad = spool._segments[0]
+        assert 2 < bad.end < 24
+        before = [spool.next().number, spool.next().number]
+        behind = spool._reader._offset
+
+        def fails(file, size, offset):
+            if spool._reader.segment is bad and offset >= behind:
+                raise OSError(errno.EIO, "Input/output error")
+            return original(file, size, offset)
+
+        monkeypatch.setattr(segments.os, "pread", fails)
+        for _ in range(3):
+            assert spool.next() is None
+            now[0] += spooling.UNREADABLE_SECONDS / 3
+        rest = drain(spool)
+        assert before + rest == [0, 1, *range(bad.end, 24)]
+        assert spool.counters.dropped == {"damaged": bad.end - 2}
 
 
 def test_a_packet_that_does_not_reach_the_disk_was_not_taken(tmp_path, monkeypatch):
