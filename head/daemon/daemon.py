@@ -322,7 +322,7 @@ class Daemon:
                     await server.stop()
                 raise
             await self._show_at(server)
-        except (NarrowcastError, OSError):
+        except Exception:
             if model is not None:  # it was loaded in vain; where it is this file's, it is again, by the next look
                 self._stamp = before if other_file else None
             raise

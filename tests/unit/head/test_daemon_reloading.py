@@ -148,6 +148,28 @@ async def test_a_bundle_that_is_refused_stays_refused_while_the_one_before_goes_
         assert run.daemon.status().refused is None
 
 
+async def test_another_bundle_that_something_unforeseen_keeps_out_leaves_the_running_one_alone(tmp_path):
+    config = settings(tmp_path, "127.0.0.1:9", "check_bundle_seconds = 0.1\n" + SOCKET)
+    async with Run(config, tmp_path) as run:
+        bundles.make(release=2).write(tmp_path / "other.ncb")
+        looks, look = [], run.daemon._look_at_bundle
+
+        async def surprising(outputs):
+            raise ZeroDivisionError("nobody has foreseen this")
+
+        async def counted():
+            await look()
+            looks.append(run.daemon.model_changes)
+
+        run.daemon._outputs.change = surprising
+        run.daemon._look_at_bundle = counted
+        await reloaded(run, tmp_path, 'bundle = "tiny.ncb"', 'bundle = "other.ncb"')
+        assert "nobody has foreseen this" in run.daemon.status().refused
+        seen = len(looks)
+        await eventually(lambda: len(looks) > seen + 1, "it is looked at")
+        assert not any(looks)
+
+
 async def test_settings_that_nobody_foresaw_end_nothing(tmp_path):
     config = settings(tmp_path, "127.0.0.1:9", SOCKET)
     async with Run(config, tmp_path) as run:
