@@ -281,9 +281,10 @@ class Tally:
         return found
 
     def _forget_sizes(self) -> None:
-        """Another bundle may have come under the same release."""
-        for model in self.models.values():
-            model.sizes.clear()
+        """Another bundle may have come under the same release; of one that is gone, frames may still be on their way."""
+        for slot in self.table:
+            if (model := self.models.get(slot.name)) is not None:
+                model.sizes.pop(slot.batcher.model.manifest.release, None)
 
     def _sizes(self, name: str, release: int) -> _Sizes:
         """Of a release's inputs; nothing where it is gone."""

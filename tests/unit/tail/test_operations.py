@@ -210,6 +210,20 @@ class TestMetrics:
         for batcher in batchers:
             await batcher.close()
 
+    async def test_late_frames_of_a_release_that_has_just_gone_have_its_sizes(self, tmp_path):
+        bundles.make().write(tmp_path / "tiny.ncb")
+        loaded = load_models(tmp_path, trusted=[bundles.trusted_key()])["tiny"]
+        manifest = msgspec.structs.replace(loaded.manifest, release=2)
+        batchers = [Batcher(loaded), Batcher(Model(manifest, loaded.codec, loaded.backend))]
+        table = ModelTable()
+        tally = Tally(table)
+        for batcher in batchers:
+            table.publish(batcher)
+            tally.frame_done(record(STREAM))
+        assert samples(tally)["narrowcast_raw_bytes_total", "tiny"] == 2 * bundles.SIDE**2 * 3
+        for batcher in batchers:
+            await batcher.close()
+
     async def test_build_process_and_both_forms(self, tally):
         names = {key[0] for key in samples(tally)}
         assert {
