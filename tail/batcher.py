@@ -108,7 +108,7 @@ class Batcher:
     @property
     def client_limit(self) -> int:
         """How many frames of one client may wait."""
-        return self._queue.client_limit
+        return min(self._queue.client_limit, self._queue.limit)
 
     @property
     def queued(self) -> int:

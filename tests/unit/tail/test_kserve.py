@@ -403,8 +403,9 @@ async def test_the_first_frame_without_a_place_fails_the_request_and_nothing_is_
         assert [one.result.code for one in there.observer.frames] == [CODE.RESOURCE_EXHAUSTED.value[0], 0, 0, 0]
 
 
-async def test_more_frames_than_a_client_may_have_waiting_are_never_taken(tiny):
-    async with serving(load_model(tiny), max_client_queue=3) as there:
+@pytest.mark.parametrize("limits", [{"max_client_queue": 3}, {"max_queue": 3, "max_client_queue": 9}])
+async def test_more_frames_than_a_client_may_have_waiting_are_never_taken(tiny, limits):
+    async with serving(load_model(tiny), **limits) as there:
         error = await refused(there.stub.ModelInfer(infer_request(some_symbols(4), np.zeros(4, np.int64))))
         assert (error.code(), "3 of a client may wait here" in error.details()) == (CODE.INVALID_ARGUMENT, True)
         await there.stub.ModelInfer(infer_request(some_symbols(3), np.zeros(3, np.int64)))
