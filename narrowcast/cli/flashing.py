@@ -65,7 +65,7 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--source", default="", metavar="SOURCE", help="of its frames; DIR/ is watched")
     group.add_argument("--config", type=Path, metavar="EDGE.toml", help="the daemon's settings (docs/daemon.md)")
     group.add_argument("--tls", type=Path, metavar="DIR", help="its certificate: of narrowcast keys issue BOARD")
-    group.add_argument("--precision", choices=["auto", *PRECISIONS], help="of the head (default: auto, measured)")
+    group.add_argument("--precision", choices=["auto", *PRECISIONS], help="of the head (auto: measured; at first auto)")
     group.add_argument(
         "--whole", action="store_true", help="the uncut network too: to answer without a server, to measure beside it"
     )
