@@ -32,7 +32,9 @@ def edge_config(options: FlashOptions, layout: Layout, there: str | None, *, tls
         settings["to"] = options.to
     if options.source:
         watched = {"watch": True} if options.source.endswith("/") else {}
-        first = {key: value for key, value in _first_source(settings).items() if key != "watch"}  # the slash says it
+        first = _first_source(settings)  # in its own order: the same once more is the same release
+        if not watched:  # the slash says it, not what was there
+            first.pop("watch", None)
         settings["sources"] = [{**first, **watched, "uri": options.source}]
     settings |= options.settings
     missing = [

@@ -147,6 +147,8 @@ def test_a_folder_of_wheels_must_hold_what_a_board_needs(tmp_path):
 def test_a_source_is_watched_by_its_slash_and_not_by_what_was_there():
     first = edge.edge_config(FlashOptions(to="t:1", source="/in/"), LAYOUT, None, tls=False, signed=True)
     assert parse_toml(first, "x")["sources"] == [{"name": "camera", "watch": True, "uri": "/in/"}]
+    again = edge.edge_config(FlashOptions(source="/in/"), LAYOUT, first, tls=False, signed=True)
+    assert again == first, "the same once more is the same release"
     then = edge.edge_config(FlashOptions(source="rtsp://camera/1"), LAYOUT, first, tls=False, signed=True)
     assert parse_toml(then, "x")["sources"] == [{"name": "camera", "uri": "rtsp://camera/1"}]
 
