@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -67,6 +68,7 @@ class Flashing:
         self._job: dict[str, Any] = {}
         self._agreed: Plan | None = None
         self._started = False
+        self._run = secrets.token_hex(8)  # by which the board knows our connections for those of one flash
 
     def run(self) -> FlashReport:
         """To the end. A link that breaks is made anew: an upload goes on where it stopped, the board goes on anyway."""
@@ -147,7 +149,10 @@ class Flashing:
         return None
 
     def _upload_and_start(self, session: Session, sent: Sequence[Sent]) -> None:
-        session.call("lock", by=flashed_by(), job=self._job["id"])
+        if session.call("lock", by=flashed_by(), job=self._job["id"], run=self._run):
+            self._step("upload", "skipped", "the board is at it already")
+            self._started = True
+            return
         have = session.call("want", files=[{"sha256": file.sha256, "bytes": len(file.data)} for file in sent])
         total = sum(len(file.data) for file in sent) - sum(have)
         self._step(

@@ -90,6 +90,16 @@ class Session:
             else:
                 return message.get("ok")
 
+    def beat(self) -> None:
+        """Says that we are here, while there is nothing to ask: the board's lock is kept for who is heard once a minute.
+
+        Nothing is raised where the link is gone: the next call says so.
+        """
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.write(b'{"op": "beat"}\n')
+            self._process.stdin.flush()
+
     def put(self, data: bytes, sha256: str, have: int, tell: Tell) -> None:
         """Sends the rest of a file.
 

@@ -138,6 +138,26 @@ def test_a_link_that_breaks_while_files_are_sent_goes_on_where_it_stopped(board,
     assert board.answering() == 1
 
 
+def test_a_link_that_dies_without_a_word_is_made_anew(board, ssh, monkeypatch):
+    """The board knows nothing of it: the session there still waits for more, with the board's lock."""
+    monkeypatch.setattr(session_module, "PIECE_BYTES", 512)
+
+    class Dying(Watching):
+        dead = False
+
+        def progress(self, name, done_bytes, total_bytes):
+            if not self.dead and name == "model.ncb" and done_bytes >= 1024:
+                self.dead = True
+                ssh.freeze()
+
+    observer = Dying()
+    noticing = ("ServerAliveInterval=1", "ServerAliveCountMax=2")  # of two, ssh takes the first
+    report = board.flash(1, observer=observer, **with_connection(board, options=noticing))
+    assert observer.dead
+    assert report.outcome == "committed"
+    assert any("trying again" in note for note in observer.notes)
+
+
 def test_a_link_that_breaks_later_stops_nothing(board, ssh):
     class Breaking(Watching):
         def step(self, name, state, detail):

@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -76,15 +77,24 @@ class Sshd:
         """Ends the server, and with it all connections to it."""
         if self.process is None:
             return
-        children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
+        children = self._connections()
         self.process.terminate()
         self.process.wait()
         for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), 15)
+            for number in (signal.SIGTERM, signal.SIGCONT):  # those that are frozen as well
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, number)
         self.process = None
+
+    def freeze(self) -> None:
+        """All connections that there are die without a word, on both ends: what they ran goes on, and hears of nothing."""
+        for child in self._connections():
+            os.kill(child, signal.SIGSTOP)
+
+    def _connections(self) -> list[int]:
+        assert self.process is not None
+        words = ["pgrep", "-P", str(self.process.pid)]
+        return [int(one) for one in subprocess.run(words, capture_output=True, check=False).stdout.split()]
 
     def _answers(self) -> bool:
         assert self.process is not None

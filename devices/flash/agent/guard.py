@@ -14,6 +14,7 @@ from narrowcast.devices.flash.agent.layout import Layout
 from narrowcast.devices.flash.agent.locks import Lock
 
 ATTEMPTS = 4
+ENDS_SECONDS = 20.0  # for the guardian of a job that has just ended
 
 
 def guard(agent: Path, place: Path, layout_json: str) -> None:
@@ -21,8 +22,8 @@ def guard(agent: Path, place: Path, layout_json: str) -> None:
     layout = Layout(**json.loads(layout_json))
     job: Any = read_json(place / "job.json")
     locks = [Lock(place / "guardian.lock", job["by"]), Lock(layout.flash / "work.lock", job["by"])]
-    for lock in locks:
-        lock.take()
+    for lock, wait_seconds in zip(locks, (0.0, ENDS_SECONDS), strict=True):
+        lock.take(wait_seconds)
     try:
         journal = Journal(place / "journal.jsonl")
         if journal.ended() is not None:  # the guardian before was killed behind the decision

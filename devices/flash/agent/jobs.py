@@ -48,6 +48,11 @@ def alive(layout: Layout, job: str) -> bool:
     return holder(folder(layout, job) / "guardian.lock") != "" or _unit_active(job)
 
 
+def under_way(layout: Layout, job: str) -> bool:
+    """Whether a job is being carried out: it was begun, has not ended, and somebody is at it."""
+    return journal(layout, job).ended() is None and alive(layout, job)
+
+
 def check_free(layout: Layout, job: str) -> None:
     """Returns if no other job is being carried out.
 
@@ -59,7 +64,7 @@ def check_free(layout: Layout, job: str) -> None:
     except OSError:
         others = []
     for other in others:
-        if journal(layout, other.name).ended() is None and alive(layout, other.name):
+        if under_way(layout, other.name):
             entry: Any = read_json(other / "job.json") or {}
             raise AgentError(
                 "BusyError",

@@ -1,8 +1,14 @@
-"""The board's end of one connection: answers requests until the link ends, and holds the board's lock meanwhile."""
+"""The board's end of one connection: answers requests until the link ends, and holds the board's lock until a worker has it.
+
+A link can end without a word (a laptop that changes its network, a tunnel that is gone): sshd then knows nothing of it for
+up to two hours. So whoever holds the lock and says nothing for a minute has gone, and whoever comes back for the same run,
+over another connection, ends the one before.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +27,7 @@ from narrowcast.devices.flash.agent.trust import change_trust
 from narrowcast.devices.flash.agent.wire import BEAT_SECONDS, Wire
 
 FOLLOW_SECONDS = 0.2
+LOST_SECONDS = 60  # the other end gives its link up after 15
 LAYOUT = ("program", "config", "state", "cache", "run")
 
 
@@ -37,6 +44,7 @@ class Session:
         self._agent = agent
         self._layout = Layout("", "", "", "", "")
         self._lock: Lock | None = None
+        self._starting = False
         self._handlers: dict[str, Callable[[dict[str, Any]], Any]] = {
             "hello": self._hello,
             "reach": lambda request: reach([str(address) for address in request["addresses"]]),
@@ -58,8 +66,22 @@ class Session:
         except (BrokenPipeError, EOFError, ConnectionResetError):
             pass
         finally:
-            if self._lock is not None:
-                self._lock.release()
+            self._let_go()
+
+    def hang_up(self, *_: object) -> None:
+        """Of a signal: nothing was heard for too long, or the other end has come back over another connection.
+
+        Raises:
+            EOFError: as where the link ends; but not in the middle of starting a worker, behind which the lock is let go.
+        """
+        if not self._starting:
+            raise EOFError("the other end has gone")
+
+    def _let_go(self) -> None:
+        self._wire.lost_seconds = 0
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _answer(self, request: dict[str, Any]) -> None:
         handler = self._handlers.get(str(request.get("op")))
@@ -80,13 +102,17 @@ class Session:
         self._layout = Layout(**{name: str(request["layout"][name]) for name in LAYOUT})
         return facts(self._layout)
 
-    def _take(self, request: dict[str, Any]) -> None:
-        lock = Lock(self._layout.flash / "session.lock", str(request["by"]), str(request.get("what") or FLASHED))
+    def _take(self, request: dict[str, Any]) -> bool:
+        """Takes the board's lock; whether the job that it is taken for is under way already."""
+        by, what, run, job = (str(request.get(name) or "") for name in ("by", "what", "run", "job"))
+        lock = Lock(self._layout.flash / "session.lock", by, what or FLASHED, run)
         lock.take()
         self._lock = lock
+        self._wire.lost_seconds = LOST_SECONDS
         jobs.check_current(self._layout)
-        jobs.check_free(self._layout, str(request.get("job") or ""))
+        jobs.check_free(self._layout, job)
         store.install_agent(self._layout, self._agent)
+        return job != "" and jobs.under_way(self._layout, job)
 
     def _put(self, request: dict[str, Any]) -> int:
         """Bytes of a file that is being uploaded; the whole of it is read even where it cannot be kept."""
@@ -95,7 +121,14 @@ class Session:
         return store.append(self._layout, str(request["sha256"]), int(request["offset"]), data, int(request["total"]))
 
     def _start(self, request: dict[str, Any]) -> str:
-        return jobs.start(self._layout, request["job"])
+        """From then on the worker's locks keep others away: this connection may end, or die, as it likes."""
+        self._starting = True
+        try:
+            said = jobs.start(self._layout, request["job"])
+        finally:
+            self._starting = False
+        self._let_go()
+        return said
 
     def _follow(self, request: dict[str, Any]) -> dict[str, Any]:
         """Tells of a job's journal until it has ended; a beat now and then finds out whether anybody listens."""
@@ -137,4 +170,7 @@ def serve(agent: Path) -> None:
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    Session(Wire(incoming, outgoing), agent).run()
+    session = Session(Wire(incoming, outgoing), agent)
+    for number in (signal.SIGALRM, signal.SIGTERM):
+        signal.signal(number, session.hang_up)
+    session.run()
