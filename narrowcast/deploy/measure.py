@@ -6,9 +6,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from narrowcast.deploy.errors import ProfileOnBoardError, ReportError
 from narrowcast.devices.flash import FlashOptions, Observer
@@ -17,6 +19,7 @@ from narrowcast.devices.flash.answers import There, checked
 from narrowcast.devices.flash.board import connected, hello, layout_of, services_of
 from narrowcast.devices.flash.edge import servers_of
 from narrowcast.devices.flash.release import flashed_by
+from narrowcast.devices.flash.session import Session
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.targets import load_target
 from narrowcast.transport.bundle import Bundle
@@ -24,6 +27,9 @@ from narrowcast.transport.files import replacing
 from narrowcast.transport.structs import parse_toml
 
 _SSH_FAILED = 255  # as ssh itself ends; half a record counts as that, too
+BEAT_SECONDS = 5.0
+LOST_SECONDS = 60  # nothing was heard for so long: the link is gone, whatever TCP believes
+END_SECONDS = 30.0  # for a profile that is interrupted, and the daemon that is started again behind it
 # The daemon is started again however this ends; a board that loses its power meanwhile starts it by itself. A run that
 # broke off has left a record of what there was.
 _MEASURE = """
@@ -33,10 +39,35 @@ end() {{ rm -rf "$f"; [ -z "$paused" ] || systemctl start {unit}; }}
 trap end EXIT
 trap 'exit 1' HUP INT TERM
 if [ -d /run/systemd/system ] && systemctl is-active --quiet {unit}; then paused=yes; systemctl stop {unit}; fi
-{command} --output "$f/run.json" 1>&2
+{watch} {command} --output "$f/run.json" 1>&2
 code=$?
+[ $code != {broken} ] || exit {broken}
 if [ $code = 0 ] || [ -e "$f/run.json" ]; then cat "$f/run.json" || exit {broken}; fi
 exit $code
+"""
+# Without a terminal sshd tells a command nothing of a link that has ended, and no write of its own does while it measures:
+# the end of stdin is the end of the link, and so is silence. The profile is then interrupted, as by Ctrl-C, which has it
+# take down its emulated links and give up its meters.
+_WATCH = """
+import contextlib, os, select, signal, subprocess, sys, threading
+lost = []
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever started sshd may have had it ignored, and so would the profile
+child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+def watch():
+    while (heard := select.select([0], [], [], float(sys.argv[1]))[0]) and os.read(0, 4096):
+        pass
+    lost.append("the link ended" if heard else f"nothing was heard over the link for {{sys.argv[1]}} s")
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(20)
+    except subprocess.TimeoutExpired:
+        child.kill()
+threading.Thread(target=watch, daemon=True).start()
+code = child.wait()
+if lost:
+    with contextlib.suppress(OSError):
+        print(lost[0], file=sys.stderr, flush=True)
+sys.exit({broken} if lost else code if code >= 0 else 128 - code)
 """
 
 
@@ -160,9 +191,9 @@ def profile_on_board(
         there = checked(session.call("status", services=manager), There, destination)
         check_runs(bundle, there, destination)
         words = profile_words(layout, there, to, settings)
-        script = _MEASURE.format(unit=UNIT, broken=_SSH_FAILED, command=shlex.join(words))
+        script = measure_script(rights.python, words)
         sudo = "sudo -n -- " if rights.root else ""
-        record, code, last = _listen(ssh, f"{sudo}sh -c {shlex.quote(script)}", observer)
+        record, code, last = _listen(ssh, session, f"{sudo}sh -c {shlex.quote(script)}", observer)
     whole = bool(record) and code != _SSH_FAILED
     if whole:
         with replacing(output) as out:
@@ -172,6 +203,19 @@ def profile_on_board(
         raise ProfileOnBoardError(
             f"{destination} could not measure: {last or f'exit code {code}'}{what}", 1 if code == _SSH_FAILED else code
         )
+
+
+def measure_script(python: str, words: Sequence[str]) -> str:
+    """What a board's shell runs: the daemon is stopped, the profile measures, its record is printed, the daemon runs again.
+
+    Its stdin is the link: where that ends, or nothing comes for :data:`LOST_SECONDS`, the profile is interrupted.
+
+    Args:
+        python: the board's interpreter.
+        words: of the profile.
+    """
+    watch = [python, "-IS", "-c", _WATCH.format(broken=_SSH_FAILED), str(LOST_SECONDS)]
+    return _MEASURE.format(unit=UNIT, broken=_SSH_FAILED, watch=shlex.join(watch), command=shlex.join(words))
 
 
 def make_report(record: Path, page: Path) -> None:
@@ -186,17 +230,49 @@ def make_report(record: Path, page: Path) -> None:
         raise ReportError(done.stderr.strip().removeprefix("narrowcast: ") or f"no page of {record} could be made")
 
 
-def _listen(ssh: Ssh, remote: str, observer: Observer) -> tuple[bytes, int, str]:
-    """What a command on the board prints, its exit code, its last line on stderr; each of these lines is passed on."""
+def _listen(ssh: Ssh, session: Session, remote: str, observer: Observer) -> tuple[bytes, int, str]:
+    """What a command on the board prints, its exit code, its last line on stderr; each of these lines is passed on.
+
+    However this ends, the command has ended as well, since its stdin has; it is given the time to tidy up.
+    """
     with tempfile.TemporaryFile() as printed:  # no pipe: nobody reads it while the command talks
         process = subprocess.Popen(  # noqa: S603  (ssh, to a destination that is no option)
-            ssh.command(remote), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.PIPE
-        )
+            ssh.command(remote), stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us: we wait for the board
+        )  # fmt: skip
+        assert process.stdin is not None
         assert process.stderr is not None
         last = ""
-        for line in process.stderr:
-            last = line.decode("utf-8", "replace").rstrip()
-            observer.note(last)
-        code = process.wait()
+        try:
+            with _beating(session, process.stdin):
+                for line in process.stderr:
+                    last = line.decode("utf-8", "replace").rstrip()
+                    observer.note(last)
+        finally:
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=END_SECONDS)
+            process.kill()
+            code = process.wait()
         printed.seek(0)
         return printed.read(), code if code >= 0 else _SSH_FAILED, last
+
+
+@contextmanager
+def _beating(session: Session, command: IO[bytes]) -> Iterator[None]:
+    """Tells the board that we are here: the session, which holds the lock, and the command."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            session.beat()
+            with suppress(OSError):  # it has ended, and nobody listens
+                command.write(b"\n")
+                command.flush()
+
+    thread = threading.Thread(target=beat, name="beats to the board", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
