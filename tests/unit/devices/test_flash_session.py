@@ -90,9 +90,9 @@ def test_who_says_nothing_for_too_long_loses_the_lock(link, layout):
     assert silent.process.wait(60) == 0
 
     in_a_file = link(1)
-    in_a_file.ask("lock", by="ann@laptop")
-    in_a_file.say("put", sha256="0" * 64, offset=0, bytes=1 << 20, total=1 << 20)
-    in_a_file.process.stdin.write(b"a few bytes")
+    lock, size = {"op": "lock", "by": "ann@laptop"}, 1 << 20
+    put = {"op": "put", "sha256": "0" * 64, "offset": 0, "bytes": size, "total": size}
+    in_a_file.process.stdin.write(f"{json.dumps(lock)}\n{json.dumps(put)}\na few bytes".encode())
     in_a_file.process.stdin.flush()
     assert in_a_file.process.wait(60) == 0
     assert holder(layout.flash / "session.lock") == ""
