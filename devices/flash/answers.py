@@ -47,6 +47,8 @@ class There(TypedDict):
     current: dict[str, Any] | None
     previous: str | None
     previous_release: dict[str, Any] | None
+    went_back: str | None
+    going_back: dict[str, Any] | None
     pending: dict[str, Any] | None
     highest: dict[str, int]
     environments: list[str]

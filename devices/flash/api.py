@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
-import msgspec
-
-from narrowcast.devices.flash.answers import There, checked, printable
+from narrowcast.devices.flash.answers import checked, printable
 from narrowcast.devices.flash.board import connected, hello, layout_of, services_of
-from narrowcast.devices.flash.errors import NoReleaseError
 from narrowcast.devices.flash.flashing import Flashing
-from narrowcast.devices.flash.following import follow, outcome
+from narrowcast.devices.flash.going_back import GoingBack
 from narrowcast.devices.flash.observer import Observer
-from narrowcast.devices.flash.options import Connection, FlashOptions, Gate, Services
+from narrowcast.devices.flash.options import Connection, FlashOptions, Services
 from narrowcast.devices.flash.release import flashed_by
 from narrowcast.devices.flash.report import BoardStatus, FlashReport
 from narrowcast.devices.targets import DeployPaths, Target, load_target
@@ -88,68 +84,32 @@ def rollback(
     *,
     options: FlashOptions | None = None,
     target: str | Path | None = None,
+    once: bool = False,
     observer: Observer | None = None,
 ) -> FlashReport:
     """Back to the release before, through the same gate: where that is not healthy either, the present one stays.
+
+    The release before, of a board that went back, is the one that it left: a second call goes there again. A rollback that
+    is under way is not begun again, but listened to.
 
     Args:
         destination: as of :func:`flash`.
         options: of these, connection, prefix, services, ``keep``, ``dry_run`` and the gate's count. A gate that is not named
             is the one that the release was flashed with.
         target: whose paths count; the usual ones if None.
+        once: a board that went back already, with nothing flashed since, stays where it is.
         observer: is told of every step.
 
     Returns:
-        what was done; its ``outcome`` is ``planned`` (a dry run) or ``committed``.
+        what was done; its ``outcome`` is ``planned`` (a dry run), ``committed`` or ``unchanged`` (with ``once``).
 
     Raises:
         NoReleaseError: there is nothing to go back to.
         RolledBackError: the release before is not healthy.
         FlashError: something else went wrong.
     """
-    options, observer = options or FlashOptions(), observer or Observer()
-    layout = layout_of(options.prefix, _paths(target))
-    with connected(destination, options.connection, layout, observer) as (_, _, session):
-        manager = services_of(options.services, hello(session, layout), options.prefix)
-        found = checked(session.call("status", services=manager), There, destination)
-        record = found["previous_release"]
-        if record is None:
-            raise NoReleaseError(
-                f"{destination} has no release to go back to; narrowcast flash status shows what it has"
-            )
-        report = FlashReport(
-            destination=destination, outcome="planned", release=record["id"], model=record.get("model") or "",
-            number=record.get("number") or 0, target=record.get("target"),
-        )  # fmt: skip
-        if options.dry_run:
-            return report
-        job = {
-            "id": f"rollback-{record['id']}", "kind": "rollback", "by": flashed_by(), "services": manager,
-            "release": record, "gate": _gate_of(options, record), "keep": options.keep, "drill": options.drill,
-        }  # fmt: skip
-        session.call("lock", by=flashed_by(), job=job["id"])
-        session.call("start", job=job)
-        ended, steps = follow(session, str(job["id"]), observer)
-        report = msgspec.structs.replace(report, outcome="committed", previous=ended.get("previous"), steps=steps)
-        return outcome(ended, report)
-
-
-def _gate_of(options: FlashOptions, record: dict[str, Any]) -> dict[str, object]:
-    """The gate of a way back: what was said now, else what the release was flashed with, else the usual one."""
-    named = {"gate": "kind", "gate_frames": "frames", "gate_seconds": "seconds"}
-    usual, said = FlashOptions(), getattr(options, "said", None)
-    given = [
-        word
-        for name, word in named.items()
-        if (name in said if said is not None else getattr(options, name) != getattr(usual, name))
-    ]
-    ours, before = options.for_gate(), record.get("gate")
-    before = before if isinstance(before, dict) else {}
-    sound = before.get("kind") in get_args(Gate) and all(
-        isinstance(before.get(word), int | float) and before[word] > 0 for word in ("frames", "seconds")
-    )
-    kept = {word: before[word] for word in named.values()} if sound else {}
-    return {**ours, **kept, **{word: ours[word] for word in given}}
+    going = GoingBack(destination, options or FlashOptions(), _paths(target), observer or Observer(), once=once)
+    return going.run()
 
 
 def logs(

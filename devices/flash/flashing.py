@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from narrowcast.devices.flash import edge
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT_FILE
 from narrowcast.devices.flash.answers import Entry, Facts, There, checked
 from narrowcast.devices.flash.board import Rights, connected, hello, layout_of, services_of
-from narrowcast.devices.flash.errors import BoardUnreachableError, DeclinedError
+from narrowcast.devices.flash.errors import DeclinedError
 from narrowcast.devices.flash.following import follow, outcome
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import FlashOptions
@@ -25,6 +24,7 @@ from narrowcast.devices.flash.preflight import (
     choose_target,
     user_of,
 )
+from narrowcast.devices.flash.reconnecting import Reconnecting
 from narrowcast.devices.flash.release import (
     Sent,
     describe,
@@ -42,10 +42,6 @@ from narrowcast.devices.flash.unit_texts import boot_unit, edge_unit
 from narrowcast.devices.flash.wheelhouse import BoardPython, Wheel, bring_together, extras_for, from_folder
 from narrowcast.devices.targets import DeployPaths, Target
 from narrowcast.transport.bundle import Bundle
-
-# A link that broke is tried again so often, with pauses of 1, 2, 4, ... seconds.
-RECONNECTS = 6
-GOES_ON = "the board goes on by itself; narrowcast flash status shows how it ends"
 
 
 class Flashing:
@@ -72,27 +68,15 @@ class Flashing:
 
     def run(self) -> FlashReport:
         """To the end. A link that breaks is made anew: an upload goes on where it stopped, the board goes on anyway."""
-        pauses = [float(2**k) for k in range(RECONNECTS)]
-        while True:
-            told = (self.uploaded_bytes, len(self._heard))
-            try:
-                with connected(self.destination, self.options.connection, self.layout, self.observer) as board:
-                    return self._over(*board)
-            except BoardUnreachableError as error:
-                if not self.steps:  # it was never there
-                    raise
-                if told != (self.uploaded_bytes, len(self._heard)):
-                    pauses = [float(2**k) for k in range(RECONNECTS)]
-                if not pauses:
-                    if self._started:
-                        self._note(GOES_ON)
-                    raise
-                self._note(f"{error}; trying again")
-                time.sleep(pauses.pop(0))
-            except KeyboardInterrupt:
-                if self._started:
-                    self._note(GOES_ON)
-                raise
+        going_on = Reconnecting(
+            there=lambda: bool(self.steps), heard=lambda: (self.uploaded_bytes, len(self._heard)),
+            started=lambda: self._started, note=self._note,
+        )  # fmt: skip
+        return going_on.run(self._over_a_connection)
+
+    def _over_a_connection(self) -> FlashReport:
+        with connected(self.destination, self.options.connection, self.layout, self.observer) as board:
+            return self._over(*board)
 
     def _over(self, ssh: Ssh, rights: Rights, session: Session) -> FlashReport:
         facts = hello(session, self.layout)

@@ -23,7 +23,8 @@ class FlashReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         destination: the board.
-        outcome: ``planned`` (a dry run), ``committed``, ``unchanged`` (it ran already), ``rolled-back``.
+        outcome: ``planned`` (a dry run), ``committed``, ``unchanged`` (it ran already; of a rollback: the board had gone
+            back before), ``rolled-back``.
         release: the id of the release that runs now; None where none does.
         previous: the one before it.
         model: its name.
@@ -68,6 +69,7 @@ class BoardStatus(msgspec.Struct, frozen=True, kw_only=True):
         destination: the board.
         current: the running release, as its ``release.json`` says; None where nothing was flashed.
         previous: the one that ``rollback`` goes to; None where there is none.
+        went_back: the release that a rollback left for ``current``; None where that was flashed.
         pending: a release that is not confirmed yet: its gate is under way, or the power went.
         releases: all that lie there, newest first.
         service: ``active``, ``pid``, ``restarts``, ``manager``.
@@ -82,6 +84,7 @@ class BoardStatus(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     current: dict[str, Any] | None = None
     previous: str | None = None
+    went_back: str | None = None
     pending: dict[str, Any] | None = None
     releases: list[str] = []
     service: dict[str, Any] = {}

@@ -122,17 +122,27 @@ class BundleFlasher:
 
 @dataclass(frozen=True)
 class BackRoller:
-    """Takes boards back to their release before; see :class:`narrowcast.devices.fleet.flasher.Flasher`."""
+    """Takes boards back to their release before; see :class:`narrowcast.devices.fleet.flasher.Flasher`.
+
+    Attributes:
+        options: given to all boards.
+        afresh: those too that went back already, which takes them to what they left.
+    """
 
     options: FlashOptions
+    afresh: bool = False
 
     def act(self, board: Board, say: Say) -> Done:
-        """Back, through the same gate."""
+        """Back, through the same gate. What went back before, and was not flashed since, is where it should be."""
         options = options_of(board, self.options)
-        return done_of(rollback(board.destination, options=options, target=board.target, observer=_Telling(say)))
+        report = rollback(
+            board.destination, options=options, target=board.target, once=not self.afresh, observer=_Telling(say)
+        )
+        done = done_of(report)
+        return replace(done, detail="; ".join(report.notes)) if report.outcome == "unchanged" else done
 
     def wants(self, board: Board) -> str:
-        """Every run of its own goes back once."""
+        """The same for all: the boards themselves know whether they went back."""
         return "back"
 
     def still(self, board: Board, release: str) -> str:

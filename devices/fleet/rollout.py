@@ -32,6 +32,7 @@ class Rollout:
         parallel: boards at a time.
         threshold: at how many failures it stops; a failed canary always stops it, behind its wave.
         state: what earlier runs did, and where this one's progress is kept; None keeps nothing.
+        dry_run: nothing is to be done; boards that have it already are not asked whether it works.
         changed: told of every board's every change, one at a time.
     """
 
@@ -44,6 +45,7 @@ class Rollout:
         parallel: int = 4,
         threshold: Threshold = Threshold(),  # noqa: B008  (frozen)
         state: RolloutState | None = None,
+        dry_run: bool = False,
         changed: Callable[[BoardResult], None] = lambda result: None,
     ) -> None:
         self._boards = {board.name: board for board in boards}
@@ -52,6 +54,7 @@ class Rollout:
         self._parallel = parallel
         self._threshold = threshold
         self._state = state
+        self._dry_run = dry_run
         self._changed = changed
         self._lock = threading.RLock()
         self._stopped = ""
@@ -148,7 +151,7 @@ class Rollout:
             if not why:
                 return msgspec.structs.replace(known, state="verified", detail="as an earlier run left it")
         done = self._flasher.act(board, lambda step, detail: self._set(board.name, "running", step=step, detail=detail))
-        if done.state == "unchanged" and done.release is not None and self._state is not None:
+        if done.state == "unchanged" and done.release is not None and not self._dry_run:
             self._check_well(board, done.release)
         detail = f"{done.detail} (an earlier run had done it, but {why})".strip() if why else done.detail
         return BoardResult(
@@ -156,7 +159,7 @@ class Rollout:
         )
 
     def _check_well(self, board: Board, release: str) -> None:
-        """Of a board that has the release already no gate has asked whether it works; dry runs, which keep no state, do not.
+        """Of a board that has the release already no gate has asked whether it works.
 
         Raises:
             NotWellError: it does not.

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop-after", default="1", metavar="N|P%|never", help="failed boards, or their part, that end it (default: 1)"
     )
     group.add_argument("--state", type=Path, metavar="FILE", help="how far it is (default: FLEET.state.json)")
-    group.add_argument("--afresh", action="store_true", help="do not go on from there")
+    group.add_argument(
+        "--afresh", action="store_true", help="do not go on from there; rollback: boards that went back too"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +71,7 @@ def _flash(args: argparse.Namespace, boards: list[Board]) -> int:
 def _rollback(args: argparse.Namespace, boards: list[Board]) -> int:
     from narrowcast.devices.fleet.flashing import BackRoller
 
-    return roll(args, boards, BackRoller(flashing.options_of(args)), "the release before", "")
+    return roll(args, boards, BackRoller(flashing.options_of(args), args.afresh), "the release before", "")
 
 
 def roll(args: argparse.Namespace, boards: Sequence[Board], flasher: Flasher, what: str, rollout: str) -> int:
@@ -105,8 +107,9 @@ def roll(args: argparse.Namespace, boards: Sequence[Board], flasher: Flasher, wh
 
     with state() as opened, RolloutView(quiet=args.quiet) as view:
         report = Rollout(
-            boards, waves, flasher, parallel=args.parallel, threshold=threshold, state=opened, changed=view.changed
-        ).run()
+            boards, waves, flasher, parallel=args.parallel, threshold=threshold, state=opened, dry_run=args.dry_run,
+            changed=view.changed,
+        ).run()  # fmt: skip
     if args.json:
         print_json(report.as_dict())
     else:

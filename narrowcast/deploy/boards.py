@@ -99,7 +99,7 @@ def flash_boards(
     def roll(state: Any) -> Any:
         return Rollout(
             boards, waves, flasher, parallel=settings.fleet.parallel, threshold=threshold, state=state,  # type: ignore[union-attr]
-            changed=observer.board,
+            dry_run=options.dry_run, changed=observer.board,
         ).run()  # fmt: skip
 
     if options.dry_run:

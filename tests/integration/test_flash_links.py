@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +19,9 @@ from support.waiting import until
 
 from narrowcast.cli import main
 from narrowcast.devices.flash import flashing as flashing_module
+from narrowcast.devices.flash import rollback, status, trust
 from narrowcast.devices.flash import session as session_module
-from narrowcast.devices.flash import status, trust
+from narrowcast.devices.flash.agent.state import State
 from narrowcast.devices.flash.errors import (
     BoardUnreachableError,
     BoardVerifyError,
@@ -171,6 +173,75 @@ def test_a_link_that_breaks_later_stops_nothing(board, ssh):
     observer = Breaking()
     assert board.flash(1, observer=observer).outcome == "committed"
     assert observer.steps.count(("commit", "done")) == 1
+
+
+def test_a_rollback_goes_on_over_a_new_connection(board, ssh):
+    """The board may have gone back by then: over the new one nothing is begun, and nothing goes forward again."""
+
+    class Breaking(Watching):
+        def step(self, name, state, detail):
+            super().step(name, state, detail)
+            if (name, state) == ("gate", "begin"):
+                ssh.stop()
+                until(lambda: State(board.layout).pending is None, "the board goes on by itself")
+                ssh.start()
+
+    first, _ = board.flash(1), board.flash(2)
+    observer = Breaking()
+    back = rollback("board", options=board.options, observer=observer)
+    assert (back.outcome, back.release) == ("committed", first.release)
+    assert any("broke" in note for note in back.notes)
+    assert observer.steps.count(("commit", "done")) == 1
+    until(lambda: board.answering() == 1, "release 1 runs again")
+
+
+def test_a_rollback_whose_start_was_not_heard_of_is_not_begun_the_other_way(board, ssh, monkeypatch):
+    call, broken = session_module.Session.call, []
+
+    def breaking(session, op, **arguments):
+        answer = call(session, op, **arguments)
+        if op == "start" and arguments["job"]["kind"] == "rollback" and not broken:
+            broken.append(op)
+            until(lambda: State(board.layout).pending is None and board.answering() == 1, "it went back")
+            raise session_module.LinkLostError("the connection broke")
+        return answer
+
+    monkeypatch.setattr(session_module.Session, "call", breaking)
+    first, second = board.flash(1), board.flash(2)
+    back = rollback("board", options=board.options)
+    assert broken
+    assert (back.outcome, back.release, back.previous) == ("committed", first.release, second.release)
+    assert status("board", **board.place).went_back == second.release
+
+
+def test_a_rollback_that_nobody_listens_to_any_more_is_found_again(board):
+    class Leaving(Watching):
+        def step(self, name, state, detail):
+            if (name, state) == ("gate", "begin"):
+                raise KeyboardInterrupt
+
+    first, second = board.flash(1), board.flash(2)
+    observer = Leaving()
+    with pytest.raises(KeyboardInterrupt):
+        rollback("board", options=dataclasses.replace(board.options, drill="stop gate begin"), observer=observer)
+    assert any("goes on by itself" in note for note in observer.notes)
+    guardian = json.loads((board.layout.flash / "work.lock").read_bytes())["pid"]
+    (worker,) = subprocess.run(
+        ["pgrep", "-P", str(guardian)], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    class Waking(Watching):
+        def step(self, name, state, detail):
+            if (name, state) == ("gate", "begin"):
+                os.kill(int(worker), signal.SIGCONT)
+
+    back = rollback("board", options=board.options, observer=Waking())
+    assert (back.outcome, back.release, back.previous) == ("committed", first.release, second.release)
+    again = rollback("board", options=board.options, once=True)
+    assert (again.outcome, again.release) == ("unchanged", first.release)
+    observer = Watching()
+    assert rollback("board", options=board.options, observer=observer).release == second.release
+    assert [note for note in observer.notes if "takes it there again" in note]
 
 
 def test_a_full_disk_is_told_and_a_later_flash_goes_on(board, tmp_path):

@@ -136,6 +136,16 @@ def test_a_fleet_is_flashed_asked_flashed_again_and_rolled_back(fleet, capsys):
     assert states(report(capsys)) == {"gate-1": "done"}
     until(lambda: fleet.running() == dict.fromkeys(NAMES, 1), "the release before runs again")
 
+    # Run again, as after Ctrl-C or a board that failed: who went back stays there.
+    assert main(fleet.words("rollback", "--only", "gate-1")) == 0
+    found = report(capsys)
+    assert states(found) == {"gate-1": "unchanged"}
+    assert "had gone back from tiny-2-" in found["boards"][0]["detail"]
+    assert fleet.running()["gate-1"] == 1
+    assert main(fleet.words("rollback", "--only", "gate-1", "--afresh")) == 0
+    assert states(report(capsys)) == {"gate-1": "done"}
+    until(lambda: fleet.running()["gate-1"] == 2, "what it had left runs again")
+
 
 def test_boards_that_cannot_be_reached_do_not_keep_the_others_from_it(fleet, capsys):
     fleet.write()

@@ -21,6 +21,7 @@ from narrowcast.devices.flash.agent.services import spawn
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 LAUNCH_SECONDS = 60.0
+ROLLBACK = "rollback-"  # and the release's id: a rollback's job
 # A guardian that is killed (where memory runs out, say) takes its worker along, and is started again; not one that gave up.
 RESTART = ("Restart=on-abnormal", "RestartSec=1", "StartLimitIntervalSec=3600", "StartLimitBurst=4")
 

@@ -9,6 +9,7 @@ from typing import Any
 from narrowcast.devices.flash.agent.environment import WHOLE
 from narrowcast.devices.flash.agent.facts import facts
 from narrowcast.devices.flash.agent.files import read_json, read_json_of, sha256_of
+from narrowcast.devices.flash.agent.jobs import ROLLBACK
 from narrowcast.devices.flash.agent.layout import Layout, by_hand
 from narrowcast.devices.flash.agent.locks import holder
 from narrowcast.devices.flash.agent.services import Services
@@ -30,6 +31,8 @@ def status(layout: Layout, services: Services) -> dict[str, Any]:
         "current": _record(layout, running),
         "previous": before,
         "previous_release": _record(layout, before),
+        "went_back": _went_back(state, running),
+        "going_back": _record(layout, _going_back(state)),
         "environments": [path.parent.name for path in layout.envs.glob(f"*/{WHOLE}")],
         "highest": state.highest,
         "edge": _edge(layout, running),
@@ -51,6 +54,19 @@ def status(layout: Layout, services: Services) -> dict[str, Any]:
 def _confirmed(path: Path) -> bool:
     record: Any = read_json(path / "release.json")
     return isinstance(record, dict) and bool(record.get("confirmed"))
+
+
+def _going_back(state: State) -> str | None:
+    """The release that a rollback goes to which is under way; None where none is."""
+    pending = state.pending or {}
+    release = pending.get("release")
+    return release if release and pending.get("job") == f"{ROLLBACK}{release}" else None
+
+
+def _went_back(state: State, running: str | None) -> str | None:
+    """The release that a rollback left for the one that runs; None where that was flashed, or put there by hand."""
+    found = state.went_back or {}
+    return found.get("from") if found.get("to") == running else None
 
 
 def _record(layout: Layout, name: str | None) -> dict[str, Any] | None:

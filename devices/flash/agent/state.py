@@ -20,6 +20,7 @@ class State:
     Attributes:
         pending: a release that is switched to and not confirmed: ``release``, ``previous``, ``boot``, ``job``; or None.
         previous: where ``rollback`` goes; None where there is nothing.
+        went_back: of the last ``rollback``, ``from`` and ``to``; None once something was flashed since.
         highest: by model, the highest ``release`` that it ran, or what that was lowered to: downgrades are below it.
         history: how flashes ended, newest first.
     """
@@ -31,13 +32,15 @@ class State:
         found = found if isinstance(found, dict) else {}
         self.pending: dict[str, Any] | None = found.get("pending")
         self.previous: str | None = found.get("previous")
+        self.went_back: dict[str, str] | None = found.get("went_back")
         self.highest: dict[str, int] = found.get("highest") or {}
         self.history: list[dict[str, Any]] = found.get("history") or []
 
     def save(self) -> None:
         """Writes it."""
         data = {
-            "pending": self.pending, "previous": self.previous, "highest": self.highest, "history": self.history[:HISTORY],
+            "pending": self.pending, "previous": self.previous, "went_back": self.went_back, "highest": self.highest,
+            "history": self.history[:HISTORY],
         }  # fmt: skip
         write_json(self._path, data)
 
@@ -55,16 +58,21 @@ class State:
         """``current`` shows a release."""
         point(self.layout.current, self.layout.point_to(release))
 
-    def confirm(self, record: dict[str, Any], *, downgrade: bool) -> None:
+    def confirm(self, record: dict[str, Any], *, downgrade: bool, back: bool = False) -> None:
         """The pending release is the one that counts.
 
         Args:
             record: its ``release.json``.
             downgrade: it was allowed to be older than what ran before, and so is what follows. Going back is no such thing.
+            back: a ``rollback`` put it there.
         """
         assert self.pending is not None
         if self.pending["previous"] != self.pending["release"]:
             self.previous = self.pending["previous"]
+            before, now = self.previous, str(self.pending["release"])
+            self.went_back = {"from": before, "to": now} if back and before is not None else None
+        elif not back:  # a way back that was asked for twice stays one
+            self.went_back = None
         self._ran(record, lower=downgrade)
         self.tell(self.pending["release"], "committed", "")
         self.pending = None
@@ -76,7 +84,7 @@ class State:
         self.show(str(self.pending["release"]))  # the power may have gone between the note and the link
         self._ran(record, lower=False)
         self.tell(str(self.pending["release"]), "kept", reason)
-        self.previous, self.pending = None, None
+        self.previous, self.went_back, self.pending = None, None, None
         self.save()
 
     def _ran(self, record: dict[str, Any], *, lower: bool) -> None:

@@ -132,7 +132,8 @@ def _commit(job: Work) -> str:
     if state.pending is not None and state.pending.get("release") == job.release:
         record: Any = read_json(job.folder / "release.json") or {}
         write_json(job.folder / "release.json", {**record, "confirmed": True})
-        state.confirm(record, downgrade=bool(job.job.get("allow_downgrade")))
+        downgrade = bool(job.job.get("allow_downgrade"))
+        state.confirm(record, downgrade=downgrade, back=job.job.get("kind") == "rollback")
     return job.release
 
 

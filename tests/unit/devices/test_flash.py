@@ -10,7 +10,6 @@ from narrowcast.devices.flash import Connection, FlashOptions, Observer, edge
 from narrowcast.devices.flash.agent.services import Supervised, Systemd, services_for
 from narrowcast.devices.flash.answers import Facts, printable
 from narrowcast.devices.flash.answers import checked as checked_answer
-from narrowcast.devices.flash.api import _gate_of
 from narrowcast.devices.flash.board import layout_of, look, services_of
 from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import (
@@ -28,6 +27,7 @@ from narrowcast.devices.flash.errors import (
     WheelhouseError,
     from_board,
 )
+from narrowcast.devices.flash.going_back import gate_of
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras_for, from_folder
@@ -174,7 +174,7 @@ def test_a_precision_stays_until_another_one_is_said():
     ],
 )
 def test_the_way_back_has_the_gate_of_the_release_unless_another_is_named(options, before, wanted):
-    found = _gate_of(options, {"id": "m-1", "gate": before})
+    found = gate_of(options, {"id": "m-1", "gate": before})
     assert (found["kind"], found["frames"], found["seconds"]) == wanted
 
 

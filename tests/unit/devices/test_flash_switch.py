@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from support.systemctl import Systemctl
 
-from narrowcast.devices.flash.agent import boot, prepare, worker
+from narrowcast.devices.flash.agent import boot, prepare, report, worker
 from narrowcast.devices.flash.agent import state as state_module
 from narrowcast.devices.flash.agent import work as work_module
 from narrowcast.devices.flash.agent.errors import AgentError
-from narrowcast.devices.flash.agent.files import write_json
+from narrowcast.devices.flash.agent.files import point, write_json
 from narrowcast.devices.flash.agent.journal import Journal
 from narrowcast.devices.flash.agent.layout import BOOT_UNIT, UNIT, UNIT_FILE
 from narrowcast.devices.flash.agent.services import Systemd
@@ -170,6 +170,28 @@ def test_a_roll_back_by_command_takes_the_older_releases_unit(board):
     assert (board.layout.running(), "user-1" in board.unit()) == (old.release, True)
     worker._commit(back)
     assert State(board.layout).highest == {"m": 2}, "going back makes no way for what is older than the board ran"
+
+
+def test_a_board_knows_that_it_went_back_until_something_is_flashed(board):
+    def left():
+        return report.status(board.layout, board.services)["went_back"]
+
+    old, new = board.runs(1), board.runs(2)
+    assert left() is None
+    back = Work(board.layout, {**old.job, "id": "rollback-m-1-a", "kind": "rollback"}, old.journal, board.services)
+    for _ in range(2):  # the second one finds that it runs already
+        worker._switch(back)
+        worker._commit(back)
+        assert left() == new.release
+    failed = board.work(3)
+    worker._switch(failed)
+    worker._failed(failed, AgentError("RolledBackError", "no answers"))
+    assert left() == new.release, "what was taken back changes nothing"
+    point(board.layout.current, board.layout.point_to(new.release))
+    assert left() is None, "somebody put it there by hand"
+    point(board.layout.current, board.layout.point_to(old.release))
+    board.runs(4)
+    assert left() is None
 
 
 def test_what_counts_as_a_downgrade_is_lowered_by_who_allows_one_alone(board):
