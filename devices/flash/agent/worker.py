@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +147,26 @@ def _failed(job: Work, error: AgentError) -> None:
         back = job.journal.has("rollback", "begin")
         if job.journal.has("switch") and (back or job.layout.running() != job.release):  # a way back that was cut short
             _settle(job)
+            _sweep(job)
             job.journal.write(END, "rolled-back", error.message, release=job.layout.running(), **more)
         elif job.journal.has("switch"):  # it was confirmed before: what failed is the tidying up
             job.journal.write(END, "committed", error.message, release=job.release, previous=state.previous)
         else:
+            _sweep(job)
             job.journal.write(END, "failed", error.message, release=job.layout.running(), **more)
         return
     job.journal.write("rollback", "begin", error.message, **more)
     before = state.go_back(error.message, job.services.adopt)
     _settle(job)
     job.journal.write("rollback", "done", before or "nothing ran before: the daemon is stopped")
+    _sweep(job)
     job.journal.write(END, "rolled-back", error.message, release=before, **more)
+
+
+def _sweep(job: Work) -> None:
+    """Before the line that ends the job: behind it another flash may have begun to send files."""
+    with suppress(Exception):  # whatever lies there, a job ends
+        tidy.sweep(job)
 
 
 def _settle(job: Work) -> None:
