@@ -113,7 +113,7 @@ def flash_boards(
     counts = ", ".join(f"{count} {word}" for word, count in report_of_all.counts.items())
     if report_of_all.outcome != "done":
         reason = f" ({report_of_all.reason})" if report_of_all.reason else ""
-        raise FleetFailedError(f"{counts} of {len(boards)} boards{reason}", report_of_all.exit_code)
+        raise FleetFailedError(f"{counts} of {len(boards)} boards{reason}", report_of_all.exit_code, report_of_all)
     kept = set(report_of_all.counts) <= {"verified", "unchanged"}
     state = "planned" if options.dry_run else "kept" if kept else "done"
     return state, f"{counts} of {len(boards)} boards", report_of_all.as_dict()

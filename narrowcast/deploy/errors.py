@@ -14,7 +14,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from narrowcast.transport.errors import NarrowcastError
+
+if TYPE_CHECKING:
+    from narrowcast.devices.fleet.results import FleetReport
 
 
 class DeployError(NarrowcastError):
@@ -56,8 +61,10 @@ class FleetFailedError(DeployError):
 
     Attributes:
         exit_code: that of the boards, where they agree.
+        report: what became of each.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, report: FleetReport) -> None:
         super().__init__(message)
+        self.report = report
         self.exit_code = exit_code  # type: ignore[misc]

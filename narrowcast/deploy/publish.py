@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from narrowcast.deploy.errors import PublishError
 from narrowcast.devices.flash import Connection, Observer
 from narrowcast.devices.flash.agent.files import sha256_of
 from narrowcast.devices.flash.destination import Destination
-from narrowcast.devices.flash.ssh import Ssh
+from narrowcast.devices.flash.ssh import FAILED, Ssh
 from narrowcast.transport.files import at_home, replacing
 
 # The file arrives under a name that the server does not read, and takes its own once its hash is right and it is on disk.
@@ -28,6 +29,8 @@ sync {partial}
 mv -f {partial} {name}
 """
 _LOOK = "cd {folder} && if [ -e {name} ]; then sha256sum {name}; else echo absent; fi"
+
+_HOME = re.compile(r"~[A-Za-z0-9._-]*(?:/|$)")
 
 
 class Place(Protocol):
@@ -72,21 +75,30 @@ class RemotePlace:
 
     def digest(self, name: str) -> str | None:
         """See :class:`Place`."""
-        said = self._ssh.call(_LOOK.format(folder=shlex.quote(self._folder), name=shlex.quote(name))).decode().split()
+        said = self._ssh.call(_LOOK.format(folder=_in_shell(self._folder), name=shlex.quote(name))).decode().split()
         return None if said[:1] == ["absent"] else said[0]
 
     def put(self, source: Path, name: str) -> None:
         """See :class:`Place`."""
         digest = sha256_of(source)
         partial = shlex.quote(f".{name}.{digest[:12]}.partial")
-        words = {"folder": shlex.quote(self._folder), "name": shlex.quote(name), "partial": partial, "digest": digest}
+        words = {"folder": _in_shell(self._folder), "name": shlex.quote(name), "partial": partial, "digest": digest}
         with source.open("rb") as file:
             done = subprocess.run(  # noqa: S603  (ssh, to a destination that is no option)
                 self._ssh.command(_PUT.format(**words)), stdin=file, capture_output=True, text=True, check=False
             )
+        if done.returncode == FAILED:
+            raise self._ssh.explain(done.stderr)
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise PublishError(f"{name} did not get into {self._ssh.destination.text}:{self._folder}: {said[-1][:300]}")
+
+
+def _in_shell(folder: str) -> str:
+    """A folder as a word of the server's shell, which finds homes (``~``, ``~ops``) where nothing quotes them."""
+    home = _HOME.match(folder)
+    start, rest = (home[0], folder[home.end() :]) if home else ("", folder)
+    return start + (shlex.quote(rest) if rest else "")
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from narrowcast.compiler.compile import compile as compile_recipe
 from narrowcast.compiler.deployment import DeploySettings
 from narrowcast.compiler.recipe import Recipe, load_deployment, load_recipe
 from narrowcast.deploy.boards import chosen_boards, flash_boards, measured_board
-from narrowcast.deploy.errors import PublishError, StageError, StageIoError
+from narrowcast.deploy.errors import FleetFailedError, PublishError, StageError, StageIoError
 from narrowcast.deploy.kept import Kept, inputs_digest, read_kept, write_kept
 from narrowcast.deploy.measure import make_report, profile_on_board
 from narrowcast.deploy.publish import open_place, publish
 from narrowcast.deploy.stages import STAGES, Deployment, Observer, StageResult, StageState
 from narrowcast.devices.flash import FlashOptions
 from narrowcast.devices.flash.agent.files import sha256_of
+from narrowcast.devices.flash.errors import RolledBackError
 from narrowcast.devices.fleet.inventory import Board
 from narrowcast.transport.bundle import Bundle, SecretKey
 from narrowcast.transport.errors import NarrowcastError
@@ -268,4 +269,6 @@ class Deploying:
 
 
 def _failed(stage: str, error: NarrowcastError) -> tuple[StageResult, NarrowcastError]:
-    return StageResult(name=stage, state="failed", detail=str(error)), error
+    report = error.report if isinstance(error, FleetFailedError | RolledBackError) else None
+    data = report.as_dict() if report is not None else {}
+    return StageResult(name=stage, state="failed", detail=str(error), data=data), error

@@ -30,7 +30,7 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
         state: what came of it.
         detail: one line.
         seconds: how long it took; None where it did not run or did not end.
-        data: what it gave, for JSON.
+        data: what it gave, for JSON; of a stage that failed what is known, such as each board's result.
     """
 
     name: str

@@ -15,9 +15,10 @@ from narrowcast.deploy import DeployOptions
 from narrowcast.deploy import Observer as DeployObserver
 from narrowcast.deploy.boards import flash_boards
 from narrowcast.deploy.errors import FleetFailedError, PublishError
-from narrowcast.deploy.publish import open_place, publish
+from narrowcast.deploy.publish import _in_shell, open_place, publish
 from narrowcast.devices.flash import Observer
 from narrowcast.devices.flash.board import layout_of
+from narrowcast.devices.flash.errors import BoardUnreachableError
 from narrowcast.devices.targets import DeployPaths
 
 NETWORKS = Path(__file__).resolve().parents[1] / "support" / "networks.py"
@@ -161,6 +162,7 @@ def test_a_fleet_that_fails_is_told_by_its_boards_exit_code(tmp_path):
     with pytest.raises(FleetFailedError, match="2 failed of 2 boards") as caught:
         flash_boards(bundle, boards, settings, DeployOptions(key=bundles.KEY), tmp_path, DeployObserver())
     assert caught.value.exit_code == 4
+    assert [(board.name, board.state) for board in caught.value.report.boards] == [("a", "failed"), ("b", "failed")]
 
 
 @pytest.mark.parametrize("text", ["models", "board:{folder}/models"])
@@ -179,6 +181,23 @@ def test_a_bundle_is_published_whole_here_and_elsewhere(text, tmp_path):
             assert publish(place, other, "a-1.ncb", replace=True)
         assert (folder / "a-1.ncb").read_bytes() == other.read_bytes()
         assert [path.name for path in folder.iterdir()] == ["a-1.ncb"], "nothing half written is left"
+
+
+def test_a_folder_of_a_home_is_found_and_a_link_that_breaks_is_no_refusal(tmp_path):
+    with sshd.running(tmp_path) as server:  # whose HOME is tmp_path
+        server.write_config()
+        (tmp_path / "my models").mkdir()
+        bundle = bundles.make().write(tmp_path / "a.ncb")
+        with open_place("board:~/my models", tmp_path, server.connection(), Observer()) as place:
+            assert publish(place, bundle, "a-1.ncb")
+            assert (tmp_path / "my models" / "a-1.ncb").read_bytes() == bundle.read_bytes()
+            server.stop()
+            with pytest.raises(BoardUnreachableError) as caught:
+                place.put(bundle, "a-2.ncb")
+        assert caught.value.exit_code == 4
+    assert [_in_shell(text) for text in ("~", "~ops/a b", "/x y", "a~/b", "~a b/c")] == [
+        "~", "~ops/'a b'", "'/x y'", "'a~/b'", "'~a b/c'",
+    ]  # fmt: skip
 
 
 def test_a_place_that_is_none_is_said(tmp_path):

@@ -12,7 +12,10 @@ from narrowcast.cli import main
 from narrowcast.compiler.errors import DataError
 from narrowcast.deploy import DeployOptions, deploy
 from narrowcast.deploy import run as run_module
-from narrowcast.deploy.errors import StageError
+from narrowcast.deploy.errors import FleetFailedError, StageError
+from narrowcast.devices.flash.errors import RolledBackError
+from narrowcast.devices.flash.report import FlashReport
+from narrowcast.devices.fleet.results import BoardResult, FleetReport
 
 RECIPE = """
 {first}
@@ -98,6 +101,26 @@ def test_a_stage_that_fails_beside_a_damaged_bundle_is_heard(bench, monkeypatch)
     bench.bundle.write_bytes(b"half a bundle")
     found = bench.deploy()
     assert (states(found), found.error, found.model) == ({"compile": "failed"}, "no images under photos", None)
+
+
+def test_a_fleet_that_fails_is_told_board_by_board(bench, monkeypatch):
+    boards = [
+        BoardResult(name="a", destination="a", state="done"),
+        BoardResult(name="b", destination="b", state="failed"),
+    ]
+    told = {
+        "fleet": FleetFailedError("1 failed of 2 boards", 4, FleetReport(outcome="failed", boards=boards)),
+        "board": RolledBackError("a went back", FlashReport(destination="a", outcome="rolled-back", release="shop-1")),
+    }
+    for error in told.values():
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(run_module, "flash_boards", fail)
+        found = bench.deploy("compile", "publish")
+        assert (states(found)["flash"], found.exit_code) == ("failed", error.exit_code)
+        assert found.as_dict()["stages"][2]["data"] == error.report.as_dict()
 
 
 def test_a_full_disk_is_a_stages_failure(bench, monkeypatch):
