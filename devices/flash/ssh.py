@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from narrowcast.devices.flash.destination import Destination
@@ -16,6 +19,8 @@ from narrowcast.devices.flash.options import Connection
 
 FAILED = 255  # ssh's own exit code, where it is not the command's
 COMMAND_SECONDS = 120.0
+# So long a shared connection outlives its last command: it is closed at the end, but for who is killed before.
+PERSIST_SECONDS = 60
 _KEY = re.compile(r"^\d+ (?P<fingerprint>SHA256:\S+) .*\((?P<kind>[A-Z0-9-]+)\)$", re.MULTILINE)
 
 Accept = Callable[[str, str, str], bool]
@@ -27,19 +32,25 @@ class Ssh:
     Args:
         destination: the board.
         settings: how to get there.
+
+    Attributes:
+        control: the socket of the shared connection, while there is one.
     """
 
     def __init__(self, destination: Destination, settings: Connection) -> None:
         self.destination = destination
         self.settings = settings
-        self._folder = tempfile.mkdtemp(prefix="nc-", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
+        self._folder, self._passing = _private_folder()
+        self.control = self._folder / secrets.token_hex(8)  # a short name: a socket's has about 100 characters
 
     def __enter__(self) -> Ssh:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._run([*self._base(), "-O", "exit", *self.destination.words], seconds=10.0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.control.unlink(missing_ok=True)
+        if self._passing:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def open(self) -> None:
         """Makes the connection that the commands share: one login, and one question where ssh has to ask.
@@ -47,7 +58,7 @@ class Ssh:
         Raises:
             FlashError: see :meth:`call`.
         """
-        words = [*self._base(), "-M", "-N", "-f", *self.destination.words]
+        words = [*self._base(), "-M", "-N", "-f", f"-oControlPersist={PERSIST_SECONDS}", *self.destination.words]
         with tempfile.TemporaryFile() as errors:  # not a pipe: the process that stays would hold it open
             try:
                 done = subprocess.run(  # noqa: S603
@@ -151,7 +162,7 @@ class Ssh:
             "ServerAliveInterval=5",
             "ServerAliveCountMax=3",
             "ControlMaster=no",
-            f"ControlPath={self._folder}/%C",
+            f"ControlPath={self.control}",
             "RequestTTY=no",
             "RemoteCommand=none",
             "LogLevel=ERROR",
@@ -206,6 +217,21 @@ class Ssh:
 
     def _silent(self, seconds: float) -> BoardUnreachableError:
         return BoardUnreachableError(f"{self.destination.text} did not answer within {seconds:.0f} s")
+
+
+def _private_folder() -> tuple[Path, bool]:
+    """A folder that nobody else gets into, for sockets; and whether it is this run's alone, since somebody made ours theirs.
+
+    One for all runs: of those that are killed nothing stays behind.
+    """
+    place = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # noqa: S108
+    folder = place / f"nc-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    seen = folder.lstat()
+    if stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid() and not seen.st_mode & 0o077:
+        return folder, False
+    return Path(tempfile.mkdtemp(prefix="nc-", dir=place)), True
 
 
 def _last(said: str) -> str:

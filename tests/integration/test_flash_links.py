@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from support import bundles, sshd, standin
@@ -18,10 +19,12 @@ from support.fleet import Fleet
 from support.waiting import until
 
 from narrowcast.cli import main
+from narrowcast.devices.flash import Connection, rollback, status, trust
 from narrowcast.devices.flash import flashing as flashing_module
-from narrowcast.devices.flash import rollback, status, trust
 from narrowcast.devices.flash import session as session_module
+from narrowcast.devices.flash import ssh as ssh_module
 from narrowcast.devices.flash.agent.state import State
+from narrowcast.devices.flash.destination import Destination
 from narrowcast.devices.flash.errors import (
     BoardUnreachableError,
     BoardVerifyError,
@@ -33,6 +36,7 @@ from narrowcast.devices.flash.errors import (
     PreflightError,
     RolledBackError,
 )
+from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.transport.errors import UnsignedBundleError
 
 
@@ -88,6 +92,32 @@ def test_who_is_not_let_in_or_finds_nobody_is_told(board, ssh):
     with pytest.raises(BoardUnreachableError, match="Connection refused") as caught:
         board.flash(1)
     assert caught.value.exit_code == 4
+
+
+def test_a_connection_whose_owner_was_killed_does_not_stay(board, monkeypatch):
+    monkeypatch.setattr(ssh_module, "PERSIST_SECONDS", 1)
+    killed = Ssh(Destination.parse("board"), board.options.connection)
+    killed.check_host(Watching().accept_host)
+    killed.open()
+    assert killed.control.is_socket()
+    until(lambda: not killed.control.exists(), "ssh has closed it by itself")
+    assert killed.control.parent.name == f"nc-{os.getuid()}", "no folder of its own stays behind"
+    monkeypatch.setattr(ssh_module, "PERSIST_SECONDS", 60)
+    with Ssh(Destination.parse("board"), board.options.connection) as asked:
+        asked.open()
+        assert asked.call("echo here") == b"here\n"
+    assert not asked.control.exists()
+
+
+def test_sockets_lie_in_no_folder_of_somebody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssh_module, "Path", lambda text: tmp_path if text == "/tmp" else Path(text))
+    shared, passing = ssh_module._private_folder()
+    assert (shared, passing) == (tmp_path / f"nc-{os.getuid()}", False)
+    assert shared.stat().st_mode & 0o777 == 0o700
+    shared.chmod(0o777)
+    with Ssh(Destination.parse("board"), Connection(ssh="true")) as ours:
+        assert ours.control.parent not in (shared, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [shared.name]
 
 
 def test_of_two_at_once_the_second_is_told_of_the_first(board):
