@@ -221,8 +221,8 @@ class Recipe(Settings, frozen=True):
         size_bytes = len(msgspec.json.format(msgspec.json.encode(told), indent=2))
         if size_bytes > MAX_RECIPE_BYTES:
             raise ValueError(
-                f"a bundle's manifest has {MAX_RECIPE_BYTES} bytes for a recipe and its tasks, which take {size_bytes} here: "
-                "shorten the names under 'classes', or leave out a classifier's"
+                f"a bundle's manifest has {MAX_RECIPE_BYTES} bytes for a recipe and its tasks, which take {size_bytes} "
+                "here: shorten the names under 'classes', or leave out a classifier's"
             )
 
 

@@ -330,11 +330,9 @@ class Link:
             running.exception()  # however it ended
 
     def _note(self, endpoint: Endpoint, error: BaseException, *, opened: bool = False, known: bool = False) -> None:
-        """What went wrong with a stream.
+        """What went wrong with a stream; one that was ``opened`` has no trouble with TLS, whatever a broken link looks like.
 
-        Args:
-            opened: it was open: that is no trouble with TLS, whatever a broken link looks like.
-            known: the server took this caller before.
+        ``known``: the server took this caller before.
         """
         status: str | None = None
         if isinstance(error, grpc.aio.AioRpcError):

@@ -53,8 +53,9 @@ def edge_config(options: FlashOptions, layout: Layout, there: str | None, *, tls
     if tls:
         settings["tls"] = {**_table(settings, "tls"), "dir": f"{layout.config}/tls"}
     if options.precision is not None:
-        runtime = {key: value for key, value in _table(settings, "runtime").items() if key != "precision"}
-        settings["runtime"] = runtime if options.precision == "auto" else {**runtime, "precision": options.precision}
+        settings["runtime"] = {**_table(settings, "runtime"), "precision": options.precision}
+        if options.precision == "auto":
+            del settings["runtime"]["precision"]
         if not settings["runtime"]:
             del settings["runtime"]
     return HEADER + to_toml(settings)

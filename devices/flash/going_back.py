@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, get_args
 
 import msgspec
@@ -34,6 +35,7 @@ class GoingBack:
         self._once = once
         self._heard: list[Entry] = []
         self._there = self._started = False
+        self._run = secrets.token_hex(8)  # by which the board knows our connections for those of one rollback
         # Chosen once: over a later connection the board may have gone back already, and would be taken forward again.
         self._job: dict[str, Any] = {}
         self._planned = FlashReport(destination=destination, outcome="planned")
@@ -54,8 +56,8 @@ class GoingBack:
                 if report is not None:
                     return report
             if not self._started:
-                session.call("lock", by=flashed_by(), job=self._job["id"])
-                session.call("start", job=self._job)
+                if not session.call("lock", by=flashed_by(), job=self._job["id"], run=self._run):
+                    session.call("start", job=self._job)
                 self._started = True
             ended, steps = follow(session, str(self._job["id"]), self.observer, self._heard)
             done = {"outcome": "committed", "previous": ended.get("previous"), "steps": steps, "notes": self.notes}

@@ -100,7 +100,11 @@ async def _serve(args: argparse.Namespace) -> int:
     end_in_any_case(args.drain_timeout, lambda: tell("drain_timeout", logging.WARNING, seconds=args.drain_timeout))
     await server.stop(args.drain_timeout * 0.9)  # the rest is for what comes after
     left = max(0.5, began + args.drain_timeout * 0.98 - time.monotonic())
-    await asyncio.gather(frames.stop(left), watching.stop())  # side by side: a collector that hangs costs no baselines
+    # Side by side, whatever becomes of the other: a collector that hangs or fails costs no baselines.
+    ended = await asyncio.gather(frames.stop(left), watching.stop(), return_exceptions=True)
+    for error in ended:
+        if error is not None:
+            raise error
     tell("ended", seconds=round(time.monotonic() - began, 3))
     return 0
 

@@ -235,6 +235,7 @@ def test_what_comes_back_is_what_a_server_sends():
         scores, boxes = segmenter(images), detector(images)
     task = named_task(segmenter, SegmentTask(classes=["a", "b"]), (32, 32), "[task]")
     assert sent_bytes(None, scores, (32, 32)) == 2 * 16 * 16 * 4
+    assert sent_bytes(None, tuple(one.bfloat16() for one in scores), (32, 32)) == 2 * 16 * 16 * 2
     assert 0 < sent_bytes(task, scores, (32, 32)) <= 16 * 16
     assert Answers(flat(scores), task, output_names(scores)).kind == "cells"
     found = named_task(detector, DetectTask(classes=["a", "b", "c"], strides=[4, 8]), (32, 32), "[task]")

@@ -51,7 +51,9 @@ def test_more_names_than_a_manifest_has_room_for_are_refused_before_anything_is_
     imagenet_21k = [f"{number:022}" for number in range(21_841)]
     assert recipe(task={"kind": "classify", "classes": imagenet_21k}).task.classes == imagenet_21k
     long = [f"{number:080}" for number in range(65_536)]
-    wanted = r"^recipe\.toml: a bundle's manifest has 7340032 bytes .* take 1\d{7} here: shorten the names under 'classes'"
+    wanted = (
+        r"^recipe\.toml: a bundle's manifest has 7340032 bytes .* take 1\d{7} here: shorten the names under 'classes'"
+    )
     with pytest.raises(ConfigError, match=wanted):
         recipe(task={"kind": "classify", "classes": long})
     tail = {"model": "timm:resnet18", "task": {"kind": "classify", "classes": long[:25_000]}}

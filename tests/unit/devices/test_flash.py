@@ -93,6 +93,10 @@ def test_a_folder_is_watched_and_a_prefix_is_a_folder_of_the_board():
     text = edge.edge_config(FlashOptions(to="a:1", source="/srv/inbox/"), LAYOUT, None, tls=False, signed=True)
     assert parse_toml(text, "x")["sources"] == [{"name": "camera", "watch": True, "uri": "/srv/inbox/"}]
     assert edge.edge_config(FlashOptions(), LAYOUT, text, tls=False, signed=True) == text
+    assert edge.edge_config(FlashOptions(source="/srv/inbox/"), LAYOUT, text, tls=False, signed=True) == text
+    runs = FlashOptions(settings={"runtime": {"precision": "int8", "threads": 2}})
+    text = edge.edge_config(runs, LAYOUT, text, tls=False, signed=True)
+    assert edge.edge_config(FlashOptions(precision="int8"), LAYOUT, text, tls=False, signed=True) == text
     assert layout_of("/home/me/x/", DeployPaths()).config == "/home/me/x/etc"
     for prefix in ("~/x", "x", "/"):
         with pytest.raises(ConfigError, match="from its root"):

@@ -277,7 +277,9 @@ def test_a_manifest_over_its_limit(file):
 
 def test_a_manifest_over_its_limit_is_not_written(tmp_path):
     made = make(figures={"much": "x" * MAX_MANIFEST_BYTES})
-    with pytest.raises(OversizedPartError, match=r"^tiny: its manifest\.json would have 8\d+ bytes; the limit is 8388608"):
+    with pytest.raises(
+        OversizedPartError, match=r"^tiny: its manifest\.json would have 8\d+ bytes; the limit is 8388608"
+    ):
         made.write(tmp_path / "model.ncb")
     assert not list(tmp_path.iterdir())
 
