@@ -26,12 +26,11 @@ ROWS: dict[str, Changes] = {
     "another order": {},
     "no deep features": {"bottleneck": {"deep_weight": 0.0}},
     "no output distillation": {"bottleneck": {"output_weight": 0.0}},
-    "outputs weigh four times": {"bottleneck": {"output_weight": 4.0}},
-    "outputs weigh a quarter": {"bottleneck": {"output_weight": 0.25}},
-    "outputs weigh a quarter, rates chosen for that": {
-        "bottleneck": {"output_weight": 0.25, "rate_weights": [0.4, 8.0]}
-    },
-    "outputs weigh a sixteenth": {"bottleneck": {"output_weight": 0.0625}},
+    "outputs weigh 4": {"bottleneck": {"output_weight": 4.0}},
+    "outputs weigh 0.25": {"bottleneck": {"output_weight": 0.25}},
+    "outputs weigh 0.25, rates chosen for that": {"bottleneck": {"output_weight": 0.25, "rate_weights": [0.4, 8.0]}},
+    "outputs weigh 0.0625": {"bottleneck": {"output_weight": 0.0625}},
+    "outputs weigh 1, the preset's rates": {"bottleneck": {"output_weight": 1.0, "rate_weights": [0.5, 16.0]}},
     "no first stage": {"bottleneck": {"first_stage": 0.0}},
     "random start": {"bottleneck": {"linear_start": False}},
     "bf16": {"train": {"precision": "bf16"}},
