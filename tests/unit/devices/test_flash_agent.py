@@ -13,7 +13,6 @@ import zipfile
 
 import pytest
 from support import bundles
-from support.local_board import LocalBoard
 from support.waiting import until
 
 from narrowcast.devices.flash.agent import boot, jobs, locks, report, store, trust
@@ -311,15 +310,6 @@ def test_no_word_of_a_path_is_a_variable_of_systemds(tmp_path, monkeypatch):
     told = words[words.index(sys.executable) :]
     assert told[2] == f"{tmp_path}/a $$HOME $${{USER}}%n/flash/agent.pyz"
     assert [word for word in told if "$" in word.replace("$$", "")] == []
-
-
-@pytest.fixture
-def board(tmp_path):
-    made = LocalBoard(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_what_a_board_refuses_before_the_switch_leaves_what_runs_alone(board):

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-from support.local_board import LocalBoard
-
 from narrowcast.devices.flash.agent import store
 from narrowcast.devices.flash.agent.files import write_json
 from narrowcast.devices.flash.agent.state import State
-
-
-@pytest.fixture
-def board(tmp_path):
-    made = LocalBoard(tmp_path)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def names(folder):
