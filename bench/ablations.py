@@ -40,6 +40,11 @@ ROWS: dict[str, Changes] = {
     "features at the cut alone": {"bottleneck": {"deep_weight": 0.0, "output_weight": 0.0}},
     "batches of 16": {"train": {"batch": 16}},
     "learning rate 2e-3": {"train": {"learning_rate": 2e-3}},
+    "learning rate 4e-3": {"train": {"learning_rate": 4e-3}},
+    "batches of 16 at 2e-3": {"train": {"batch": 16, "learning_rate": 2e-3}},
+    "its own trunk": {"bottleneck": {"trunk": "new"}},
+    "its own trunk, small crops first": {"bottleneck": {"trunk": "new", "first_crop": 0.5}},
+    "channels found, from 128": {"bottleneck": {"channels": 128, "prune": True}},
     "flips": {"train": {"flips": True}},
     "features not cached": {"train": {"cache_gigabytes": 0.0}},
 }

@@ -34,6 +34,16 @@ else:  # properties hold on machines that stand still for a second, too
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Tables that tests have made (``record_property("table", ...)``), whether they passed or not."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in report.user_properties:
+                if name == "table":
+                    terminalreporter.section(report.nodeid)
+                    terminalreporter.write_line(text)
+
+
 @pytest.fixture(autouse=True)
 def keys_folder(tmp_path, monkeypatch):
     """Every test has its own keys and caches; none touches the user's."""

@@ -42,8 +42,8 @@ CLASSIFIERS = {
         pytest.param([], FAMILIES, id="all that are quick", marks=pytest.mark.slow),
     ],
 )
-def test_timm_families_are_cut_and_put_together_again(timm, tmp_path, choice, families):
-    """Head and tail against the whole network, bit for bit. Prints the table, and why a network failed."""
+def test_timm_families_are_cut_and_put_together_again(timm, tmp_path, choice, families, record_property):
+    """Head and tail against the whole network, bit for bit. The run's summary has the table, and why a network failed."""
     faulthandler.cancel_dump_traceback_later()  # minutes of work on a busy machine; the bound is the one below
     rows_file = tmp_path / "rows.json"
     walk = [sys.executable, str(ROOT / "bench" / "networks.py"), "--quick", "--json", str(rows_file)]
@@ -51,7 +51,7 @@ def test_timm_families_are_cut_and_put_together_again(timm, tmp_path, choice, fa
     done = subprocess.run(
         [*walk, *choice], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False
     )
-    print(done.stdout)
+    record_property("table", done.stdout)
     assert rows_file.is_file(), done.stderr
     rows = json.loads(rows_file.read_text())
     accepted = [row for row in rows if row["verdict"] != "refused"]
