@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import limits
 import msgspec
 import numpy as np
 import onnx
@@ -120,6 +121,25 @@ def test_compiling_again_gives_the_same_bundle_without_training(compiled, recipe
     again = compile_recipe(recipe_for(), tmp_path / "again.ncb", key=bundles.KEY, work=folder / "work")
     assert again.manifest.fingerprint == result.manifest.fingerprint
     assert {p.name: p.sha256 for p in again.manifest.parts} == {p.name: p.sha256 for p in result.manifest.parts}
+
+
+def test_what_limits_a_run_is_looked_at_without_training(compiled, recipe_for, tmp_path):
+    result, folder = compiled
+    job = limits.finished(recipe_for(), folder / "work")
+    looked = limits.look(job, job.held, "held out")
+    assert looked.agreed.shape == looked.errors.shape == (2, 3, 10)
+    rounded = [row["rounded"]["agreement"] for row in looked.figures()["levels"]]
+    assert rounded == [level["agreement"] for level in result.manifest.figures["levels"]], "the bundle's own images"
+    with torch.no_grad():
+        images = job.problem.normalize(torch.from_numpy(job.frames(job.held)))
+        wanted, level = job.problem.before(images), torch.zeros(10, dtype=torch.int64)
+        error = (job.bottleneck.decode(job.bottleneck.encode(images, level), level) - wanted).square().mean()
+    assert np.isclose(looked.errors[0, 0].mean(), (error / wanted.var(correction=0)).item(), rtol=1e-4)
+    assert (looked.errors[1].mean(1) < looked.errors[0].mean(1)).all(), "rounding costs something at every level"
+    with pytest.raises(SystemExit, match="is not there, only runs of 'test' with other settings: train it first"):
+        limits.finished(recipe_for(train={"images": 480}), folder / "work")
+    with pytest.raises(SystemExit, match="has no run of 'test': train it first"):
+        limits.finished(recipe_for(), tmp_path)
 
 
 def test_plain_needs_no_training(recipe_for, photo_folder, tmp_path):
