@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ from narrowcast.compiler.free_sizes import extreme_frames
 from narrowcast.compiler.further import add_further, tail_figures
 from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_check, too_lossy, try_heads
 from narrowcast.compiler.job import Job, remember
+from narrowcast.compiler.kept import videos_of
 from narrowcast.compiler.modules import Head, Tail, Whole
 from narrowcast.compiler.operators import check_operators
+from narrowcast.compiler.progress import list_skipped
 from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
 from narrowcast.compiler.video.clips import recorded
@@ -253,7 +256,11 @@ class Assembly:
             return job.teacher_outputs(frames, self.names)
 
         def videos(count: int) -> npt.NDArray[np.uint8]:
-            return recorded(Path(recipe.folder) / str(recipe.data.video), recipe.input, count, recipe.train.seed)
+            found = recorded(Path(recipe.folder) / str(recipe.data.video), recipe.input, count, recipe.train.seed)
+            digest = hashlib.sha256("\n".join(videos_of(recipe)).encode()).hexdigest()
+            headline = f"[data] video: {len(found.skipped)} images or videos cannot be read, or not to the end"
+            list_skipped(self.progress, headline, found.skipped, job.cache / f"skipped-videos-{digest[:16]}.txt")
+            return found.clips
 
         rows = np.random.default_rng(recipe.train.seed).permutation(job.data.indices)[: recipe.coding.images]
         photos, held = job.frames(np.sort(rows)), self._figure_frames()

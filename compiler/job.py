@@ -44,7 +44,7 @@ from narrowcast.compiler.modules import Head
 from narrowcast.compiler.nesting import flat
 from narrowcast.compiler.planner.choice import AUTO, choose_cut, with_cut
 from narrowcast.compiler.planner.trunk import resolve_trunk
-from narrowcast.compiler.progress import SILENT, Progress, note_skipped
+from narrowcast.compiler.progress import SILENT, Progress, list_skipped
 from narrowcast.compiler.recipe import Recipe
 from narrowcast.compiler.scalars import NoScalars, TensorBoard, writer_class
 from narrowcast.compiler.streaming import StreamedImages
@@ -162,14 +162,10 @@ class Job:
         chosen = choose(sources, recipe.data.limit, recipe.train.seed)
         limit = recipe.train.cache_gigabytes * 1e9
         prepared = prepare_images(chosen, recipe.input, self.cache, progress, limit)
-        skipped = [*problems, *prepared.skipped]
-        if skipped:
-            path = self.cache / f"skipped-{prepared.digest}.txt"
-            with replacing(path) as out:
-                out.write("".join(f"{line}\n" for line in skipped).encode())
-            headline = f"{len(prepared.skipped)} of {len(chosen)} images cannot be read"
-            headline += f", nor the whole of {len(problems)} shards" if problems else ""
-            note_skipped(progress, f"{headline}; all are listed in {path}", skipped)
+        headline = f"{len(prepared.skipped)} of {len(chosen)} images cannot be read"
+        headline += f", nor the whole of {len(problems)} shards" if problems else ""
+        path = self.cache / f"skipped-{prepared.digest}.txt"
+        list_skipped(progress, headline, [*problems, *prepared.skipped], path)
         if isinstance(prepared.images, StreamedImages):
             progress.note(
                 f"{len(prepared)} images take more than [train] cache_gigabytes = {recipe.train.cache_gigabytes:g}: "

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
+
+from narrowcast.transport.files import replacing
 
 SKIPPED_SHOWN = 3
 
@@ -46,3 +49,12 @@ def note_skipped(progress: Progress, headline: str, skipped: Sequence[str]) -> N
     progress.note(headline)
     for line in skipped[:SKIPPED_SHOWN]:
         progress.note(f"  {line}")
+
+
+def list_skipped(progress: Progress, headline: str, skipped: Sequence[str], path: Path) -> None:
+    """:func:`note_skipped`, with all of them listed in a file; does nothing where there are none."""
+    if not skipped:
+        return
+    with replacing(path) as out:
+        out.write("".join(f"{line}\n" for line in skipped).encode())
+    note_skipped(progress, f"{headline}; all are listed in {path}", skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,19 @@ from narrowcast.transport.frames import SUFFIXES
 Clips = npt.NDArray[np.uint8]
 
 CLIP_FRAMES = 6
+SKIPPED = "skipped: "  # what sources begin their lines with
+
+
+class Recorded(NamedTuple):
+    """What a folder of videos gave.
+
+    Attributes:
+        clips: uint8 ``[n, CLIP_FRAMES, H, W, 3]``.
+        skipped: images and videos that cannot be read, or not to the end, each once, with its reason.
+    """
+
+    clips: Clips
+    skipped: list[str]
 
 
 def filmed(photos: npt.NDArray[np.uint8], count: int, seed: int, scene: Scene | None = None) -> Clips:
@@ -30,8 +44,8 @@ def filmed(photos: npt.NDArray[np.uint8], count: int, seed: int, scene: Scene | 
     return np.stack(clips)
 
 
-def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Clips:
-    """At most ``count`` clips uint8 ``[n, CLIP_FRAMES, H, W, 3]`` out of the videos of a folder, as the contract wants them.
+def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Recorded:
+    """At most ``count`` clips out of the videos of a folder, as the contract wants them.
 
     Args:
         folder: of video files, and of folders whose images, by name, are a video's frames.
@@ -47,7 +61,7 @@ def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Cl
     seen, troubles = 0, list[str]()
     for video in _videos(folder):
         try:
-            for clip in _clips(video, contract):
+            for clip in _clips(video, contract, troubles):
                 seen += 1
                 if len(drawn) < count:
                     drawn.append(clip)
@@ -57,7 +71,7 @@ def recorded(folder: Path, contract: InputContract, count: int, seed: int) -> Cl
             troubles.append(str(error))
     if len(drawn) < 2:
         raise _too_few(len(drawn), folder, troubles)
-    return np.stack(drawn)
+    return Recorded(np.stack(drawn), [line.removeprefix(SKIPPED) for line in dict.fromkeys(troubles)])
 
 
 def check_recorded(folder: Path, contract: InputContract) -> None:
@@ -69,7 +83,7 @@ def check_recorded(folder: Path, contract: InputContract) -> None:
     found, troubles = 0, list[str]()
     for video in _videos(folder):
         try:
-            for _ in _clips(video, contract):
+            for _ in _clips(video, contract, troubles):
                 found += 1
                 if found == 2:
                     return
@@ -79,7 +93,7 @@ def check_recorded(folder: Path, contract: InputContract) -> None:
 
 
 def _too_few(found: int, folder: Path, troubles: Sequence[str]) -> DataError:
-    why = f"; {troubles[0]}" if troubles else ""
+    why = f"; {troubles[0].removeprefix(SKIPPED)}" if troubles else ""
     return DataError(f"[data] video: {found} clips of {CLIP_FRAMES} frames in {folder}; two at least{why}")
 
 
@@ -99,15 +113,20 @@ def _videos(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _clips(video: Path, contract: InputContract) -> Iterator[npt.NDArray[np.uint8]]:
-    """Frames that follow one another, each in one clip; ``[CLIP_FRAMES, *contract.size, 3]``."""
-    source = open_source(str(video))
+def _clips(video: Path, contract: InputContract, troubles: list[str]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Frames that follow one another, each in one clip; ``[CLIP_FRAMES, *contract.size, 3]``.
+
+    What cannot be read is told to ``troubles``. No clip reaches over it: video tables are fitted to what a frame has in
+    common with the one right before it.
+    """
+    source = open_source(str(video), on_trouble=troubles.append)
     try:
         clip: list[npt.NDArray[np.uint8]] = []
+        known = len(troubles)
         for captured in source.frames():
             image = contract.prepare(captured.image).image
-            if clip and image.shape != clip[0].shape:
-                clip = []
+            if len(troubles) > known or (clip and image.shape != clip[0].shape):
+                clip, known = [], len(troubles)
             clip.append(image)
             if len(clip) == CLIP_FRAMES:
                 yield contract.training_crop(np.stack(clip))

@@ -51,7 +51,7 @@ def open_source(
         watch: of a folder, also images that appear later.
         raw: what raw frames are like; they come from stdin, a socket, a file or a named pipe.
         size: of a camera's pictures, ``1280x720``.
-        on_trouble: told, in a line, of files that are left out.
+        on_trouble: told, in a line, of files that are left out, and of damage in a video file.
 
     Raises:
         FrameError: no such file or folder, or no images in it.
@@ -86,5 +86,5 @@ def _file(path: Path, on_trouble: Callable[[str], None] | None) -> Source:
     if path.is_dir() or path.suffix.lower() in SUFFIXES or not path.exists():
         return ImageFiles(path, on_trouble)
     if path.is_file():
-        return Video(str(path), live=False)
+        return Video(str(path), live=False, on_trouble=on_trouble)
     raise FrameError(f"{path} is neither a file nor a folder; raw frames from a pipe want --raw")

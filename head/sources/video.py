@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Video:
         live: whether frames come by themselves.
         options: FFmpeg's, such as ``{"video_size": "1280x720"}`` for a camera.
         form: FFmpeg's name of the container or device; None for what it finds.
+        name: for people; empty takes the address, without its password.
+        on_trouble: told where packets are damaged, once for all in a row; their frames are left out.
 
     Raises:
         MissingDependencyError: PyAV is not installed.
@@ -38,7 +40,14 @@ class Video:
     paced = False
 
     def __init__(
-        self, url: str, *, live: bool, options: dict[str, str] | None = None, form: str | None = None, name: str = ""
+        self,
+        url: str,
+        *,
+        live: bool,
+        options: dict[str, str] | None = None,
+        form: str | None = None,
+        name: str = "",
+        on_trouble: Callable[[str], None] | None = None,
     ) -> None:
         try:
             import av
@@ -48,6 +57,7 @@ class Video:
         self._url, self.live, self._form = url, live, form
         self.name = name or without_password(url)
         self._options = options or {}
+        self._on_trouble = on_trouble or (lambda line: None)
         self._closed = False
 
     def frames(self) -> Iterator[Captured]:
@@ -73,7 +83,8 @@ class Video:
             raise SourceError(f"{self.name}: {text}") from error
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Captured]:
-        damaged = 0
+        # Decoders with several threads tell of damage packets later, but between the right frames.
+        damaged, last = 0, self.name
         for packet in container.demux(stream):
             if self._closed:
                 return
@@ -81,6 +92,8 @@ class Video:
                 decoded = packet.decode()
             except self._av.error.InvalidDataError as error:
                 damaged += 1
+                if damaged == 1:
+                    self._on_trouble(f"skipped: {last}: damaged packets follow: {error.strerror}")
                 if damaged > 100:
                     raise SourceError(f"{self.name}: 100 packets in a row are damaged: {error.strerror}") from error
                 continue
@@ -91,8 +104,8 @@ class Video:
                         f"{self.name} has {frame.width} x {frame.height} pixels; the limit is {MAX_PIXELS}"
                     )
                 captured_at = time.monotonic()
-                at = "" if frame.time is None else f"@{frame.time:.3f}"
-                yield Captured(_upright(frame), captured_at, f"{self.name}{at}")
+                last = self.name if frame.time is None else f"{self.name}@{frame.time:.3f}"
+                yield Captured(_upright(frame), captured_at, last)
 
     def close(self) -> None:
         """Ends it with the next packet, or when the wait for it is over."""

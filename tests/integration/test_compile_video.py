@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import bundles
 from support.films import write_film
+from support.training import Notes
 
 from narrowcast.compiler.bottlenecks.plain import PlainSettings
 from narrowcast.compiler.compile import compile as compile_recipe
@@ -22,20 +23,30 @@ TRUSTED = [bundles.KEY.public]
 
 @pytest.fixture(scope="module")
 def plain(recipe_for, photo_folder, tmp_path_factory):
-    """A recipe that trains nothing, with three videos of a user's."""
+    """A recipe that trains nothing, with three videos of a user's, and one that cannot be read."""
     clips = tmp_path_factory.mktemp("clips")
     photos = [np.asarray(read_image(path)) for path in sorted(photo_folder.rglob("*.png"))[:3]]
     for number, photo in enumerate(photos):
         write_film(clips / f"{number}.mkv", Camera(number).clip(photo, photos[number - 1], 24, "object"))
+    (clips / "broken.mkv").write_bytes(b"no video")
     recipe = recipe_for(coding={"video": True, "images": 24}, data={"video": str(clips)}, export={"whole": False})
     return msgspec.structs.replace(recipe, bottleneck=PlainSettings(bits=4))
 
 
 @pytest.fixture(scope="module")
 def made(plain, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("video")
-    compile_recipe(plain, folder / "plain.ncb", key=bundles.KEY, work=folder / "work")
+    folder, notes = tmp_path_factory.mktemp("video"), list[str]()
+    compile_recipe(plain, folder / "plain.ncb", key=bundles.KEY, work=folder / "work", progress=Notes(notes))
+    (folder / "notes.txt").write_text("\n".join(notes))
     return folder
+
+
+def test_a_video_that_cannot_be_read_is_told_and_listed(made, plain):
+    (file,) = (made / "work" / "cache").glob("skipped-videos-*.txt")
+    (line,) = file.read_text().splitlines()
+    assert line.startswith(f"{plain.data.video}/broken.mkv: ")
+    said = "[data] video: 1 images or videos cannot be read, or not to the end"
+    assert f"{said}; all are listed in {file}\n  {line}" in (made / "notes.txt").read_text()
 
 
 def test_a_bundle_has_the_tables_and_says_what_they_are_worth(made, photo_folder):

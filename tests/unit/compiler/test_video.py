@@ -54,12 +54,13 @@ class TestRecorded:
         for number, frame in enumerate(frames[: CLIP_FRAMES + 2]):
             Image.fromarray(frame).save(tmp_path / "b" / f"{number:03d}.png")
         (tmp_path / "notes.txt").write_text("no video")
-        clips = recorded(tmp_path, CONTRACT, 10, seed=0)
+        clips, skipped = recorded(tmp_path, CONTRACT, 10, seed=0)
+        assert [line.split(": ")[0] for line in skipped] == [str(tmp_path / "notes.txt")]
         assert clips.shape == (3, CLIP_FRAMES, 24, 32, 3)
         wanted = [CONTRACT.prepare(frame).image for frame in frames[:CLIP_FRAMES]]
         assert np.array_equal(clips[2], wanted)
         assert np.abs(clips[0].astype(int) - wanted).mean() < 6  # what the video's codec makes of them
-        assert len(recorded(tmp_path, CONTRACT, 2, seed=0)) == 2
+        assert len(recorded(tmp_path, CONTRACT, 2, seed=0).clips) == 2
 
     def test_frames_of_any_size_give_clips_of_one(self, tmp_path):
         """Each clip is cut out at one place: a still scene stays still."""
@@ -70,11 +71,28 @@ class TestRecorded:
             scenes = random.integers(0, 256, (2, *shape, 3)).astype(np.uint8)
             for number, frame in enumerate(scenes.repeat(CLIP_FRAMES, 0)):
                 Image.fromarray(frame).save(tmp_path / name / f"{number:03d}.png")
-        clips = recorded(tmp_path, contract, 10, seed=0)
+        clips = recorded(tmp_path, contract, 10, seed=0).clips
         assert clips.shape == (6, CLIP_FRAMES, 32, 48, 3)
         assert (clips == clips[:, :1]).all()
         still = np.asarray(Image.open(tmp_path / "wide" / f"{CLIP_FRAMES:03d}.png"))
         assert np.array_equal(clips[5, 0], contract.training_view(still))
+
+    @pytest.mark.parametrize("kind", ["images", "video"])
+    def test_no_clip_reaches_over_a_frame_that_cannot_be_read(self, tmp_path, kind):
+        """Five frames before the damage: those behind it begin a clip of their own. (More than decoders have threads.)"""
+        shades = 10 * np.arange(6 + 3 * CLIP_FRAMES, dtype=np.uint8)
+        frames = np.broadcast_to(shades[:, None, None, None], (len(shades), 48, 64, 3))
+        if kind == "video":
+            write_film(tmp_path / "a.mkv", frames, damaged=5)
+        else:
+            for number, frame in enumerate(frames):
+                Image.fromarray(frame).save(tmp_path / f"{number:03d}.png")
+            (tmp_path / "005.png").write_bytes(b"no image")
+        clips, skipped = recorded(tmp_path, CONTRACT, 10, seed=0)
+        wanted = shades[6:].reshape(3, CLIP_FRAMES)
+        assert np.abs(clips.astype(int) - wanted[:, :, None, None, None]).max() <= 2  # YUV's rounding
+        (line,) = skipped
+        assert line.startswith(f"{tmp_path}/a.mkv@0.400: damaged" if kind == "video" else f"{tmp_path}/005.png cannot")
 
     def test_too_few_are_refused(self, tmp_path):
         with pytest.raises(DataError, match=r"\[data\] video: no folder"):
