@@ -122,7 +122,7 @@ def evaluate(
     result = _evaluate(bundle, spec, chunks(), len(chosen), truth_of is not None, codecs, precision, progress, cache)
     if result is None:
         raise DataError(f"no image of {data} can be read; the first problem: {skipped[0]}")
-    result.skipped = skipped
+    result.skipped, result.unlabelled = skipped, [str(path) for path in truth.unlabelled]
     return result
 
 

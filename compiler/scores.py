@@ -125,6 +125,7 @@ class Evaluation:
         metric: what accuracy and agreement are: ``top-1``, ``mAP50`` or ``mIoU`` (``docs/evaluation.md``).
         tail: which of the bundle's tails was evaluated.
         skipped: files that could not be read, and why.
+        unlabelled: images of the folder that were left out: there are labels, and none of theirs.
         scores: one per way and setting.
         comparisons: of the split with each lossy codec and the best of them, by every figure there is.
         absent: codecs that this machine's Pillow lacks.
@@ -138,6 +139,7 @@ class Evaluation:
     metric: str = "top-1"
     tail: str = MAIN
     skipped: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)

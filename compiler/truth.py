@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ class Truth:
         files: the images.
         of: a file's truth in terms of the network's input, given where the image lies in it; None without labels.
         digest: names the labels, as they are now.
+        unlabelled: images of the folder that ``files`` leaves out, as the labels say nothing about them.
     """
 
     files: list[Path]
     of: Callable[[Path, Placement], Any] | None = None
     digest: str = ""
+    unlabelled: list[Path] = field(default_factory=list)
 
 
 def find_truth(folder: Path, labels: Path | None, task: Task | None, classes: int | None) -> Truth:
@@ -62,13 +65,24 @@ def find_truth(folder: Path, labels: Path | None, task: Task | None, classes: in
     return _classes(folder, labels, classes)
 
 
+def _others(folder: Path, listed: Iterable[Path]) -> list[Path]:
+    """The images of ``folder`` that a table does not list; none where it has no images, whatever the table lists then."""
+    try:
+        images = find_images(folder)
+    except DataError:
+        return []
+    known = {os.path.normpath(path) for path in listed}  # a table may say ``../a/1.png``
+    return [path for path in images if os.path.normpath(path) not in known]
+
+
 def _classes(folder: Path, table: Path | None, classes: int | None) -> Truth:
     if table is None and (folder / TABLE).is_file():
         table = folder / TABLE
     truth: dict[Path, int] | None = None
+    others: list[Path] = []
     if table is not None:
         truth = read_labels(table, folder, classes)
-        files = sorted(truth)
+        files, others = sorted(truth), _others(folder, truth)
     else:
         files = find_images(folder)
         names = class_folders(files, folder)
@@ -77,7 +91,8 @@ def _classes(folder: Path, table: Path | None, classes: int | None) -> Truth:
     if truth is None:
         return Truth(files)
     found = truth
-    return Truth(files, lambda path, _: found[path], " ".join(f"{path.name} {found[path]}" for path in files))
+    digest = " ".join(f"{path.name} {found[path]}" for path in files)
+    return Truth(files, lambda path, _: found[path], digest, others)
 
 
 class _Image(msgspec.Struct):
@@ -139,7 +154,7 @@ def _coco(folder: Path, table: Path, task: DetectTask) -> Truth:
         seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return Boxes(boxes[seen], kinds[seen], None, crowd[seen])
 
-    return Truth(sorted(files), of, hashlib.sha256(data).hexdigest())
+    return Truth(sorted(files), of, hashlib.sha256(data).hexdigest(), _others(folder, files))
 
 
 def _masks(folder: Path, masks: Path, task: SegmentTask) -> Truth:
@@ -148,6 +163,7 @@ def _masks(folder: Path, masks: Path, task: SegmentTask) -> Truth:
     files = [path for path in find_images(folder) if masks not in path.parents]
     of_file = {path: masks / path.relative_to(folder).with_suffix(MASK_SUFFIX) for path in files}
     there = [path for path in files if of_file[path].is_file()]
+    bare = [path for path in files if not of_file[path].is_file()]
     if not there:
         raise DataError(f"no mask for any image of {folder}: {of_file[files[0]]} is wanted for {files[0].name}")
 
@@ -158,7 +174,7 @@ def _masks(folder: Path, masks: Path, task: SegmentTask) -> Truth:
         return placement.mask_to_input(mask, placement.input, IGNORE)
 
     stamps = [f"{of_file[path]} {(stat := of_file[path].stat()).st_size} {stat.st_mtime_ns}" for path in there]
-    return Truth(there, of, hashlib.sha256("\n".join(stamps).encode()).hexdigest())
+    return Truth(there, of, hashlib.sha256("\n".join(stamps).encode()).hexdigest(), bare)
 
 
 def read_mask(path: Path, classes: int) -> Any:

@@ -86,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if result.skipped:
         note_skipped(progress, f"{len(result.skipped)} images cannot be read (--json has all)", result.skipped)
+    if result.unlabelled:
+        what = f"{len(result.unlabelled)} images of {args.data} have no label and are left out (--json has all)"
+        note_skipped(progress, what, result.unlabelled)
     if result.absent:
         progress.note(f"left out, since the installed Pillow cannot write it: {', '.join(result.absent)}")
     if args.json:

@@ -281,6 +281,16 @@ class TestCommandLine:
         assert data["images"] == 3
         assert {c["against"] for c in data["comparisons"]} == {"jpeg", "best"}
 
+    def test_images_without_a_label_are_counted_and_named(self, run, photo_folder, tmp_path):
+        table = tmp_path / "truth.csv"
+        names = sorted(photo_folder.rglob("*.png"))
+        table.write_text(f"file,label\n{names[0].relative_to(photo_folder)},0\n")
+        _, out, err = run("--labels", table, "--codecs", "none", "--json")
+        assert f"{len(names) - 1} images of {photo_folder} have no label and are left out" in err
+        assert err.count(".png") == 3
+        data = json.loads(out)
+        assert (data["images"], data["unlabelled"]) == (1, [str(path) for path in names[1:]])
+
     @pytest.mark.parametrize(
         ("words", "code", "said"),
         [

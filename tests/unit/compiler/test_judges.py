@@ -238,7 +238,22 @@ class TestLabels:
         truth = find_truth(folder / "images", None, SEGMENT, None)
         assert (truth.of(truth.files[0], self.place) == 1).all()
         (folder / "masks" / "b.png").unlink()
-        assert [path.name for path in find_truth(folder / "images", folder / "masks", SEGMENT, None).files] == ["a.png"]
+        truth = find_truth(folder / "images", folder / "masks", SEGMENT, None)
+        assert [path.name for path in truth.files] == ["a.png"]
+        assert [path.name for path in truth.unlabelled] == ["b.png"]
+
+    def test_images_that_a_table_does_not_list(self, folder):
+        table = json.loads((folder / "annotations.json").read_text())
+        assert find_truth(folder / "images", None, DETECT, None).unlabelled == []
+        (folder / "annotations.json").write_text(json.dumps({**table, "images": table["images"][:1]}))
+        assert find_truth(folder / "images", None, DETECT, None).unlabelled == [folder / "images" / "b.png"]
+        classes = folder / "truth.csv"
+        classes.write_text("file,label\n../images/b.png,0\n")
+        found = find_truth(folder / "images", classes, None, 3)
+        assert ([path.name for path in found.files], found.unlabelled) == (["b.png"], [folder / "images" / "a.png"])
+        empty = folder / "empty"  # a table may list what lies elsewhere
+        empty.mkdir()
+        assert find_truth(empty, classes, None, 3).unlabelled == []
 
     def test_without_labels_there_are_images(self, folder):
         (folder / "annotations.json").unlink()
