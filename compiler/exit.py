@@ -26,9 +26,10 @@ from torch.nn import functional as F
 
 from narrowcast.compiler.cost import count_macs
 from narrowcast.compiler.digests import digest_of_state
-from narrowcast.compiler.errors import ExitError, TrainingError, VerificationError
+from narrowcast.compiler.errors import ExitError, VerificationError
 from narrowcast.compiler.modules import flat, output_names
 from narrowcast.compiler.progress import Progress
+from narrowcast.compiler.training import must_be_finite
 from narrowcast.compiler.verify import MAX_OUTPUT_DIFFERENCE, OnnxNetwork, largest_difference
 from narrowcast.compiler.ways import top_class
 from narrowcast.head.backends import load_exit
@@ -47,6 +48,10 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
 DROPOUT = 0.2
 VECTOR = 8  # numbers that an index becomes
+ADVICE = (
+    "check that the teacher's scores are finite on every image, and [input] range, mean and std; "
+    "without [exit] the bundle is made with what is trained"
+)
 TIMED_RUNS = 25
 
 
@@ -172,7 +177,7 @@ def train_exit(job: Job, settings: ExitSettings) -> ExitNetwork:
     Training must be over and the bottleneck folded (:meth:`~narrowcast.compiler.job.Job.settle`): folding may drop channels.
 
     Raises:
-        TrainingError: the loss is no number.
+        TrainingError: the loss or its gradient is no number.
     """
     file = job.folder / f"exit-{_digest(job, settings)}.pt"
     net, classes = job.bottleneck, job.outputs()[0].shape[0]
@@ -254,10 +259,12 @@ def _fit(network: ExitNetwork, coded: Coded, settings: ExitSettings, seed: int, 
                 rows = order[start : start + size]
                 got = F.log_softmax(network(coded.symbols[rows], coded.level[rows]), 1)
                 loss = F.kl_div(got, F.log_softmax(coded.scores[rows], 1), reduction="batchmean", log_target=True)
-                if not torch.isfinite(loss):
-                    raise TrainingError("the loss of the local exit is no number: are the teacher's scores finite?")
+                where = f"step {schedule.last_epoch} of {steps} (the bottleneck's training is over, and kept)"
+                must_be_finite("loss of the local exit", loss.detach(), where, ADVICE)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
+                norm = torch.nn.utils.get_total_norm(p.grad for p in network.parameters() if p.grad is not None)
+                must_be_finite("gradient's norm of the local exit", norm, where, ADVICE)
                 optimizer.step()
                 schedule.step()
                 task.advance(size, {"divergence": loss.item()})

@@ -175,13 +175,11 @@ class _Run:
 
     def _must_be_finite(self, what: str, value: torch.Tensor, stage: Stage, where: Position) -> None:
         """Looked at before any weight is changed by it, so that no checkpoint ever holds what came of it."""
-        if torch.isfinite(value):
-            return
         kept = f"; the last good state is in {self.checkpoint}" if self.checkpoint.exists() else ""
-        raise TrainingError(
-            f"the {what} is {value.item()} at step {where.step} (stage {stage.name!r}){kept}: "
-            "try a smaller [train] learning_rate, and check [input] range, mean and std"
-        )
+        must_be_finite(
+            what, value, f"step {where.step} (stage {stage.name!r}){kept}",
+            "try a smaller [train] learning_rate, and check [input] range, mean and std",
+        )  # fmt: skip
 
     def save(self, where: Position, optimizer: torch.optim.Optimizer | None) -> None:
         """Writes a checkpoint, in process 0; the old one stays until the new one is whole on disk."""
@@ -199,6 +197,22 @@ class _Run:
         torch.save(state, buffer)  # to memory first: on a full disk it would give a RuntimeError about its own insides
         with replacing(self.checkpoint) as out:
             out.write(buffer.getbuffer())
+
+
+def must_be_finite(what: str, value: torch.Tensor, where: str, advice: str) -> None:
+    """Ends training whose loss or gradient is no number.
+
+    Args:
+        what: it is.
+        value: its one number.
+        where: the run is.
+        advice: what to do about it.
+
+    Raises:
+        TrainingError: it is no number.
+    """
+    if not torch.isfinite(value):
+        raise TrainingError(f"the {what} is {value.item()} at {where}: {advice}")
 
 
 def _kept_targets(

@@ -198,12 +198,21 @@ def test_what_it_learns_from_is_bounded(job, monkeypatch):
     assert any("learns from 64 images" in line for line in job.progress.lines)
 
 
-def test_scores_that_are_no_numbers(job):
-    coded = exits._code(job, SETTINGS)
-    with pytest.raises(TrainingError, match="local exit is no number"):
-        exits._fit(
-            ExitNetwork((8, 8, 8), 3, 4, 8), coded._replace(scores=coded.scores * float("nan")), SETTINGS, 0, SILENT
-        )
+@pytest.mark.parametrize(("what", "step"), [("loss", 1), ("gradient's norm", 0)])
+def test_what_is_no_number_stops_it_before_a_weight_is_changed(what, step):
+    """Two steps of 64 images: the loss is none at the second one, and the gradient behind a good loss at the first."""
+    network = ExitNetwork((2, 4, 4), 1, 3, 8)
+    scores = torch.zeros(128, 3)
+    if what == "loss":
+        order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+        scores[order[-1]] = float("nan")
+    else:
+        network.scale.register_hook(lambda gradient: gradient * float("inf"))
+    coded = Coded(torch.zeros(128, 2, 4, 4, dtype=torch.uint8), torch.zeros(128, dtype=torch.int64), scores)
+    said = rf"the {what} of the local exit is \w+ at step {step} of 2 \(.*kept\): check .*\[input\] range.*without \[exit\]"
+    with pytest.raises(TrainingError, match=said):
+        exits._fit(network, coded, ExitSettings(width=8, images=128, passes=1), 0, SILENT)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
 def test_one_level_needs_no_input_for_it(recipe_for, tmp_path):
