@@ -29,7 +29,7 @@ from narrowcast.compiler.heads import Trial, head_times, make_heads, make_self_c
 from narrowcast.compiler.job import Job, remember
 from narrowcast.compiler.kept import videos_of
 from narrowcast.compiler.modules import Head, Tail, Whole
-from narrowcast.compiler.operators import check_operators
+from narrowcast.compiler.operators import check_local, check_operators
 from narrowcast.compiler.progress import list_skipped
 from narrowcast.compiler.tails import FurtherJob
 from narrowcast.compiler.verify import OnnxNetwork, Verified, verify
@@ -113,6 +113,7 @@ class Assembly:
         spec, codec = self._codec(heads)
         parts.add("selfcheck.json", self._self_check(heads, codec), "selfcheck", ["device"])
         alone = {**self._wholes(), **self._exit(head_onnx), **self._video(heads, tail_onnx, spec, codec)}
+        unsupported |= self._check_local()
         manifest = self._manifest(spec, codec.fingerprint.hex())
         figures = {**self._draft_figures(manifest, verified), **self._precision_figures(heads, trials, codec), **alone}
         figures |= {} if job.start is None else {"started_from": job.start.name}
@@ -159,6 +160,13 @@ class Assembly:
             roles: list[Role] = ["device", "server"]
             self.parts.add(f"whole.{precision}.onnx", model, "whole", roles, optional=True, precision=precision)
         return {"whole": whole_figures(whole_times(wholes, frames[0]), trials, left_out)}
+
+    def _check_local(self) -> dict[str, dict[str, list[str]]]:
+        """What runtimes refuse of the uncut network and the local exit, where there are any."""
+        parts, contents = self.parts.described, self.parts.contents
+        wholes = {part.precision: contents[part.name] for part in parts if part.kind == "whole" and part.precision}
+        local = next((contents[part.name] for part in parts if part.kind == "exit"), None)
+        return check_local(wholes, local, self.job.targets, self.progress)
 
     def _calibration(self) -> npt.NDArray[np.uint8]:
         """Training images that the ranges of INT8 networks are measured on."""

@@ -60,6 +60,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels):
             "py.typed",
             "devices/report/style.css",
             "devices/targets/rpi5.toml",
+            "compiler/operators/onnxruntime-1.20.toml",
             "compiler/operators/tensorrt-8.6.toml",
             "demo/page.html",
             "tail/operations/web/page.html",

@@ -1,6 +1,9 @@
-"""What TensorRT's parsers take, said at compile time."""
+"""What TensorRT and ONNX Runtime take, said at compile time."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,12 +13,14 @@ from onnx import TensorProto, helper
 from support import bundles
 
 from narrowcast.compiler.errors import ExportError
-from narrowcast.compiler.operators import check_operators, findings, tensorrt_tables
+from narrowcast.compiler.operators import check_local, check_operators, findings, onnxruntime_table, tensorrt_tables
+from narrowcast.compiler.precision import to_fp16, to_int8
 from narrowcast.compiler.progress import SILENT
 from narrowcast.devices.targets import load_target
 
 TABLES = {table.name: table for table in tensorrt_tables()}
 OLD, NEW = TABLES["TensorRT 8.6"], TABLES["TensorRT 10"]
+RUNTIME = onnxruntime_table()
 
 
 def network(nodes: list[onnx.NodeProto], *, opset: int = 17, constants=(), kind=TensorProto.FLOAT) -> bytes:
@@ -44,14 +49,14 @@ class Notes:
 
 
 def test_every_table_knows_each_operator_once():
-    for table in TABLES.values():
+    for table in (*TABLES.values(), RUNTIME):
         names = [name for group in table.operators.values() for name in group]
         assert len(names) == len(set(names))
         assert {"Conv", "Relu", "Clip", "Round", "Cast", "Gather", "QuantizeLinear", "DequantizeLinear"} <= set(names)
     assert [table.opset for table in tensorrt_tables()] == [17, 24]
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+@pytest.mark.parametrize("table", [*TABLES.values(), RUNTIME], ids=lambda table: table.name)
 def test_what_is_supported_is_not_found_fault_with(table):
     assert findings(network([node("Relu")]), table) == []
     nodes = [node("Cast", outputs=["f"], to=TensorProto.FLOAT), node("Abs", ["f"])]
@@ -106,10 +111,81 @@ def test_quantization_is_int8_around_zero(zero, fine):
         assert "only INT8 with a zero point of 0" in found[0].problem
 
 
+def test_the_table_of_onnx_runtime_is_of_the_oldest_that_boards_may_have():
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8")
+    (oldest,) = re.findall(r'^head = \[.*"onnxruntime>=([\d.]+),', text, re.MULTILINE)
+    assert RUNTIME.name == f"ONNX Runtime {oldest}"
+
+
+class TestOnnxRuntime:
+    """The oldest that boards may have."""
+
+    @staticmethod
+    def convolutions() -> bytes:
+        """x [1, 2, 8, 8] -> five convolutions -> y."""
+        value, random = helper.make_tensor_value_info, np.random.default_rng(0)
+        nodes = [
+            helper.make_node("Conv", [f"v{k}", f"w{k}"], [f"v{k + 1}"], f"conv{k}", pads=[1, 1, 1, 1]) for k in range(5)
+        ]
+        nodes.insert(0, node("Transpose", ["planes"], ["v0"], perm=[0, 3, 1, 2]))
+        nodes.insert(0, node("Cast", ["image"], ["planes"], to=TensorProto.FLOAT))
+        weights = [(f"w{k}", random.normal(size=(3, 3, 3, 3)).astype(np.float32)) for k in range(5)]
+        image = value("image", TensorProto.UINT8, [1, 8, 8, 3])
+        return bundles.onnx_model(nodes, [image], [value("v5", TensorProto.FLOAT, [1, 3, 8, 8])], weights)
+
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_heads_in_lower_precisions_are_taken(self, symmetric):
+        exact, frames = self.convolutions(), np.zeros((2, 8, 8, 3), np.uint8)
+        quantized = to_int8(exact, frames, symmetric=symmetric)
+        assert {"QuantizeLinear", "DequantizeLinear"} <= {
+            n.op_type for n in onnx.load_from_string(quantized).graph.node
+        }
+        assert [findings(model, RUNTIME) for model in (exact, to_fp16(exact), quantized)] == [[], [], []]
+
+    def test_what_later_versions_alone_read(self):
+        (found,) = findings(network([node("Relu")], opset=22), RUNTIME)
+        assert "opset 22; ONNX Runtime 1.20 reads up to 21" in found.problem
+        model = onnx.load_from_string(network([node("Relu")]))
+        model.ir_version = 11
+        (found,) = findings(model.SerializeToString(), RUNTIME)
+        assert "IR version 11; ONNX Runtime 1.20 reads up to 10" in found.problem
+
+    def test_types(self):
+        assert findings(between_casts("Abs", TensorProto.INT64), RUNTIME) == []
+        assert findings(between_casts("Sigmoid", TensorProto.FLOAT16), RUNTIME) == []  # casts are put around it
+        (found,) = findings(between_casts("ReduceMean", TensorProto.INT64), RUNTIME)
+        assert found.problem == "its data are INT64; ONNX Runtime 1.20 takes FP32, FP64, INT32"
+
+    def test_values_are_quantized_to_eight_bits(self):
+        def quantizing(zero) -> bytes:
+            nodes = [node("QuantizeLinear", ["x", "scale", "zero"], ["q"]), node("Cast", ["q"], to=TensorProto.FLOAT)]
+            return network(nodes, constants=[("scale", np.float32(0.1)), ("zero", zero)], opset=21)
+
+        assert findings(quantizing(np.uint8(7)), RUNTIME) == []
+        (found,) = findings(quantizing(np.int16(0)), RUNTIME)
+        assert found.problem == "it quantizes to INT16; ONNX Runtime 1.20 takes INT8, UINT8"
+
+    def test_domains(self):
+        def of(domain: str, name: str) -> bytes:
+            model = onnx.load_from_string(network([node("Relu")]))
+            model.graph.node[0].op_type, model.graph.node[0].domain = name, domain
+            model.opset_import.append(helper.make_opsetid(domain, 1))
+            return model.SerializeToString()
+
+        assert findings(of("com.microsoft", "Gelu"), RUNTIME) == []
+        (found,) = findings(of("org.example", "Gelu"), RUNTIME)
+        assert "ONNX Runtime 1.20 has no such operator in the domain org.example" in found.problem
+
+
 class TestCheckOperators:
     """For a bundle's networks and targets."""
 
     good, bad = network([node("Relu")]), network([node("Det")])
+    unknown = bundles.onnx_model(
+        [node("DeformConv", ["x", "w", "o"])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("x", "w", "o")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 1, 1])], [], 19,
+    )  # fmt: skip
     jetson, pi = load_target("jetson-orin-nano"), load_target("rpi5")
 
     def test_nothing_is_said_where_no_board_has_tensorrt(self):
@@ -129,6 +205,32 @@ class TestCheckOperators:
         notes = Notes()
         assert set(check_operators({"fp32": self.good}, self.bad, [self.jetson], notes)) == {"tail"}
         assert notes.lines == []
+
+    def test_heads_that_the_oldest_onnx_runtime_refuses_are_a_note(self):
+        for targets in ([self.pi], []):  # without targets, boards are taken to have ONNX Runtime
+            notes = Notes()
+            found = check_operators({"fp32": self.good, "int8": self.unknown}, self.unknown, targets, notes)
+            assert set(found) == {"int8 head"}
+            (line,) = notes.lines
+            assert line.startswith(
+                "ONNX Runtime 1.20 does not take the int8 head, DeformConv 'the_DeformConv': ONNX Runtime"
+            )
+            assert line.endswith("; boards need a later version")
+        only = msgspec.structs.replace(self.jetson, backends=["tensorrt"])
+        assert check_operators({"fp32": self.unknown, "fp16": self.good}, self.good, [only], Notes()).keys() == {
+            "fp32 head"
+        }
+
+    def test_so_are_the_uncut_network_and_the_exit(self):
+        notes = Notes()
+        found = check_local({"fp32": self.good, "int8": self.unknown}, self.unknown, [self.pi], notes)
+        assert {part: list(versions) for part, versions in found.items()} == {
+            "int8 whole network": [RUNTIME.name], "local exit": [RUNTIME.name],
+        }  # fmt: skip
+        assert [line.split(", ")[0] for line in notes.lines] == [
+            "ONNX Runtime 1.20 does not take the int8 whole network", "ONNX Runtime 1.20 does not take the local exit",
+        ]  # fmt: skip
+        assert check_local({}, None, [self.pi], notes) == {}
 
     def test_a_board_that_could_run_nothing_is_an_error(self):
         only = msgspec.structs.replace(self.jetson, backends=["tensorrt"])
