@@ -121,14 +121,14 @@ def check_operators(
 def check_local(
     wholes: Mapping[Precision, bytes], local_exit: bytes | None, targets: Sequence[Target], progress: Progress
 ) -> dict[str, dict[str, list[str]]]:
-    """The same of ONNX Runtime, for what boards run without a server: the uncut network in its precisions, the local exit.
+    """The same for what boards run without a server: the uncut network in its precisions, and the local exit.
 
     Boards can do without them, so nothing is an error.
     """
     parts = _named(wholes, "whole network")
     if local_exit is not None:
         parts["local exit"] = local_exit
-    found = {part: _refused(model, part, targets, progress, ("onnxruntime",)) for part, model in parts.items()}
+    found = {part: _refused(model, part, targets, progress) for part, model in parts.items()}
     return {part: refused for part, refused in found.items() if refused}
 
 
@@ -136,18 +136,12 @@ def _named(networks: Mapping[Precision, bytes], what: str) -> dict[str, bytes]:
     return {f"{precision} {what}": model for precision, model in networks.items()}
 
 
-def _refused(
-    model: bytes,
-    part: str,
-    targets: Sequence[Target],
-    progress: Progress,
-    runtimes: Sequence[str] = ("tensorrt", "onnxruntime"),
-) -> dict[str, list[str]]:
+def _refused(model: bytes, part: str, targets: Sequence[Target], progress: Progress) -> dict[str, list[str]]:
     """What the targets' runtimes refuse of a network, by version; the first finding of each runtime is told in a note."""
     backends = {backend for target in targets for backend in target.backends} or {"onnxruntime"}
     tables = {"tensorrt": tensorrt_tables(), "onnxruntime": [onnxruntime_table()]}
     found: dict[str, list[str]] = {}
-    for runtime in (name for name in runtimes if name in backends):
+    for runtime in (name for name in tables if name in backends):
         refused = _lines(model, tables[runtime])
         if (first := _first(tables[runtime], refused)) is not None:
             later = "; boards need a later version" if runtime == "onnxruntime" else ""

@@ -274,9 +274,16 @@ class TestPrecisions:
         assert HeadSession(session.bundle).choice.remembered
 
     def test_tensorrt_takes_every_head_of_a_bundle_for_boards_that_prefer_it(self, three):
-        """Tails are of a newer opset than 8.6 reads; they run on servers."""
-        assert list(three.manifest.figures["unsupported"]) == ["tail"]
-        assert list(three.manifest.figures["unsupported"]["tail"]) == ["TensorRT 8.6"]
+        """Tails and uncut networks are of a newer opset than 8.6 reads; the former run on servers."""
+        unsupported = three.manifest.figures["unsupported"]
+        wholes = [p.precision for p in three.manifest.parts if p.kind == "whole"]
+        assert wholes
+        assert list(unsupported) == ["tail", *(f"{precision} whole network" for precision in wholes)]
+        assert "TensorRT 8.6" in unsupported["tail"]
+        assert all(
+            "it is of opset 18; TensorRT 8.6 reads up to 17" in found["TensorRT 8.6"][0]
+            for found in unsupported.values()
+        )
 
     def test_what_is_left_out_is_said(self, recipe_for, compiled, tmp_path, monkeypatch):
         """One convolution leaves nothing to quantize; that fp16 loses too much is made up."""

@@ -232,6 +232,20 @@ class TestCheckOperators:
         ]  # fmt: skip
         assert check_local({}, None, [self.pi], notes) == {}
 
+    def test_tensorrt_is_asked_for_what_it_may_run_without_a_server(self):
+        notes = Notes()
+        wholes = {"fp32": network([node("Relu")], opset=18), "int8": self.good}
+        found = check_local(wholes, self.bad, [self.jetson], notes)
+        assert {part: list(versions) for part, versions in found.items()} == {
+            "fp32 whole network": ["TensorRT 8.6"], "local exit": list(TABLES),
+        }  # fmt: skip
+        assert notes.lines[0].startswith(
+            "TensorRT 8.6 does not take the fp32 whole network, Graph 'test': it is of opset 18"
+        )
+        assert notes.lines[1].startswith("TensorRT 8.6 does not take the local exit, Det 'the_Det'")
+        only = msgspec.structs.replace(self.jetson, backends=["tensorrt"])
+        assert check_local({"fp32": self.bad}, self.bad, [only], notes)  # a board does without them: no error
+
     def test_a_board_that_could_run_nothing_is_an_error(self):
         only = msgspec.structs.replace(self.jetson, backends=["tensorrt"])
         with pytest.raises(ExportError, match=r"jetson-orin-nano has no backend but TensorRT.* Det 'the_Det'"):
