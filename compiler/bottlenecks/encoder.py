@@ -25,6 +25,8 @@ from narrowcast.transport.structs import Settings
 # A neck narrower than this cannot carry an image; a trunk that leaves less room is too dear for the budget.
 LEAST_WIDTH = 8
 MOST_WIDTH = 192
+# Of ``encoder_macs``: where the teacher's layers take more, too little is left for an encoder behind them.
+MOST_OF_BUDGET = 0.9
 # The linear paths start where they are best; fast steps would only undo that.
 LINEAR_SPEED = 0.1
 CALIBRATION_IMAGES = 256
@@ -37,7 +39,7 @@ class EncoderSettings(Settings, frozen=True):
         levels: rate points, all from one encoder.
         encoder_macs: what the board can afford per frame, multiply-accumulates (``"150M"``, ``"1.2G"``).
         trunk: ``new`` replaces the teacher's layers before the cut, ``teacher`` keeps them; ``auto`` keeps them where
-            they take at most three quarters of ``encoder_macs``; compiling also measures whether they are too slow
+            they take at most nine tenths of ``encoder_macs``; compiling also measures whether they are too slow
             (``docs/planning.md``).
         stride: input pixels per latent cell, a power of two; never finer than the cut with the teacher's trunk.
         decoder_width: channels of the decoder, which runs on the server.
@@ -105,7 +107,9 @@ def encoder_for(problem: Problem, settings: EncoderSettings, channels: int, rese
     """
     grid = FeatureGrid(problem.layout, problem.contract.size)
     trunk_macs, budget = problem.cut.macs_before, settings.budget - reserved_macs
-    use_trunk = settings.trunk == "teacher" or (settings.trunk == "auto" and trunk_macs <= 0.75 * settings.budget)
+    use_trunk = settings.trunk == "teacher" or (
+        settings.trunk == "auto" and trunk_macs <= MOST_OF_BUDGET * settings.budget
+    )
     if use_trunk:
         if trunk_macs > budget:
             raise BottleneckError(

@@ -262,13 +262,14 @@ def test_tails_are_the_layers_behind_the_cut():
     [
         (10, {"teacher": 2.0, "new": 1.5}, "teacher", "a head with them takes 2.00 ms, one without 1.50 ms"),
         (10, {"teacher": 4.0, "new": 1.5}, "new", "but a head with them takes 4.00 ms"),
-        (80, {"teacher": 1.0, "new": 1.5}, "new", "too little is left"),
+        (85, {"teacher": 1.0, "new": 1.5}, "teacher", "85 M of 100 M"),
+        (95, {"teacher": 1.0, "new": 1.5}, "new", "too little is left"),
         (200, {"new": 1.5}, "new", "no other can be built"),
         (10, {"teacher": 1.5}, "teacher", "no other can be built"),
     ],
 )
 def test_the_rule_for_trunks(macs, times, trunk, said):
-    choice = choose_trunk(macs, 100, times)
+    choice = choose_trunk(macs * 10**6, 100 * 10**6, times)
     assert choice.trunk == trunk
     assert said in choice.why
 
