@@ -12,6 +12,7 @@ from narrowcast.devices.flash.answers import Entry, There, checked
 from narrowcast.devices.flash.board import connected, hello, layout_of, services_of
 from narrowcast.devices.flash.errors import NoReleaseError
 from narrowcast.devices.flash.following import follow, outcome
+from narrowcast.devices.flash.given import given_in
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import FlashOptions, Gate
 from narrowcast.devices.flash.reconnecting import Reconnecting
@@ -102,16 +103,11 @@ class GoingBack:
 def gate_of(options: FlashOptions, record: dict[str, Any]) -> dict[str, object]:
     """The gate of a way back: what was said now, else what the release was flashed with, else the usual one."""
     named = {"gate": "kind", "gate_frames": "frames", "gate_seconds": "seconds"}
-    usual, said = FlashOptions(), getattr(options, "said", None)
-    given = [
-        word
-        for name, word in named.items()
-        if (name in said if said is not None else getattr(options, name) != getattr(usual, name))
-    ]
+    said = given_in(options)
     ours, before = options.for_gate(), record.get("gate")
     before = before if isinstance(before, dict) else {}
     sound = before.get("kind") in get_args(Gate) and all(
         isinstance(before.get(word), int | float) and before[word] > 0 for word in ("frames", "seconds")
     )
     kept = {word: before[word] for word in named.values()} if sound else {}
-    return {**ours, **kept, **{word: ours[word] for word in given}}
+    return {**ours, **kept, **{word: ours[word] for name, word in named.items() if name in said}}

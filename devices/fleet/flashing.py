@@ -19,9 +19,9 @@ from narrowcast.devices.flash import (
     status,
 )
 from narrowcast.devices.flash.agent.files import sha256_of
+from narrowcast.devices.flash.given import given_in, given_of_connection
 from narrowcast.devices.flash.plan import Plan
 from narrowcast.devices.fleet.flasher import Done, Say
-from narrowcast.devices.fleet.given import given_in, given_of_connection
 from narrowcast.devices.fleet.inventory import Board
 from narrowcast.devices.targets import SUFFIX
 from narrowcast.transport.bundle import Bundle

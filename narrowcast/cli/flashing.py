@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from narrowcast.cli.options import PRECISIONS, at_least, seconds, trusted
 from narrowcast.cli.show import Task, TerminalProgress, stderr
+from narrowcast.devices.flash.given import GivenOptions
 from narrowcast.devices.flash.observer import Observer
 from narrowcast.devices.flash.options import Connection
 from narrowcast.devices.flash.report import BoardStatus, FlashReport
-from narrowcast.devices.fleet.given import GivenOptions
 from narrowcast.text import human_bytes
 from narrowcast.transport.errors import ConfigError
 

@@ -27,11 +27,11 @@ from narrowcast.devices.flash.errors import (
     WheelhouseError,
     from_board,
 )
+from narrowcast.devices.flash.given import GivenOptions
 from narrowcast.devices.flash.going_back import gate_of
 from narrowcast.devices.flash.plan import STEPS, Command, Plan, PlannedStep
 from narrowcast.devices.flash.ssh import Ssh
 from narrowcast.devices.flash.wheelhouse import BoardPython, constraints, extras_for, from_folder
-from narrowcast.devices.fleet.given import GivenOptions
 from narrowcast.devices.targets import DeployPaths
 from narrowcast.transport.bundle.signing import read_keys
 from narrowcast.transport.errors import ConfigError, KeyFileError
